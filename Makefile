@@ -1,0 +1,56 @@
+# make demo | test | lint set up .venv first; on a machine that has it already, that costs nothing.
+# ARGS passes arguments on: make test ARGS="-k clock -x"
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+
+.PHONY: demo test lint constraints clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/flm demo $(ARGS)
+
+test: export HF_HUB_OFFLINE := 1
+test: export TOKENIZERS_PARALLELISM := false
+test: export PYTHONUNBUFFERED := 1
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch goes first and by its exact version: left to a dependency's range, pip takes the newest build there is,
+# with gigabytes of CUDA libraries. Packages already there are brought to the versions asked for, not reinstalled.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt $(TORCH)
+	$(PIP) install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+# Resolves everything anew in a venv of its own, to the newest versions that pyproject.toml allows, except torch,
+# which stays at the line in constraints.txt: edit that line first to move it.
+constraints: FRESH := build/constraints
+constraints:
+	rm -rf $(FRESH)
+	$(PYTHON) -m venv $(FRESH)
+	echo "$(TORCH)" > $(FRESH)/torch.txt
+	$(FRESH)/bin/python -m pip install -q -c $(FRESH)/torch.txt $(TORCH)
+	$(FRESH)/bin/python -m pip install -q -c $(FRESH)/torch.txt -e ".[dev]"
+	$(FRESH)/bin/python -m pip freeze --all --exclude pip --exclude flow-language-models > $(FRESH)/frozen.txt
+	sed -n '/^#/p' constraints.txt > $(FRESH)/new.txt
+	sed -E -e '/^torch==/s/\+.*//' -e '/^(nvidia-|cuda-|triton==)/d' $(FRESH)/frozen.txt >> $(FRESH)/new.txt
+	mv $(FRESH)/new.txt constraints.txt
+	rm -rf $(FRESH)
+
+# runs/ holds what was trained: never removed from here.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

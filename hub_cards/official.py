@@ -1,0 +1,82 @@
+"""Weights of the official implementation (github.com/david3684/flm) in the names of this package.
+
+Both are the same network: only names differ, and the rotary frequencies, a stored constant there, are computed here.
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from modeling_flm import FLMConfig, FMLMConfig
+
+_NAMES = [
+    (r"vocab_embed\.embedding", "embed_tokens.weight"),
+    (r"sigma_map\.mlp\.0\.(\w+)", r"time_embedding.linear_1.\1"),
+    (r"sigma_map\.mlp\.2\.(\w+)", r"time_embedding.linear_2.\1"),
+    (r"sigma_map_prime\.mlp\.0\.(\w+)", r"target_time_embedding.linear_1.\1"),
+    (r"sigma_map_prime\.mlp\.2\.(\w+)", r"target_time_embedding.linear_2.\1"),
+    (r"blocks\.(\d+)\.norm1\.weight", r"layers.\1.attention_norm.weight"),
+    (r"blocks\.(\d+)\.attn_qkv\.weight", r"layers.\1.attention.qkv_proj.weight"),
+    (r"blocks\.(\d+)\.attn_out\.weight", r"layers.\1.attention.o_proj.weight"),
+    (r"blocks\.(\d+)\.norm2\.weight", r"layers.\1.mlp_norm.weight"),
+    (r"blocks\.(\d+)\.mlp\.0\.(\w+)", r"layers.\1.mlp.up_proj.\2"),
+    (r"blocks\.(\d+)\.mlp\.2\.(\w+)", r"layers.\1.mlp.down_proj.\2"),
+    (r"blocks\.(\d+)\.adaLN_modulation\.(\w+)", r"layers.\1.modulation.\2"),
+    (r"output_layer\.norm_final\.weight", "norm.weight"),
+    (r"output_layer\.adaLN_modulation\.(\w+)", r"modulation.\1"),
+    (r"output_layer\.linear\.(\w+)", r"lm_head.\1"),
+    (r"learnable_loss_weighting\.s_embed\.mlp\.0\.(\w+)", r"loss_weighting.time_embedding.linear_1.\1"),
+    (r"learnable_loss_weighting\.s_embed\.mlp\.2\.(\w+)", r"loss_weighting.time_embedding.linear_2.\1"),
+    (r"learnable_loss_weighting\.mlp\.0\.(\w+)", r"loss_weighting.linear_1.\1"),
+    (r"learnable_loss_weighting\.mlp\.2\.(\w+)", r"loss_weighting.linear_2.\1"),
+]
+_DROPPED = {"rotary_emb.inv_freq"}
+
+
+def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official state dict to this package's names; the rotary constant is dropped.
+
+    Raises:
+        ValueError: a key that the official network does not have; the message names it.
+    """
+    return {_convert_name(name): tensor for name, tensor in official.items() if name not in _DROPPED}
+
+
+def _convert_name(name: str) -> str:
+    for pattern, replacement in _NAMES:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(replacement)
+    raise ValueError(f"{name!r} is not a weight of the official network.")
+
+
+def convert_config(
+    official: Mapping, weights: Mapping[str, Tensor], final_logit_softcapping: float | None = 30.0
+) -> FLMConfig:
+    """The configuration of an official model, from its `config.json` and the shapes of its weights (official names).
+
+    FLM or FMLM is decided by structure: a flow map has a second time embedding.
+
+    Args:
+        official (`Mapping`): `config.json` as written by the official export: `vocab_size`, and `model` with `n_heads`,
+            `length` and `dropout`.
+        weights (`Mapping[str, Tensor]`): the official state dict.
+        final_logit_softcapping (`float`, *optional*): 30 for the second published version, None for the first.
+    """
+    model = official["model"]
+    config_class = FMLMConfig if "sigma_map_prime.mlp.0.weight" in weights else FLMConfig
+    vocab_size, hidden_size = weights["vocab_embed.embedding"].shape
+    conditioning_size, time_embedding_size = weights["sigma_map.mlp.0.weight"].shape
+    return config_class(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=sum(name.endswith("attn_qkv.weight") for name in weights),
+        num_attention_heads=model["n_heads"],
+        intermediate_size=weights["blocks.0.mlp.0.weight"].shape[0],
+        max_position_embeddings=model["length"],
+        conditioning_size=conditioning_size,
+        time_embedding_size=time_embedding_size,
+        final_logit_softcapping=final_logit_softcapping,
+        hidden_dropout=model["dropout"],
+        loss_weighting="learnable_loss_weighting.mlp.0.weight" in weights,
+    )

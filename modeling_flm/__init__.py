@@ -1,0 +1,26 @@
+"""Flow language models for transformers: configurations, models, generation.
+
+Importing the package registers both model types with transformers' Auto classes.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from .configuration_flm import FLMConfig, FMLMConfig
+from .generation_flm import FlowGenerationConfig, FlowGenerationOutput
+from .modeling_flm import FLMModel, FLMOutput, FLMPreTrainedModel, FMLMModel
+
+for _config, _model in ((FLMConfig, FLMModel), (FMLMConfig, FMLMModel)):
+    AutoConfig.register(_config.model_type, _config)
+    for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
+        _auto.register(_config, _model)
+
+__all__ = [
+    "FLMConfig",
+    "FLMModel",
+    "FLMOutput",
+    "FLMPreTrainedModel",
+    "FMLMConfig",
+    "FMLMModel",
+    "FlowGenerationConfig",
+    "FlowGenerationOutput",
+]

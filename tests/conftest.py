@@ -1,0 +1,16 @@
+"""Settings every test runs under: no network, two threads, the same hypothesis examples each time."""
+
+import os
+
+# huggingface_hub reads these once, at import: they come before anything that may import it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(2)
+
+settings.register_profile("flm", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("flm")
