@@ -58,8 +58,8 @@ def convert_config(
     FLM or FMLM is decided by structure: a flow map has a second time embedding.
 
     Args:
-        official (`Mapping`): `config.json` as written by the official export: `vocab_size`, and `model` with `n_heads`,
-            `length` and `dropout`.
+        official (`Mapping`): `config.json` as written by the official export: `vocab_size`, and `model` with
+            `n_heads`, `length` and `dropout`.
         weights (`Mapping[str, Tensor]`): the official state dict.
         final_logit_softcapping (`float`, *optional*): 30 for the second published version, None for the first.
     """

@@ -42,6 +42,7 @@ class FLMOutput(ModelOutput):
         logits (`Tensor`, *optional*): (batch, length, V), soft-capped; without `labels`.
         token_losses (`Tensor`, *optional*): (batch, length) float32 cross entropy in nats, detached, 0 where nothing
             is scored; with `labels`.
+        scored (`Tensor`, *optional*): (batch, length) bool, the positions that count; with `labels`.
         timesteps (`Tensor`, *optional*): (batch,) the times tau the loss was taken at; with `labels`.
         hidden_states (`tuple[Tensor]`, *optional*): (batch, length, d) after the embedding and after each block.
     """
@@ -49,6 +50,7 @@ class FLMOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     token_losses: Tensor | None = None
+    scored: Tensor | None = None
     timesteps: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
@@ -456,7 +458,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             output["logits"] = softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
         else:
             output["loss"], output["token_losses"] = self._loss(hidden, labels, scored, timesteps, num_items_in_batch)
-            output["timesteps"] = timesteps
+            output["scored"], output["timesteps"] = scored, timesteps
         return output if return_dict is not False else output.to_tuple()
 
     def _corrupt(

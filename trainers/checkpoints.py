@@ -1,0 +1,30 @@
+"""Which checkpoints of a training run are whole.
+
+The Trainer writes `trainer_state.json` after everything else. A checkpoint is whole when that file can be read and
+names the step of its folder: a run that was killed, or that met a full disk, in the middle of a save is found out that
+way.
+"""
+
+import json
+from pathlib import Path
+
+STATE = "trainer_state.json"
+
+
+def is_whole(checkpoint: Path) -> bool:
+    try:
+        state = json.loads((checkpoint / STATE).read_text())
+    except (OSError, ValueError):
+        return False
+    return checkpoint.name == f"checkpoint-{state.get('global_step')}"
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest whole `checkpoint-N` folder of a run, None if there is none."""
+    whole = [path for path in Path(output_dir).glob("checkpoint-*") if is_whole(path)]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def discard(checkpoint: Path) -> None:
+    """Make an existing folder no checkpoint, before it is written anew."""
+    (checkpoint / STATE).unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""The `flm` command. What a subcommand needs is imported when it runs, so that `--help` answers at once."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+DEMO_RECIPE = Path(__file__).parent.parent / "recipes" / "english-small.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `flm`; the exit status: 0, 1 with one line on stderr for what went wrong, 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    if options.debug:
+        return options.run(options)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("flm: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        print(f"flm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="flm", description="Flow language models: train, generate, try out.")
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    train = commands.add_parser(
+        "train", help="train a model from a recipe", description="Train a model from a recipe."
+    )
+    train.add_argument("recipe", help="a YAML file, such as recipes/english-small.yaml")
+    train.add_argument("overrides", nargs="*", metavar="section.name=value", help="such as training.max_steps=100")
+    train.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint, if there is one")
+    train.set_defaults(run=_train)
+
+    generate = commands.add_parser("generate", help="write text with a model", description="Write text with a model.")
+    generate.add_argument("model", help="a model folder or a name on the Hub")
+    generate.add_argument("--prompt", help="text that every sample begins with")
+    generate.add_argument("--num-steps", type=int, help="evaluations of the network (default: the model's own)")
+    generate.add_argument("--sampler", choices=("euler", "flow_map"), help="default: the model's own")
+    generate.add_argument("--num-samples", type=int, default=1, help="default: %(default)s")
+    generate.add_argument("--max-length", type=int, help="tokens, prompt included (default: the model's context)")
+    generate.add_argument("--seed", type=int, help="the i-th sample takes seed + i (default: a random seed)")
+    generate.add_argument("--trust-remote-code", action="store_true", help="run a model type this package lacks")
+    generate.set_defaults(run=_generate)
+
+    demo = commands.add_parser(
+        "demo",
+        help="train a small model on shipped English and watch it write",
+        description="Train a small model on shipped public-domain English for a few minutes and watch it write.",
+    )
+    demo.add_argument("overrides", nargs="*", metavar="section.name=value", help="changes to the demo's recipe")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .recipe import load_recipe
+    from .train import run_training
+
+    trainer = run_training(load_recipe(options.recipe, options.overrides), options.resume)
+    print(f"The model is in {trainer.args.output_dir}.")
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    import modeling_flm  # noqa: F401  registers the model types
+
+    logging.disable_progress_bar()
+    trust = options.trust_remote_code
+    model = AutoModel.from_pretrained(options.model, trust_remote_code=trust).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=trust)
+    prompt = None
+    if options.prompt:
+        prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt").input_ids
+        if tokenizer.bos_token_id is not None:  # rows of training text begin with it
+            prompt = prompt.new_tensor([[tokenizer.bos_token_id, *prompt[0].tolist()]])
+    ids = model.generate(
+        prompt,
+        num_steps=options.num_steps,
+        sampler=options.sampler,
+        num_return_sequences=options.num_samples,
+        max_length=options.max_length,
+        seed=options.seed,
+    )
+    for text in tokenizer.batch_decode(ids, skip_special_tokens=True):
+        print(text.strip(), end="\n\n")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .recipe import load_recipe
+    from .train import build_trainer
+
+    recipe = load_recipe(DEMO_RECIPE, options.overrides)
+    trainer = build_trainer(recipe)
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    print(
+        f"Training a flow language model of {parameters / 1e6:.1f} M parameters for {trainer.args.max_steps} steps on "
+        f"{len(trainer.train_dataset):,} rows of {trainer.model.config.max_position_embeddings} tokens.",
+        flush=True,
+    )
+    trainer.train()
+    trainer.save_model()
+    print("\nValidation loss at fixed noise (nats per token, mean over all times):")
+    for entry in trainer.state.log_history:
+        if "eval_loss" in entry:
+            print(f"  step {entry['step']:>5}  {entry['eval_loss']:.3f}")
+    folder = os.path.relpath(trainer.args.output_dir)
+    print(f"\nThe model is in {folder}. Write more:  flm generate {folder} --num-steps 64 --num-samples 4")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

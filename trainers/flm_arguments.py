@@ -1,0 +1,61 @@
+"""Arguments of [`FLMTrainer`]."""
+
+from dataclasses import dataclass, field
+
+from transformers import SchedulerType, TrainingArguments
+
+
+@dataclass
+class FLMTrainingArguments(TrainingArguments):
+    """[`~transformers.TrainingArguments`] with the defaults of the paper's recipe, and what a flow adds to them.
+
+    Args:
+        ema_decay (`float`): decay of the exponential moving average of the weights, in [0, 1); 0 for none. At step n
+            the decay is at most (1 + n) / (10 + n), so that the average forgets the initial weights.
+        learned_loss_weighting (`bool`): give the model a learned weight w(tau): its training loss l becomes
+            exp(-w) l + w. Evaluation losses stay unweighted.
+        conditioning_rate (`float`): share of the sequences, in [0, 1], that are trained conditionally: a part of their
+            positions, itself uniform in [0, 1], is kept clean and carries no loss. Needed for prompts and infilling.
+        sample_num_steps (`list[int]`): numbers of steps to draw samples with at each evaluation, from fixed seeds.
+            They are printed, and appended to `samples.jsonl` in the output directory.
+        num_samples (`int`): samples for each number of steps; 0 for none.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: SchedulerType | str = field(
+        default="constant_with_warmup", metadata={"help": "Learning rate schedule."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Replace a loss that is not finite in the log instead of stopping."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Passed to DistributedDataParallel; every parameter is used in every step."}
+    )
+    ema_decay: float = field(
+        default=0.9999, metadata={"help": "Decay of the moving average of the weights, in [0, 1); 0 for none."}
+    )
+    learned_loss_weighting: bool = field(
+        default=False, metadata={"help": "Train with a learned loss weight w(tau): exp(-w) loss + w."}
+    )
+    conditioning_rate: float = field(
+        default=0.0, metadata={"help": "Share of the sequences with a random part of their positions kept clean."}
+    )
+    sample_num_steps: list[int] = field(
+        default_factory=lambda: [1, 8, 64], metadata={"help": "Numbers of steps to sample with at each evaluation."}
+    )
+    num_samples: int = field(default=0, metadata={"help": "Samples for each number of steps; 0 for none."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` is {self.ema_decay}, but it must lie in [0, 1); 0 for no average.")
+        if not 0 <= self.conditioning_rate <= 1:
+            raise ValueError(f"`conditioning_rate` is {self.conditioning_rate}, but it must lie in [0, 1].")
+        if self.num_samples < 0 or any(steps < 1 for steps in self.sample_num_steps):
+            raise ValueError(
+                f"`num_samples` = {self.num_samples} and `sample_num_steps` = {self.sample_num_steps} must be at "
+                "least 0 and 1."
+            )

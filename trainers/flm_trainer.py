@@ -1,0 +1,246 @@
+"""The Trainer of flow language models."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from .checkpoints import discard, is_whole, last_whole_checkpoint
+from .data import with_fixed_noise
+from .ema import EMA
+from .flm_arguments import FLMTrainingArguments
+from .noise import draw_conditioning, draw_times_and_seeds
+
+RAW_WEIGHTS = "raw_weights.safetensors"
+TAU_BINS = 5
+
+
+class FLMTrainer(Trainer):
+    """Trains [`FLMModel`] (L_FLM of arXiv 2602.16813): [`~transformers.Trainer`] with what a flow needs.
+
+    * Times are evenly spread over the global batch, and an example's time and noise depend on the run's seed, the step
+      and its place in the global batch alone (see [`draw_times_and_seeds`]): gradient accumulation, several processes
+      and a resumed run give the losses of the plain run.
+    * A moving average of the weights (EMA) is kept. Evaluation, `save_model` and the Hub use it. A checkpoint is a
+    model
+      folder with the averaged weights; what training goes on from (raw weights, optimiser, random states) lies beside.
+    * The evaluation loss is taken at fixed noise and times, overall (`eval_loss`, the mean over all scored positions)
+    and
+      by time (`eval_loss_tau_0.2_0.4`, ...). Samples are drawn at each evaluation.
+    * Unfinished checkpoints are recognised: `train(resume_from_checkpoint=True)` takes the last whole one.
+
+    Args are those of [`~transformers.Trainer`]. Datasets have `input_ids` and, optionally, `labels` (default: the ids;
+    -100 where nothing is scored), `attention_mask`, `conditioning_mask`.
+
+    Raises:
+        FloatingPointError: the loss is not finite; names the step and the last whole checkpoint.
+    """
+
+    args: FLMTrainingArguments
+
+    def __init__(self, model=None, args: FLMTrainingArguments | None = None, *, eval_dataset=None, **kwargs):
+        args = args or FLMTrainingArguments(output_dir="tmp_trainer")
+        if not isinstance(args, FLMTrainingArguments):
+            raise ValueError(f"`args` must be FLMTrainingArguments, but are {type(args).__name__}.")
+        if model is not None and args.learned_loss_weighting:
+            model.add_loss_weighting()
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: _fixed(dataset) for name, dataset in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = _fixed(eval_dataset)
+        super().__init__(model=model, args=args, eval_dataset=eval_dataset, **kwargs)
+        self.ema: EMA | None = None
+        self.add_callback(_FlowCallback(self))
+
+    # -- times, noise and conditioning --------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """The micro-batches of one optimiser step, with their times and noise; positions are counted after that."""
+        return super().get_batch_samples(self._noised(epoch_iterator, num_batches), num_batches, device)
+
+    def _noised(self, epoch_iterator, num_batches: int) -> Iterator[dict]:
+        per_device, processes = self.args.train_batch_size, self.accelerator.num_processes
+        for micro, batch in enumerate(islice(epoch_iterator, num_batches)):
+            batch = _with_labels(batch)
+            ids = batch["input_ids"]
+            first = (micro * processes + self.accelerator.process_index) * per_device
+            times, seeds = draw_times_and_seeds(
+                self.args.seed,
+                self.state.global_step,
+                num_batches * processes * per_device,
+                first + np.arange(len(ids)),
+            )
+            batch["timesteps"] = torch.from_numpy(times).to(ids.device)
+            batch["noise_seed"] = seeds  # a list stays on the host, where generators take their seeds
+            if self.args.conditioning_rate > 0:
+                kept = draw_conditioning(seeds, ids.shape[1], self.args.conditioning_rate)
+                batch["labels"] = batch["labels"].masked_fill(torch.from_numpy(kept).to(ids.device), -100)
+            yield batch
+
+    # -- averaged weights ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Within the context the model carries the averaged weights, if there are any."""
+        with self.ema.applied() if self.ema is not None else nullcontext():
+            yield
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model with its averaged weights, ready for `from_pretrained`."""
+        with self.averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.ema is not None:
+            self.ema.restart()
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Train; `resume_from_checkpoint=True` goes on from the last whole checkpoint of the output directory.
+
+        Raises:
+            ValueError: there is no whole checkpoint to resume from, or the one that is named is not whole.
+        """
+        if resume_from_checkpoint is True:
+            last = last_whole_checkpoint(self.args.output_dir)
+            if last is None:
+                raise ValueError(f"there is no whole checkpoint in {self.args.output_dir} to resume from.")
+            resume_from_checkpoint = str(last)
+        elif resume_from_checkpoint and not is_whole(Path(resume_from_checkpoint)):
+            raise ValueError(f"{resume_from_checkpoint} is not a whole checkpoint: it is missing or was cut off.")
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        if self.args.should_save:
+            discard(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.ema is not None and self.args.should_save:
+            weights = {f"raw.{name}": p.detach() for name, p in self.ema.parameters.items()}
+            weights |= {f"ema.{name}": average for name, average in self.ema.average.items()}
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, Path(output_dir, RAW_WEIGHTS))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # trainer_state.json vouches for all processes' files
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = Path(resume_from_checkpoint, RAW_WEIGHTS)
+        if self.args.ema_decay > 0 and path.exists():
+            weights = load_file(path)
+            self.ema = EMA(model or self.model, self.args.ema_decay)
+            self.ema.load({name[4:]: tensor for name, tensor in weights.items() if name.startswith("ema.")})
+            with torch.no_grad():
+                for name, parameter in self.ema.parameters.items():
+                    parameter.copy_(weights[f"raw.{name}"])
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """The evaluation data, each row with a time and a noise seed of its own that never change."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = _fixed(eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        with self.averaged_weights():
+            output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
+        losses, counts = output.predictions
+        edges = np.linspace(0, 1, TAU_BINS + 1)
+        bins = np.minimum(np.digitize(output.label_ids, edges) - 1, TAU_BINS - 1)
+        output.metrics[f"{metric_key_prefix}_loss"] = float(losses.sum() / counts.sum())
+        for b in np.unique(bins):
+            name = f"{metric_key_prefix}_loss_tau_{edges[b]:.1f}_{edges[b + 1]:.1f}"
+            output.metrics[name] = float(losses[bins == b].sum() / counts[bins == b].sum())
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss of a batch; per example its summed loss and number of scored positions; and its time."""
+        inputs = self._prepare_inputs(_with_labels(inputs))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**inputs)
+        per_example = output.token_losses.sum(1), output.scored.sum(1)
+        return output.loss, per_example, output.timesteps
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                last = last_whole_checkpoint(self.args.output_dir)
+                raise FloatingPointError(
+                    f"`{name}` is {logs[name]} at step {self.state.global_step}: training stopped. The last whole "
+                    f"checkpoint is {last or 'none'}; lower the learning rate or look at the data from there on."
+                )
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def sample(self) -> None:
+        """Draw samples with each of `sample_num_steps`; print them, and add them to `samples.jsonl`."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        for steps in self.args.sample_num_steps:
+            ids = model.generate(num_steps=steps, num_return_sequences=self.args.num_samples, seed=self.args.seed)
+            texts = ids.tolist() if self.processing_class is None else self.processing_class.batch_decode(ids)
+            record = {"step": self.state.global_step, "num_steps": steps, "samples": texts}
+            with open(Path(self.args.output_dir, "samples.jsonl"), "a") as file:
+                file.write(json.dumps(record) + "\n")
+            for text in texts:
+                print(f"\n[after {self.state.global_step} training steps, {steps} sampling steps] {text}", flush=True)
+        model.train(was_training)
+
+
+class _FlowCallback(TrainerCallback):
+    """Keeps the trainer's average up to date, and draws its samples."""
+
+    def __init__(self, trainer: FLMTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.ema_decay > 0 and self.trainer.ema is None:
+            self.trainer.ema = EMA(self.trainer.accelerator.unwrap_model(self.trainer.model), args.ema_decay)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.ema is not None:
+            self.trainer.ema.update(state.global_step + 1)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if args.num_samples > 0 and state.is_world_process_zero:
+            with self.trainer.averaged_weights():
+                self.trainer.sample()
+
+
+def _fixed(dataset) -> Dataset | IterableDataset:
+    """An evaluation data set with fixed times and noise, unless it brings its own."""
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        dataset = Dataset.from_list([dataset[i] for i in range(len(dataset))])
+    return dataset if "noise_seed" in (dataset.column_names or []) else with_fixed_noise(dataset)
+
+
+def _with_labels(batch: dict) -> dict:
+    """A copy of the batch with both `input_ids` and `labels`, the latter -100 at padding."""
+    batch = dict(batch)
+    if "input_ids" not in batch:
+        batch["input_ids"] = batch["labels"]
+    if "labels" not in batch:
+        batch["labels"] = batch["input_ids"]
+    if "attention_mask" in batch:
+        batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, -100)
+    return batch

@@ -1,0 +1,44 @@
+"""Which time and which noise each training example gets.
+
+Both follow from the seed of the run, the optimiser step, and the example's place in the GLOBAL batch of that step, and
+from nothing else: gradient accumulation, the number of processes and an interruption change nothing.
+"""
+
+import numpy as np
+
+
+def draw_times_and_seeds(
+    run_seed: int, step: int, global_batch_size: int, places: np.ndarray
+) -> tuple[np.ndarray, list[int]]:
+    """Times tau and noise seeds of the examples at `places` of a global batch.
+
+    The times of a global batch are evenly spread, `(u + place / size) mod 1` with one uniform u for all: each is
+    uniform on [0, 1), and together they leave no gap (a low-discrepancy set, which lowers the variance of the loss).
+
+    Args:
+        run_seed (`int`): seed of the training run, >= 0.
+        step (`int`): optimiser step, >= 0.
+        global_batch_size (`int`): examples per optimiser step over all processes and micro-batches.
+        places (`np.ndarray`): (n,) int, places in [0, global_batch_size).
+
+    Returns:
+        float32 times (n,), and n seeds in [0, 2**63).
+    """
+    numbers = np.random.SeedSequence((run_seed, step)).generate_state(1 + global_batch_size, np.uint64)
+    offset = numbers[0] / 2**64
+    times = ((offset + places / global_batch_size) % 1).astype(np.float32)
+    times[times >= 1] = 0  # a float64 just below 1 rounds up
+    return times, (numbers[1 + places] >> np.uint64(1)).tolist()
+
+
+def draw_conditioning(seeds: list[int], length: int, rate: float) -> np.ndarray:
+    """Which positions are kept clean, bool (n, length), from the examples' noise seeds.
+
+    A share `rate` of the sequences is conditional; of such a sequence a part, uniform in [0, 1], is kept.
+    """
+    kept = np.zeros((len(seeds), length), dtype=bool)
+    for row, seed in zip(kept, seeds, strict=True):
+        rng = np.random.default_rng((seed, 1))
+        if rng.random() < rate:
+            row[:] = rng.random(length) < rng.random()
+    return kept

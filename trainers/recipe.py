@@ -1,0 +1,108 @@
+"""Recipes: what `flm train recipe.yaml` reads.
+
+    model: {type: flm, hidden_size: 768, ...}    fields of FLMConfig; vocab_size and special ids come from the
+    tokenizer tokenizer: bert-base-uncased                  a Hub name, or a path when it begins with ./ ../ or /
+    data: {train: ..., validation: ..., ...}      see [`DataRecipe`]
+    training: {output_dir: runs/lm1b, ...}        fields of FLMTrainingArguments
+
+Paths in a recipe are relative to its folder, but `output_dir` is relative to where the command runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass
+class DataRecipe:
+    """The `data` section.
+
+    Args:
+        train: a file, a folder or a data set on the Hub, as [`DataSource.parse`] reads it.
+        validation (*optional*): the same, for the evaluation loss.
+        text_column (`str`): the column with the documents.
+        detokenizer (`str`, *optional*): "lm1b" undoes the tokenisation of that corpus.
+        bos_token, eos_token (`str`, *optional*): tokens at the ends of a row and after a document, instead of the
+            tokenizer's own.
+        streaming (`bool`): read while training, instead of packing everything first.
+        shuffle_buffer (`int`): rows among which a streamed data set is shuffled.
+        max_validation_rows (`int`, *optional*): how many rows to evaluate on.
+        num_proc (`int`, *optional*): processes that pack.
+    """
+
+    train: Any
+    validation: Any = None
+    text_column: str = "text"
+    detokenizer: str | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 10_000
+    max_validation_rows: int | None = None
+    num_proc: int | None = None
+
+
+@dataclass
+class Recipe:
+    """A recipe, and the folder its paths are relative to."""
+
+    folder: Path
+    model: dict[str, Any]
+    tokenizer: str
+    data: DataRecipe
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides such as `training.max_steps=10` (the value is YAML).
+
+    Raises:
+        ValueError: the file cannot be read or has unknown or missing entries; the message names them.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"the recipe {path} cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"the recipe {path} must be a mapping with model, tokenizer, data and training.")
+    for override in overrides:
+        _apply(content, override)
+    _check_keys(f"the recipe {path}", content, {"model", "tokenizer", "data", "training"}, {"tokenizer", "data"})
+    data = content["data"]
+    _check_keys("`data`", data, {f.name for f in fields(DataRecipe)}, {"train"})
+    tokenizer = str(content["tokenizer"])
+    if tokenizer.startswith(("./", "../", "/")):
+        tokenizer = str(path.parent / tokenizer)
+    return Recipe(
+        folder=path.parent,
+        model=content.get("model") or {},
+        tokenizer=tokenizer,
+        data=DataRecipe(**data),
+        training=content.get("training") or {},
+    )
+
+
+def _apply(content: dict, override: str) -> None:
+    name, equals, value = override.partition("=")
+    *sections, last = name.split(".")
+    if not equals or not last:
+        raise ValueError(f"{override!r} is not an override: write section.name=value, such as training.max_steps=10.")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise ValueError(f"{override!r}: {section} is a value, not a section.")
+    content[last] = yaml.safe_load(value)
+
+
+def _check_keys(where: str, given: Any, known: set[str], needed: set[str]) -> None:
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} must be a mapping with {', '.join(sorted(known))}.")
+    for problem, names in (("unknown", given.keys() - known), ("missing", needed - given.keys())):
+        if names:
+            raise ValueError(f"{where} has {problem} entries: {', '.join(sorted(names))}.")
