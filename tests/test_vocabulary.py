@@ -1,0 +1,142 @@
+"""What is computed over the vocabulary in blocks and chunks equals what is computed at once."""
+
+import pytest
+import torch
+
+from modeling_flm import FLMConfig, FLMModel, flow_flm, losses_flm
+from modeling_flm.flow_flm import expected_embedding, most_likely_token, softcap
+from modeling_flm.losses_flm import chunked_cross_entropy
+
+CAPS = [None, 30.0, 2.0]
+
+
+def layer(tokens: int = 37, width: int = 16, vocab_size: int = 101, scale: float = 2.0):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    labels = torch.randint(0, vocab_size, (tokens,), generator=generator)
+    return scale * normal(tokens, width), normal(vocab_size, width), normal(vocab_size), labels, normal(vocab_size, 5)
+
+
+@pytest.fixture(params=[1, 256, 1 << 22], ids=["smallest", "some", "one"])
+def blocks(request, monkeypatch):
+    """Blocks of one token or 64 entries of the vocabulary, of a few, and all at once."""
+    monkeypatch.setattr(losses_flm, "_CHUNK", request.param)
+    monkeypatch.setattr(flow_flm, "_BLOCK", request.param)
+
+
+@pytest.mark.parametrize("cap", CAPS)
+def test_cross_entropy_and_its_gradients(cap, blocks):
+    hidden, weight, bias, labels, _ = layer()
+    token_weights = torch.rand(len(labels), generator=torch.Generator().manual_seed(1))
+    token_weights[::5] = 0
+    ours = [x.clone().requires_grad_() for x in (hidden, weight, bias, token_weights)]
+    total, losses = chunked_cross_entropy(*ours[:3], labels, ours[3], cap)
+    (3 * total).backward()
+
+    theirs = [x.double().requires_grad_() for x in (hidden, weight, bias, token_weights)]
+    logits = softcap(theirs[0] @ theirs[1].T + theirs[2], cap)
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    (3 * (expected * theirs[3]).sum()).backward()
+
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(total.double(), (expected * theirs[3]).sum(), rtol=1e-5, atol=1e-5)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
+    assert (ours[0].grad[::5] == 0).all()
+
+
+def test_cross_entropy_of_huge_logits_is_finite():
+    hidden, weight, bias, labels, _ = layer(scale=1e4)
+    weights = torch.ones(len(labels))
+    for cap in CAPS:
+        total, losses = chunked_cross_entropy(hidden, weight, bias, labels, weights, cap)
+        assert torch.isfinite(losses).all() and torch.isfinite(total)
+
+
+def test_cross_entropy_twice_backward_and_partial_gradients():
+    hidden, weight, bias, labels, _ = layer()
+    weight.requires_grad_()
+    total, losses = chunked_cross_entropy(hidden, weight, bias, labels, torch.ones(len(labels)), 30.0)
+    total.backward(retain_graph=True)
+    once = weight.grad.clone()
+    total.backward()
+    torch.testing.assert_close(weight.grad, 2 * once)
+    assert hidden.grad is None and not losses.requires_grad
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_cross_entropy_in_bfloat16(autocast):
+    hidden, weight, bias, labels, _ = layer()
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T + bias, labels, reduction="none")
+    inputs = [x.requires_grad_() if autocast else x.bfloat16().requires_grad_() for x in (hidden, weight, bias)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        total, losses = chunked_cross_entropy(*inputs, labels, torch.ones(len(labels)))
+    total.backward()
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, expected, rtol=0.05, atol=0.5)
+    assert all(x.grad.dtype == x.dtype for x in inputs)
+
+
+@pytest.mark.parametrize("cap", CAPS)
+def test_embedding_of_a_prediction(cap, blocks):
+    hidden, weight, bias, _, values = layer()
+    expected = softcap(hidden.double() @ weight.double().T + bias.double(), cap).softmax(-1) @ values.double()
+    torch.testing.assert_close(
+        expected_embedding(hidden, weight, bias, values, cap).double(), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_embedding_of_a_prediction_with_huge_logits():
+    hidden, weight, bias, _, values = layer(scale=1e4)
+    out = expected_embedding(hidden, weight, bias, values)
+    torch.testing.assert_close(out, values[(hidden @ weight.T + bias).argmax(-1)], rtol=1e-4, atol=1e-4)
+
+
+def test_most_likely_token(blocks):
+    hidden, weight, bias, _, _ = layer()
+    assert torch.equal(most_likely_token(hidden, weight, bias), (hidden @ weight.T + bias).argmax(-1))
+
+
+def test_most_likely_token_of_equal_logits_is_the_first(blocks):
+    hidden, weight, bias, _, _ = layer()
+    assert (most_likely_token(hidden, torch.zeros_like(weight), torch.ones_like(bias)) == 0).all()
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().size() // tensor.element_size())
+        return out
+
+
+def test_nothing_of_size_length_times_vocabulary_is_made():
+    vocab_size, length = 50_257, 1024
+    config = FLMConfig(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=length,
+        hidden_dropout=0.0,
+    )
+    model = FLMModel(config)
+    ids = torch.randint(0, vocab_size, (1, length))
+    with Largest() as dense:  # the watch itself works
+        model(input_ids=ids, timesteps=0.5).logits.sum()
+    assert dense.elements >= length * vocab_size
+    with Largest() as training:
+        model(labels=ids, noise_seed=[0]).loss.backward()
+    with Largest() as sampling:
+        model.eval().generate(num_steps=2, seed=0)
+    assert 0 < training.elements < length * vocab_size / 2
+    assert 0 < sampling.elements < length * vocab_size / 2

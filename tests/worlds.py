@@ -1,0 +1,86 @@
+"""Small worlds in which everything is known: finite data sets with their exact denoiser (float64, dense states).
+
+For data {y_k} with weights w_k the posterior of an item given x_t is
+
+    p(k | x_t) = softmax_k( log w_k + t / (1 - t)^2 sum_l <x_l, y_kl> ),        D_t(x)_l = sum_k p(k | x_t) y_kl.
+"""
+
+from functools import cache
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from modeling_flm.flow_flm import Clock, flow_map_step, velocity
+
+
+class World:
+    """A finite data set: ids (items, length) in [0, vocab_size), and the weight of each item."""
+
+    def __init__(self, ids: Tensor, vocab_size: int, weights: Tensor | None = None):
+        self.ids, self.vocab_size = ids, vocab_size
+        self.weights = torch.full((len(ids),), 1 / len(ids)) if weights is None else weights
+        self.one_hot = torch.nn.functional.one_hot(ids, vocab_size).double()
+        self.clock = Clock(vocab_size)
+
+    def posterior(self, state: Tensor, t: Tensor) -> Tensor:
+        """Probability of each item, (batch, items), given states (batch, length, V) at t, a scalar or (batch,)."""
+        match = state.flatten(1) @ self.one_hot.flatten(1).T
+        return (self.weights.double().log() + match * (t / (1 - t) ** 2).reshape(-1, 1)).softmax(-1)
+
+    def denoise(self, state: Tensor, t: Tensor) -> Tensor:
+        """The exact denoiser D_t(x), (batch, length, V)."""
+        return torch.einsum("bk,klv->blv", self.posterior(state, t), self.one_hot)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Ids (count, length) of items drawn by weight."""
+        return self.ids[torch.multinomial(self.weights, count, replacement=True, generator=generator)]
+
+    def noise(self, count: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, self.ids.shape[1], self.vocab_size, dtype=torch.float64, generator=generator)
+
+    def euler(self, state: Tensor, steps: int, end: float = 1.0) -> Tensor:
+        """`steps` Euler steps from tau = 0 to `end`; for end = 1 the last one is the jump to the denoiser's mean."""
+        t = self.clock.t(torch.linspace(0, end, steps + 1, dtype=torch.float64))
+        for now, then in zip(t[:-1], t[1:], strict=True):
+            state = flow_map_step(state, self.denoise(state, now), now, then)
+        return state
+
+    def flow(self, state: Tensor, steps: int, end: float) -> Tensor:
+        """The flow from tau = 0 to `end` < 1 by Runge-Kutta of order 4: exact for all that is tested against it."""
+        t = self.clock.t(torch.linspace(0, end, steps + 1, dtype=torch.float64))
+        for now, then in zip(t[:-1], t[1:], strict=True):
+            h, mid = then - now, (now + then) / 2
+            k1 = velocity(state, self.denoise(state, now), now)
+            k2 = velocity(state + h / 2 * k1, self.denoise(state + h / 2 * k1, mid), mid)
+            k3 = velocity(state + h / 2 * k2, self.denoise(state + h / 2 * k2, mid), mid)
+            k4 = velocity(state + h * k3, self.denoise(state + h * k3, then), then)
+            state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        return state
+
+    def items(self, ids: Tensor) -> Tensor:
+        """Index of each sequence (batch, length) among the items, -1 for one that is not among them."""
+        same = (ids[:, None] == self.ids[None]).all(-1)
+        return torch.where(same.any(-1), same.int().argmax(-1), -1)
+
+
+def two_cities() -> World:
+    """{"new york", "san diego"}, with unequal weights: independent tokens would give spurious pairs."""
+    return World(torch.tensor([[0, 1], [2, 3]]), 4, torch.tensor([0.7, 0.3]))
+
+
+@cache
+def shidoku() -> World:
+    """The 288 4x4 Sudoku grids."""
+    rows = [row for row in product(range(4), repeat=4) if len(set(row)) == 4]
+    grids = [[]]
+    for r in range(4):
+        grids = [grid + [row] for grid in grids for row in rows if _fits(grid, row, r)]
+    return World(torch.tensor(grids).flatten(1), 4)
+
+
+def _fits(grid: list, row: tuple, r: int) -> bool:
+    in_column = all(above[c] != row[c] for above in grid for c in range(4))
+    in_box = r % 2 == 0 or all(set(grid[-1][c : c + 2]).isdisjoint(row[c : c + 2]) for c in (0, 2))
+    return in_column and in_box
