@@ -1,0 +1,308 @@
+"""From text to rows of tokens: where a corpus is, how it is read, and how it is packed.
+
+Documents of any length become rows of one length, as the published models were trained (arXiv 2602.16813): a
+row is `[BOS] piece [EOS]`, a piece being cut from a stream of documents that are each followed by EOS. No row
+is padded.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+# The builder of `datasets` that reads files of a suffix. A text file holds one document a line.
+BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+
+DOCUMENTS_PER_BATCH = 1000  # packed together, as in the published code
+DOCUMENTS_PER_CALL = 16  # tokenised together: few, as a tokenizer's answer takes hundreds of bytes a token
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Where a corpus is
+# ------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSource:
+    """One split of one corpus: the arguments of `datasets.load_dataset`.
+
+    Args:
+        path (`str`): a dataset on the Hub, a folder, or a builder of `datasets` (`parquet`, `text`, ...).
+        name (`str`, *optional*): which of the dataset's configurations.
+        data_files (`str`, list or mapping, *optional*): some of the dataset's files, relative to `path`.
+        split (`str`): which split, or part of one (`train[:90%]`); a single file is its own `train` split.
+        revision (`str`, *optional*): a branch, tag or commit of the dataset's repository.
+    """
+
+    path: str
+    name: str | None = None
+    data_files: str | list[str] | dict[str, Any] | None = None
+    split: str = "train"
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, value: str | Mapping[str, Any], base_dir: str | Path) -> "DataSource":
+        """The source that a recipe names: a mapping with the fields above, or `path` alone as a string.
+
+        A path that begins with `./`, `../` or `/` is a local file (.csv, .json, .jsonl, .parquet, or .txt
+        with one document a line) or a folder of such files, relative to `base_dir`, the recipe's folder. Any
+        other path goes to `load_dataset` as it is.
+
+        Raises:
+            ValueError: a key or suffix is unknown, `path` or what it points to is missing, a value is not a
+                string, or a local path comes with a field that means nothing for it.
+        """
+        if not isinstance(value, str | Mapping):
+            raise ValueError(f"A data source is a path or a mapping with a `path`, not {value!r}.")
+        given = {"path": value} if isinstance(value, str) else value
+        fields = {key: item for key, item in given.items() if item is not None}
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(str(key) for key in fields if key not in known):
+            raise ValueError(f"Unknown keys {unknown} in a data source; the keys are {known}.")
+        if not fields.get("path"):
+            raise ValueError(f"A data source needs a `path`, but this one is {fields}.")
+        for key in ("path", "name", "split", "revision"):
+            if not isinstance(fields.get(key, ""), str):
+                raise ValueError(f"`{key}` of a data source must be a string, not {fields[key]!r}.")
+        if fields["path"].startswith(("./", "../", "/")):
+            fields = _local(fields, Path(base_dir))
+        return cls(**fields)
+
+
+def _local(fields: dict[str, Any], base_dir: Path) -> dict[str, Any]:
+    """The fields of a source whose path is local, with what `load_dataset` wants in their place."""
+    path = Path(os.path.abspath(base_dir / fields["path"]))  # a link keeps its own name, and so its suffix
+    if not path.exists():
+        raise ValueError(f"There is no file or folder {path} (`{fields['path']}` in a data source).")
+    useless = {"revision"} if path.is_dir() else {"revision", "name", "data_files"}
+    if present := sorted(useless & fields.keys()):
+        raise ValueError(f"A local source takes no {', '.join(present)}: leave it out ({path}).")
+    if path.is_dir():
+        if "data_files" not in fields and not any(file.suffix in BUILDERS for file in path.rglob("*")):
+            raise ValueError(f"The folder {path} holds no {', '.join(BUILDERS)} file.")
+        return fields | {"path": str(path)}
+    if path.suffix not in BUILDERS:
+        raise ValueError(f"{path} is none of the files that can be read: {', '.join(BUILDERS)}.")
+    return fields | {"path": BUILDERS[path.suffix], "data_files": str(path)}
+
+
+def load_text(source: DataSource, streaming: bool = False) -> Dataset | IterableDataset:
+    """The documents of `source`: on disk (and cached there), or read as they are needed with `streaming`.
+
+    Raises:
+        ValueError: `streaming` with a part of a split, which cannot be found without reading all before it.
+    """
+    if streaming and "[" in source.split:
+        raise ValueError(f"Only a whole split can be streamed, not a part of one (`{source.split}`).")
+    return load_dataset(
+        source.path,
+        name=source.name,
+        data_files=source.data_files,
+        split=source.split,
+        revision=source.revision,
+        streaming=streaming,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The tokenizer
+# ------------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that has the BOS, EOS and padding tokens which packing and the model need.
+
+    BERT's [CLS] and [SEP] stand in for BOS and EOS. Where there is no padding token, [PAD] is added: that is
+    how the paper's GPT-2 vocabulary comes to 50,258 entries.
+
+    Raises:
+        ValueError: there is neither BOS nor [CLS], or neither EOS nor [SEP].
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
+    for role, stand_in in (("bos_token", "cls_token"), ("eos_token", "sep_token")):
+        if getattr(tokenizer, role) is None:
+            raise ValueError(
+                f"The tokenizer {name_or_path} has no `{role}`, nor a `{stand_in}` to take its place: "
+                f"set `{role}` to one of its tokens and save it."
+            )
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    return tokenizer
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, role: str, token: str | None) -> int:
+    """The id of `token`, or of the tokenizer's own token for that role where `token` is None."""
+    token = getattr(tokenizer, role) if token is None else token
+    if token is None:
+        raise ValueError(f"The tokenizer has no `{role}`: load it with `load_tokenizer`, or name one.")
+    vocabulary = tokenizer.get_vocab()
+    if token not in vocabulary:
+        raise ValueError(f"`{role}` {token!r} is not in the tokenizer's vocabulary.")
+    return vocabulary[token]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Packing
+# ------------------------------------------------------------------------------------------------------------
+
+
+def pack(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    text_column: str = "text",
+    detokenizer: str | None = None,
+    bos_token: str | None = None,
+    eos_token: str | None = None,
+    num_proc: int | None = None,
+) -> Dataset | IterableDataset:
+    """Rows of exactly `length` `input_ids` (int32), and nothing else, from the documents of `dataset`.
+
+    Each document is tokenised without special tokens and followed by EOS. The documents of a batch (1,000)
+    are joined and cut into pieces of `length - 2` tokens, each written as `[BOS] piece [EOS]`; what fills no
+    piece at the end of a batch is dropped. Documents that are None or hold no token are skipped.
+
+    Args:
+        dataset: documents; rows of an `IterableDataset` are made as they are read, in the same order.
+        tokenizer: see [`load_tokenizer`].
+        length (`int`): tokens a row, at least 3.
+        text_column (`str`): the column with the documents.
+        detokenizer (`str`, *optional*): undoes what a corpus did to its text, before tokenising: `lm1b`.
+        bos_token, eos_token (`str`, *optional*): tokens to use instead of the tokenizer's own.
+        num_proc (`int`, *optional*): processes, each with an unbroken share of the documents (and so its own
+            last batch); an `IterableDataset` is packed where it is read.
+
+    Raises:
+        ValueError: an argument breaks its rule, a document is not text, or the whole corpus fills no row.
+    """
+    if length < 3:
+        raise ValueError(f"`length` is {length}, but a row is [BOS], a token or more, and [EOS]: at least 3.")
+    if detokenizer is not None and detokenizer not in DETOKENIZERS:
+        raise ValueError(f"Unknown `detokenizer` {detokenizer!r}; there are {sorted(DETOKENIZERS)}.")
+    # A stream may not know its columns before its first row.
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    if text_column not in columns:
+        raise ValueError(f"There is no column `{text_column}` in the corpus; its columns are {columns}.")
+    options: dict[str, Any] = {
+        "batched": True,
+        "batch_size": DOCUMENTS_PER_BATCH,
+        "input_columns": [text_column],
+        "remove_columns": columns,
+        "features": Features({"input_ids": List(Value("int32"))}),
+        # Arguments, not a closure: `datasets` hashes them to find the rows again in its cache.
+        "fn_kwargs": {
+            "tokenizer": tokenizer,
+            "length": length,
+            "detokenizer": detokenizer,
+            "bos": _token_id(tokenizer, "bos_token", bos_token),
+            "eos": _token_id(tokenizer, "eos_token", eos_token),
+        },
+    }
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_pack_batch, **options)
+    rows = dataset.map(_pack_batch, num_proc=num_proc, desc="Packing", **options)
+    if len(rows) == 0:
+        raise ValueError(f"The corpus is too small: {len(dataset)} documents fill no row of {length} tokens.")
+    return rows
+
+
+def _pack_batch(
+    texts: list[str | None],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    detokenizer: str | None,
+    bos: int,
+    eos: int,
+) -> dict[str, list[list[int]]]:
+    """The rows of one batch of documents: `input_ids`, a list of lists of `length` ids."""
+    documents = [*_tokenise(texts, tokenizer, detokenizer, eos), np.empty(0, np.int32)]
+    stream = np.concatenate(documents)
+    count = len(stream) // (length - 2)
+    rows = np.empty((count, length), np.int32)
+    rows[:, 0] = bos
+    rows[:, 1:-1] = stream[: count * (length - 2)].reshape(count, length - 2)
+    rows[:, -1] = eos
+    return {"input_ids": rows.tolist()}
+
+
+def _tokenise(
+    texts: list[str | None], tokenizer: PreTrainedTokenizerBase, detokenizer: str | None, eos: int
+) -> Iterator[np.ndarray]:
+    """The tokens of each document that has any, followed by `eos`."""
+    present = [text for text in texts if text is not None]
+    for text in present:
+        if not isinstance(text, str):
+            raise ValueError(f"A document must be a string, but there is {text!r}, a {type(text).__name__}.")
+    if detokenizer is not None:
+        present = [DETOKENIZERS[detokenizer](text) for text in present]
+    for start in range(0, len(present), DOCUMENTS_PER_CALL):
+        some = present[start : start + DOCUMENTS_PER_CALL]
+        # Not verbose: a warning about long texts would be beside the point, and change the tokenizer's hash.
+        for ids in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]:
+            if ids:
+                yield np.array([*ids, eos], np.int32)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Detokenisers
+# ------------------------------------------------------------------------------------------------------------
+
+# What LM1B's tokenisation looks like, and the text it stands for; in this order, as in the published code.
+_LM1B_RULES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"(https?) : / / ", r"\1://"),
+        (r" '(\w)", r"'\1"),  # he 's; "do n't" has no space before its apostrophe and stays
+        (r" (\w+) \. ", r" \1. "),
+        (r" (\w+) \.$", r" \1."),
+        (r" \? ", "? "),
+        (r" \?$", "?"),
+        (r" ! ", "! "),
+        (r" !$", "!"),
+        (r" , ", ", "),
+        (r" : ", ": "),
+        (r" ; ", "; "),
+        (r" / ", "/"),
+        (r'" ([^"]+) "', r'"\1"'),
+        (r"' ([^']+) '", r"'\1'"),
+        (r"\( ([^()]+) \)", r"(\1)"),
+        (r"\[ ([^\[\]]+) \]", r"[\1]"),
+        (r"([$£]) ", r"\1"),
+    ]
+]
+
+
+def detokenize_lm1b(text: str) -> str:
+    """LM1B's text, which has spaces around its punctuation, as it would be written."""
+    for pattern, replacement in _LM1B_RULES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+DETOKENIZERS = {"lm1b": detokenize_lm1b}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Evaluation
+# ------------------------------------------------------------------------------------------------------------
+
+
+def with_fixed_noise(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """`dataset` with the noise and the time of each row settled, so that its loss is the same in any batches.
+
+    Adds `noise_seed` (int), the row's index i, and `timesteps` (float), frac(0.5 + i / golden ratio): a
+    low-discrepancy sequence, so that any first n rows cover [0, 1) evenly.
+    """
+    return dataset.map(_fixed_noise, with_indices=True, batched=True)
+
+
+def _fixed_noise(batch: Mapping[str, list], indices: list[int]) -> dict[str, Any]:
+    return {"noise_seed": indices, "timesteps": [(0.5 + 0.6180339887498949 * index) % 1 for index in indices]}
