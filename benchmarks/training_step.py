@@ -124,11 +124,11 @@ def main() -> None:
     tokens = options.batch_size * options.length
     print(
         f"V {options.vocab_size:,}, {options.batch_size} x {options.length} = {tokens:,} tokens, "
-        f"d {options.hidden_size}, {options.layers} blocks, {options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"d {options.hidden_size}, {options.layers} blocks, {options.device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}\n"
     )
-    print(
-        "| way | s / step (median) | min - max | x masked LM | tokens / s | peak GiB |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| way | s / step (median) | min - max | x masked LM | tokens / s | peak GiB |")
+    print("| --- | --- | --- | --- | --- | --- |")
     baseline = statistics.median(seconds["masked LM"])
     for way, values in seconds.items():
         median = statistics.median(values)
