@@ -6,6 +6,7 @@ Both are the same network: only names differ, and the rotary frequencies, a stor
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from modeling_flm import FLMConfig, FMLMConfig
@@ -40,7 +41,15 @@ def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: a key that the official network does not have; the message names it.
     """
-    return {_convert_name(name): tensor for name, tensor in official.items() if name not in _DROPPED}
+    converted = {_convert_name(name): tensor for name, tensor in official.items() if name not in _DROPPED}
+    weighting = "loss_weighting.time_embedding"
+    if f"{weighting}.linear_1.weight" in converted and "target_time_embedding.linear_1.weight" in converted:
+        # The official loss weight of a flow map ignores the second time; here its embedding adds nothing at first.
+        for name in ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"):
+            like = converted[f"{weighting}.{name}"]
+            added = like.clone() if name.startswith("linear_1") else torch.zeros_like(like)
+            converted[f"loss_weighting.target_time_embedding.{name}"] = added
+    return converted
 
 
 def _convert_name(name: str) -> str:

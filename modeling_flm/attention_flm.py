@@ -6,6 +6,7 @@ Capped scores lie in [-c, c], so their exponentials need no running maximum: sum
 float32.
 """
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -81,6 +82,17 @@ def softcap_attention_forward(
     return _SoftcapAttention.apply(query, key, value, mask, scaling, softcap), None
 
 
+def _without_autocast(function):
+    """Autocast would round the scores that forward and backward pass both compute, and each in its own way."""
+
+    @functools.wraps(function)
+    def in_own_dtype(ctx, x: Tensor, *args):
+        with torch.autocast(x.device.type, enabled=False):
+            return function(ctx, x, *args)
+
+    return in_own_dtype
+
+
 class _SoftcapAttention(torch.autograd.Function):
     """P v / l with l = P 1, in slabs. Kept for the backward pass are inputs, output and 1 / l; P is made again:
 
@@ -88,6 +100,7 @@ class _SoftcapAttention(torch.autograd.Function):
     """
 
     @staticmethod
+    @_without_autocast
     def forward(ctx, query, key, value, mask, scaling, softcap):
         q, k, v = _flat(query) * (scaling / softcap), _flat(key), _flat(value)
         out, total = torch.empty_like(q), q.new_empty(*q.shape[:2], 1)
@@ -106,6 +119,7 @@ class _SoftcapAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @_without_autocast
     def backward(ctx, grad):
         query, key, value, mask, out, inverse = ctx.saved_tensors
         q, k, v = _flat(query) * (ctx.scaling / ctx.softcap), _flat(key), _flat(value)

@@ -1,5 +1,7 @@
 """Configurations of the flow language model (FLM) and of its flow map (FMLM)."""
 
+import math
+
 from transformers.configuration_utils import PreTrainedConfig
 
 
@@ -59,21 +61,19 @@ class FLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self._check()
-        if getattr(self, "auto_map", None) is None:
-            entry = f"modeling_flm.{self.model_class}"
-            self.auto_map = {
-                "AutoModel": entry,
-                "AutoModelForCausalLM": entry,
-                "AutoModelForMaskedLM": entry,
-            }
+        vars(self).pop("model_type", None)  # an FMLM that starts from an FLM's files is an FMLM: the class decides
+        self.auto_map = dict(getattr(self, "auto_map", None) or {})
+        for auto in ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM"):
+            module, _, name = self.auto_map.get(auto, "modeling_flm.").rpartition(".")
+            if name in ("", "FLMModel", "FMLMModel"):
+                self.auto_map[auto] = f"{module}.{self.model_class}"
 
     def _check(self) -> None:
         sizes = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
         sizes += ["max_position_embeddings", "conditioning_size", "time_embedding_size"]
         for field, least in [("vocab_size", 2)] + [(size, 1) for size in sizes]:
             value = getattr(self, field)
-            is_int = isinstance(value, int) and not isinstance(value, bool)
-            _require(is_int and value >= least, field, value, f"an integer >= {least}")
+            _require(_is_integer(value) and value >= least, field, value, f"an integer >= {least}")
         heads, width = self.num_attention_heads, self.hidden_size
         rule = f"a multiple of 2 * num_attention_heads (= {2 * heads}), since rotary positions turn pairs"
         _require(width % (2 * heads) == 0, "hidden_size", width, rule)
@@ -86,11 +86,11 @@ class FLMConfig(PreTrainedConfig):
         _require(_is_number(dropout) and 0 <= dropout < 1, "hidden_dropout", dropout, "a number in [0, 1)")
         for field in ("rope_theta", "initializer_range"):
             value = getattr(self, field)
-            _require(_is_number(value) and value > 0, field, value, "a positive number")
+            _require(_is_number(value) and 0 < value < math.inf, field, value, "a positive number")
         _require(isinstance(self.loss_weighting, bool), "loss_weighting", self.loss_weighting, "true or false")
         for field in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id"):
             value = getattr(self, field)
-            valid = value is None or (isinstance(value, int) and 0 <= value < self.vocab_size)
+            valid = value is None or (_is_integer(value) and 0 <= value < self.vocab_size)
             _require(valid, field, value, f"None or an id in [0, vocab_size = {self.vocab_size})")
 
 
@@ -99,6 +99,10 @@ class FMLMConfig(FLMConfig):
 
     model_type = "fmlm"
     model_class = "FMLMModel"
+
+
+def _is_integer(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value) -> bool:

@@ -8,6 +8,7 @@ V x d embedding table), states live in the embedded space: tensors (batch, lengt
 
 import functools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -174,17 +175,38 @@ def _like_state(t: Tensor, state: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def white_noise(seeds: Sequence[int], length: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def as_seeds(name: str, seeds: Tensor | Sequence[int], count: int) -> list[int]:
+    """`count` seeds as a list of integers.
+
+    Raises:
+        ValueError: they are anything else; the message calls them `name`.
+    """
+    try:
+        numbers = [operator.index(seed) for seed in (seeds.tolist() if isinstance(seeds, Tensor) else seeds)]
+    except TypeError:
+        raise ValueError(f"`{name}` must be integers, one per sequence, but is {seeds!r}.") from None
+    if len(numbers) != count:
+        raise ValueError(f"`{name}` has {len(numbers)} entries for {count} sequences: one each is needed.")
+    if not all(-(2**63) <= number < 2**64 for number in numbers):
+        raise ValueError(f"`{name}` must lie in [-2**63, 2**64), but is {seeds!r}.")
+    return numbers
+
+
+def white_noise(
+    seeds: Sequence[int], length: int, width: int, device: torch.device, longest: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Standard normal noise (batch, length, width) and a uniform number (batch,) of each seed, float32.
 
-    Each sequence has a generator of its own: what a seed gives does not depend on the batch around it.
+    Each sequence has a generator of its own: what a seed gives does not depend on the batch around it. With `longest`,
+    so many positions are drawn and the first `length` kept: then it does not depend on the padding either.
     """
     noise = torch.empty(len(seeds), length, width, device=device)
     uniform = torch.empty(len(seeds), device=device)
+    drawn = torch.empty(max(length, longest or 0), width, device=device)
     generator = torch.Generator(device)
     for row, number, seed in zip(noise, uniform, seeds, strict=True):
         generator.manual_seed(seed)
-        row.normal_(generator=generator)
+        row.copy_(drawn.normal_(generator=generator)[:length])
         number.uniform_(generator=generator)
     return noise, uniform
 
@@ -272,15 +294,17 @@ def expected_embedding(
 
 @torch.no_grad()
 def most_likely_token(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`argmax(hidden W^T + b)` as (tokens,) int64; of equal logits the first. A soft cap would not change it."""
+    """`argmax(hidden W^T + b)` as (tokens,) int64: of equal logits the first, and -1 where a largest logit is not
+    finite. A soft cap would not change it.
+    """
     best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
     token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     for block in _vocabulary_blocks(len(hidden), len(weight)):
         value, index = torch.addmm(bias[block], hidden, weight[block].T).float().max(dim=1)
         better = value > best
-        best = torch.where(better, value, best)
+        best = torch.maximum(best, value)  # which keeps a NaN
         token = torch.where(better, index + block.start, token)
-    return token
+    return torch.where(best.isfinite(), token, -1)
 
 
 def _vocabulary_blocks(tokens: int, vocab_size: int) -> Iterator[slice]:

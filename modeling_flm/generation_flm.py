@@ -5,7 +5,7 @@ stays in the embedded space; every step re-embeds a prediction blockwise over th
 its argmax.
 """
 
-import operator
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
-from .flow_flm import flow_map_step
+from .flow_flm import as_seeds, flow_map_step
 
 SAMPLERS = ("euler", "flow_map")
 
@@ -56,7 +56,7 @@ class FlowGenerationConfig(GenerationConfig):
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
-        for name in ("num_steps", "num_return_sequences", "max_length"):
+        for name in ("num_steps", "num_return_sequences", "max_length", "max_new_tokens"):
             value = getattr(self, name)
             is_int = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and not (is_int and value >= 1):
@@ -117,7 +117,7 @@ class FlowGenerationMixin(GenerationMixin):
     ) -> None:
         """Called on loading: the stock version would read `generation_config.json` as a plain GenerationConfig."""
         if generation_config is not None:
-            self.generation_config = FlowGenerationConfig.from_dict(generation_config.to_dict())
+            self.generation_config = FlowGenerationConfig(**_set_values(generation_config))
         elif pretrained_model_name_or_path is not None:
             try:
                 self.generation_config = FlowGenerationConfig.from_pretrained(
@@ -140,6 +140,7 @@ class FlowGenerationMixin(GenerationMixin):
         input_ids: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         *,
+        attention_mask: Tensor | None = None,
         num_steps: int | None = None,
         sampler: str | None = None,
         max_length: int | None = None,
@@ -159,6 +160,7 @@ class FlowGenerationMixin(GenerationMixin):
             input_ids (`Tensor`, *optional*): (batch, P) prompts, kept as the first P ids of each sequence: clamped to
                 their embedding at every state. None to write from nothing.
             generation_config (`GenerationConfig`, *optional*): settings, usually a [`FlowGenerationConfig`].
+            attention_mask (`Tensor`, *optional*): of the prompts, all ones: prompts of one batch have one length.
             num_steps (`int`, *optional*): evaluations of the network, >= 1.
             sampler (`str`, *optional*): "euler" or "flow_map".
             max_length (`int`, *optional*): ids per sequence, prompt included; default and most: the model's
@@ -177,7 +179,6 @@ class FlowGenerationMixin(GenerationMixin):
         Raises:
             ValueError: an argument is unknown or not allowed, or the weights give non-finite predictions.
         """
-        attention_mask = kwargs.pop("attention_mask", None)
         given = dict(
             num_steps=num_steps,
             sampler=sampler,
@@ -217,25 +218,32 @@ class FlowGenerationMixin(GenerationMixin):
             hidden = self.denoise(state, tau[step].expand(batch), target)
             if step < num_steps - 1:
                 state = flow_map_step(state, self.embed_prediction(hidden), t[step], t[step + 1])
-        if not torch.isfinite(hidden).all():
+        tokens = self.decode_prediction(hidden)[:, start:]
+        if (tokens < 0).any():
             raise ValueError("the network's output is not finite: look for NaN or infinite weights.")
-        return torch.cat([prompt, self.decode_prediction(hidden)[:, start:]], dim=1)
+        return torch.cat([prompt, tokens], dim=1)
 
     def _merge_generation_config(
         self, generation_config: GenerationConfig | None, given: dict
     ) -> FlowGenerationConfig:
+        if not isinstance(generation_config, GenerationConfig | None):
+            raise ValueError(f"`generation_config` must be a GenerationConfig, but is {generation_config!r}.")
+        own = {name: value for name, value in _set_values(self.generation_config).items() if name in _HONOURED}
         passed = {} if generation_config is None else _set_values(generation_config)
-        given = passed | {name: value for name, value in given.items() if value is not None}
-        refused = sorted(given.keys() - _HONOURED)
+        given = {name: value for name, value in given.items() if value is not None}
+        refused = sorted((passed.keys() | given.keys()) - _HONOURED)
         if refused:
             raise ValueError(
                 f"generate() got arguments that it does not use: {', '.join(refused)}. It takes input_ids, "
-                f"generation_config, batch_size, seed, generator, {', '.join(sorted(_HONOURED))}."
+                "generation_config, attention_mask, batch_size, seed, generator, "
+                f"{', '.join(sorted(_HONOURED))}."
             )
-        config = FlowGenerationConfig.from_dict(_set_values(self.generation_config))
-        if "max_length" in given:
-            config.max_new_tokens = None  # of the model's own settings
-        config.update(**given)
+        settings: dict = {}
+        for layer in (own, passed, given):
+            if "max_length" in layer:
+                settings.pop("max_new_tokens", None)  # of a lower layer, which would go before it
+            settings |= layer
+        config = FlowGenerationConfig(**settings)
         default = FlowGenerationConfig.from_model_config(self.config)
         config.num_steps = config.num_steps or default.num_steps
         config.sampler = config.sampler or default.sampler
@@ -247,14 +255,20 @@ class FlowGenerationMixin(GenerationMixin):
 
     def _check_prompt(self, input_ids: Tensor | None, attention_mask: Tensor | None, batch_size: int | None) -> Tensor:
         """The prompts (batch, P) on the model's device; P = 0 without any."""
-        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+        is_int = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+        if batch_size is not None and not (is_int and batch_size >= 1):
             raise ValueError(f"`batch_size` must be an integer >= 1, but is {batch_size!r}.")
+        if input_ids is None and attention_mask is not None:
+            raise ValueError("`attention_mask` is that of the prompts, but there are no `input_ids`.")
         if input_ids is None:
             return torch.empty(batch_size or 1, 0, dtype=torch.long, device=self.device)
-        if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
-            raise ValueError("`input_ids` must be an integer tensor (batch, prompt length).")
+        is_ids = isinstance(input_ids, Tensor) and not input_ids.is_floating_point() and input_ids.dtype != torch.bool
+        if not is_ids or input_ids.ndim != 2 or len(input_ids) == 0:
+            raise ValueError("`input_ids` must be an integer tensor (batch, prompt length), batch >= 1.")
         if batch_size is not None and batch_size != len(input_ids):
             raise ValueError(f"`batch_size` is {batch_size}, but there are {len(input_ids)} prompts.")
+        if attention_mask is not None and getattr(attention_mask, "shape", None) != input_ids.shape:
+            raise ValueError(f"`attention_mask` must be a tensor as `input_ids`, of shape {tuple(input_ids.shape)}.")
         if attention_mask is not None and not attention_mask.bool().all():
             raise ValueError(
                 "`attention_mask` has padding, but prompts of different lengths cannot share a batch: "
@@ -267,7 +281,7 @@ class FlowGenerationMixin(GenerationMixin):
     def _output_length(self, prompt_length: int, config: FlowGenerationConfig) -> int:
         longest = self.config.max_position_embeddings
         if config.max_new_tokens is not None:
-            length = prompt_length + operator.index(config.max_new_tokens)
+            length = prompt_length + config.max_new_tokens
         else:
             length = config.max_length or longest
         if length > longest:
@@ -293,12 +307,13 @@ def _set_values(config: GenerationConfig) -> dict:
 
 
 def _spread_seeds(seed: int | Sequence[int] | None, generator: torch.Generator | None, count: int) -> list[int]:
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"`generator` must be a torch.Generator, but is {generator!r}.")
     if seed is None:
         device = None if generator is None else generator.device
         return torch.randint(2**32, (count,), generator=generator, device=device).tolist()
     if generator is not None:
         raise ValueError("give `seed` or `generator`, not both.")
-    seeds = list(range(seed, seed + count)) if isinstance(seed, int) else [int(s) for s in seed]
-    if len(seeds) != count:
-        raise ValueError(f"`seed` has {len(seeds)} entries for {count} sequences.")
-    return seeds
+    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+        seed = range(int(seed), int(seed) + count)
+    return as_seeds("seed", seed, count)

@@ -5,6 +5,7 @@ table), time modulates every block (adaLN), attention is bidirectional with rota
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .attention_flm import SOFTCAP_ATTENTION, eager_attention_forward
 from .configuration_flm import FLMConfig, FMLMConfig
 from .flow_flm import (
     Clock,
+    as_seeds,
     embedded_noise,
     expected_embedding,
     interpolate,
@@ -45,6 +47,8 @@ class FLMOutput(ModelOutput):
         scored (`Tensor`, *optional*): (batch, length) bool, the positions that count; with `labels`.
         timesteps (`Tensor`, *optional*): (batch,) the times tau the loss was taken at; with `labels`.
         hidden_states (`tuple[Tensor]`, *optional*): (batch, length, d) after the embedding and after each block.
+        last_hidden_state (`Tensor`, *optional*): (batch, length, d), what the output layer reads; in place of logits
+            with `output_logits=False`.
     """
 
     loss: Tensor | None = None
@@ -53,6 +57,7 @@ class FLMOutput(ModelOutput):
     scored: Tensor | None = None
     timesteps: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -71,7 +76,7 @@ class FLMEmbedding(nn.Embedding):
         """Embed ids (...) by look-up, a dense state (..., V) as `x @ E`, or (`white`) the white noise (..., d) of
         [`embedded_noise`]; all give float32 (..., d)."""
         if not x.is_floating_point():
-            return super().forward(x).float()
+            return super().forward(x.long()).float()
         with torch.autocast(x.device.type, enabled=False):
             table = self.weight.float()
             return embedded_noise(x, table)[0] if white else x.float() @ table
@@ -168,16 +173,21 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class FLMLossWeighting(nn.Module):
-    """The learned loss weight w(tau), (batch,): uncertainty weighting exp(-w) l + w over the times."""
+    """The learned loss weight w(tau), of a flow map w(tau_s, tau_t): exp(-w) l + w, (batch,)."""
 
     def __init__(self, config: FLMConfig):
         super().__init__()
         self.time_embedding = FLMTimeEmbedding(config)
+        two_times = config.model_type == "fmlm"
+        self.target_time_embedding = FLMTimeEmbedding(config, last=FLMZeroLinear) if two_times else None
         self.linear_1 = nn.Linear(config.conditioning_size, 128)
         self.linear_2 = FLMZeroLinear(128, 1)
 
-    def forward(self, tau: Tensor) -> Tensor:
-        return self.linear_2(F.gelu(self.linear_1(self.time_embedding(tau)))).squeeze(-1).float()
+    def forward(self, tau: Tensor, target: Tensor | None = None) -> Tensor:
+        embedding = self.time_embedding(tau)
+        if self.target_time_embedding is not None:
+            embedding = embedding + self.target_time_embedding(tau if target is None else target)
+        return self.linear_2(F.gelu(self.linear_1(embedding))).squeeze(-1).float()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -224,12 +234,21 @@ class FLMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
 
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *,
+        push_to_hub: bool = False,
+        variant: str | None = None,
+        **kwargs,
+    ) -> None:
         """[`~PreTrainedModel.save_pretrained`] that cannot spoil what is already there.
 
         Everything is written beside its place first and moved there when all of it is complete: a save that fails (a
-        full disk, say) leaves an earlier model in the same folder as it was.
+        full disk, say) leaves an earlier model in the same folder as it was. With `push_to_hub` it is not so.
         """
+        kwargs |= {"is_main_process": is_main_process, "variant": variant}
         if push_to_hub:
             return super().save_pretrained(save_directory, push_to_hub=True, **kwargs)
         os.makedirs(save_directory, exist_ok=True)
@@ -238,9 +257,11 @@ class FLMPreTrainedModel(PreTrainedModel):
             written = os.listdir(staging)
             for name in written:
                 os.replace(os.path.join(staging, name), os.path.join(save_directory, name))
-        if any(".safetensors" in name for name in written):  # shards of an earlier save would be loaded as well
+        of = "" if variant is None else re.escape(f".{variant}")
+        weights = rf"model{of}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{of}\.json"
+        if any(re.fullmatch(weights, name) for name in written):  # shards of an earlier save would be loaded as well
             for name in os.listdir(save_directory):
-                if name.startswith("model") and ".safetensors" in name and name not in written:
+                if re.fullmatch(weights, name) and name not in written:
                     os.remove(os.path.join(save_directory, name))
 
 
@@ -322,9 +343,10 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         dense = vocab_size <= width or (seeds is None and batch_size * length <= width)
         size = vocab_size if dense else width
         if seeds is not None:
-            if len(seeds) != batch_size:
-                raise ValueError(f"got {len(seeds)} noise seeds for {batch_size} sequences: one each is needed.")
-            noise, uniform = white_noise(seeds, length, size, device)
+            if generator is not None:
+                raise ValueError("give seeds (`noise_seed`) or `generator`, not both.")
+            seeds = as_seeds("noise_seed", seeds, batch_size)
+            noise, uniform = white_noise(seeds, length, size, device, self.config.max_position_embeddings)
         else:
             noise = torch.randn(batch_size, length, size, generator=generator, device=device)
             spread = torch.arange(batch_size, device=device) / batch_size
@@ -343,7 +365,8 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         return embedding.view(hidden.shape)
 
     def decode_prediction(self, hidden: Tensor) -> Tensor:
-        """The most likely token of each position of `hidden` (batch, length, d): int64 (batch, length), blockwise."""
+        """The most likely token of each position of `hidden` (batch, length, d), -1 where its logit is not finite:
+        int64 (batch, length), blockwise."""
         tokens = most_likely_token(hidden.flatten(0, 1), self.lm_head.weight, self.lm_head.bias)
         return tokens.view(hidden.shape[:2])
 
@@ -395,6 +418,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         noise_seed: Tensor | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         output_hidden_states: bool | None = None,
+        output_logits: bool = True,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs,
@@ -419,47 +443,63 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             attention_mask (`Tensor`, *optional*): (batch, length), 0 at padding: neither attended to nor scored.
             conditioning_mask (`Tensor`, *optional*): (batch, length) bool, True where the token is kept clean.
             noise_seed (`Tensor` or `list[int]`, *optional*): (batch,) a seed per sequence for its noise and time: the
-                same example gets the same noise whatever the batch layout.
+                same example gets the same noise whatever the batch layout and padding.
             generator (`torch.Generator`, *optional*): source of noise and times without `noise_seed`.
             output_hidden_states (`bool`, *optional*): also return all hidden states.
-            return_dict (`bool`, *optional*): False for a plain tuple.
+            output_logits (`bool`): without labels, False returns the last hidden state in place of (batch, length, V)
+                logits: `embed_prediction`, `decode_prediction` and the losses take it from there.
+            return_dict (`bool`, *optional*): False for a plain tuple. Its default, and that of `output_hidden_states`,
+                are the config's.
             num_items_in_batch (`int`, *optional*): what the summed loss is divided by instead of the number of scored
                 positions here (gradient accumulation: the count over all micro-batches).
 
         Raises:
-            ValueError: arguments that contradict each other, or wrong shapes. Values (ids, times, nothing to score)
-            are
-                checked on a CPU only: on an accelerator the check would make the host wait for every step.
+            ValueError: arguments that contradict each other or would go unused, or wrong shapes. Values (ids, times,
+                labels that are not the `input_ids`, nothing to score) are checked on a CPU only, and not in compiled
+                code: on an accelerator the check would make the host wait for every step.
         """
         unknown = sorted(name for name, value in kwargs.items() if value is not None and value is not False)
         if unknown:
             raise TypeError(f"{type(self).__name__}.forward() got unexpected arguments {unknown}.")
-        data = input_ids if input_ids is not None else labels
-        self._check_inputs(data, inputs_embeds, labels, timesteps, target_timesteps)
-        scored = _scored_positions(labels, attention_mask, conditioning_mask)
-        batch, device = (data if inputs_embeds is None else inputs_embeds).shape[0], self.embed_tokens.weight.device
-        timesteps, target_timesteps = (_batch_times(tau, batch, device) for tau in (timesteps, target_timesteps))
+        batch = self._check_shapes(input_ids, inputs_embeds, labels, attention_mask, conditioning_mask)
+        noised = inputs_embeds is None and labels is not None
+        if not noised and not (noise_seed is None and generator is None):
+            raise ValueError("`noise_seed` and `generator` noise `labels`, but here the state is given.")
+        if not noised and timesteps is None:
+            raise ValueError("`timesteps` is missing: the time tau in [0, 1] of the given state, shape (batch,).")
+        timesteps = self._check_times("timesteps", timesteps, batch)
+        target_timesteps = self._check_times("target_timesteps", target_timesteps, batch)
+        if target_timesteps is not None:
+            self._check_target(labels, timesteps, target_timesteps)
 
+        scored = _scored_positions(labels, attention_mask, conditioning_mask)
+        if labels is not None:
+            self._check_labels(labels, input_ids, inputs_embeds, attention_mask, scored)
         if inputs_embeds is not None:
             state = inputs_embeds
         elif labels is None:
-            state = self.embed_state(data)
+            self._check_ids("input_ids", input_ids)
+            state = self.embed_tokens(input_ids)
         else:
-            clean = data.clamp(min=0) if input_ids is None else data
-            self._check_ids("input_ids", clean)
+            clean = labels.clamp(min=0) if input_ids is None else input_ids
             keep = conditioning_mask if input_ids is None else _union(conditioning_mask, labels == -100)
             state, timesteps = self._corrupt(clean, timesteps, keep, noise_seed, generator)
 
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         all_hidden: list[Tensor] | None = [] if output_hidden_states else None
         hidden = self.denoise(state, timesteps, target_timesteps, attention_mask, all_hidden)
 
-        output = FLMOutput(hidden_states=tuple(all_hidden) if all_hidden is not None else None)
-        if labels is None:
-            output["logits"] = softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
+        hidden_states = None if all_hidden is None else tuple(all_hidden)
+        if labels is None and not output_logits:
+            output = FLMOutput(hidden_states=hidden_states, last_hidden_state=hidden)
+        elif labels is None:
+            logits = softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
+            output = FLMOutput(logits=logits, hidden_states=hidden_states)
         else:
-            output["loss"], output["token_losses"] = self._loss(hidden, labels, scored, timesteps, num_items_in_batch)
-            output["scored"], output["timesteps"] = scored, timesteps
-        return output if return_dict is not False else output.to_tuple()
+            loss, losses = self._loss(hidden, labels, scored, timesteps, num_items_in_batch)
+            output = FLMOutput(loss, None, losses, scored, timesteps, hidden_states)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _corrupt(
         self,
@@ -470,8 +510,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor]:
         """The state at tau (drawn when not given) of ids (batch, length), clean where `keep`: embedded; and tau."""
-        seeds = noise_seed.tolist() if isinstance(noise_seed, Tensor) else noise_seed
-        noise, uniform = self._embed_noise_and_uniform(clean.shape[0], clean.shape[1], generator, seeds)
+        noise, uniform = self._embed_noise_and_uniform(clean.shape[0], clean.shape[1], generator, noise_seed)
         tau = uniform if timesteps is None else timesteps
         data = self.embed_tokens(clean)
         state = interpolate(noise, data, self.clock.t(tau))
@@ -496,64 +535,116 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             hidden.flatten(0, 1),
             self.lm_head.weight,
             self.lm_head.bias,
-            labels.flatten().clamp(min=0),
+            labels.flatten().clamp(min=0).long(),
             weights.flatten(),
             self.config.final_logit_softcapping,
         )
         count = scored.sum() if num_items_in_batch is None else num_items_in_batch
-        if num_items_in_batch is None and labels.device.type == "cpu" and count == 0:
+        if num_items_in_batch is None and _checkable(labels) and count == 0:
             raise ValueError(
-                "there is no position to score: every label is -100, padding (attention_mask 0) or conditioning."
+                "there is no position to score: all `labels` are -100, padding (attention_mask 0) or conditioning."
             )
         return (total + offset) / count, losses.view(labels.shape) * scored
 
     # -- checks -------------------------------------------------------------------------------------------------------
 
-    def _check_inputs(
+    def _check_shapes(
         self,
-        data: Tensor | None,
+        input_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         labels: Tensor | None,
-        timesteps: Tensor | None,
-        target_timesteps: Tensor | None,
-    ) -> None:
-        given = inputs_embeds if inputs_embeds is not None else data
-        if given is None:
+        attention_mask: Tensor | None,
+        conditioning_mask: Tensor | None,
+    ) -> int:
+        """The batch size."""
+        width = self.config.hidden_size
+        if input_ids is None and inputs_embeds is None and labels is None:
             raise ValueError(
                 "give `labels` (to train), or `input_ids` or `inputs_embeds` with `timesteps` (to predict)."
             )
-        if inputs_embeds is not None and inputs_embeds.shape[2:] != (self.config.hidden_size,):
+        if input_ids is not None and inputs_embeds is not None:
+            raise ValueError("give `input_ids` or `inputs_embeds`, not both: either is the state.")
+        if conditioning_mask is not None and labels is None:
+            raise ValueError("`conditioning_mask` keeps clean what `labels` are noised, but there are no `labels`.")
+        if inputs_embeds is not None and inputs_embeds.shape[2:] != (width,):
             raise ValueError(
                 f"`inputs_embeds` has shape {tuple(inputs_embeds.shape)}, but an embedded state is (batch, length, "
-                f"{self.config.hidden_size}); a dense state (batch, length, V) goes through `embed_state` first."
+                f"{width}); a dense state (batch, length, V) goes through `embed_state` first."
             )
-        if inputs_embeds is None and given.ndim != 2:
-            raise ValueError(f"ids have shape {tuple(given.shape)}, but they must be (batch, length).")
-        if labels is not None and labels.shape != given.shape[:2]:
-            raise ValueError(f"`labels` have shape {tuple(labels.shape)}, but the input is {tuple(given.shape[:2])}.")
-        if given.shape[1] > self.config.max_position_embeddings:
+        for name, ids in (("input_ids", input_ids), ("labels", labels)):
+            if ids is None:
+                continue
+            if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim != 2:
+                found = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+                raise ValueError(
+                    f"`{name}` must be an integer tensor (batch, length), but is {found}; a dense state (batch, "
+                    "length, V) goes through `embed_state` into `inputs_embeds`."
+                )
+        state = inputs_embeds if inputs_embeds is not None else input_ids if input_ids is not None else labels
+        batch, length = state.shape[:2]
+        if batch * length == 0:
+            raise ValueError(f"the input is empty: it has shape {tuple(state.shape)}.")
+        beside = {"labels": labels, "attention_mask": attention_mask, "conditioning_mask": conditioning_mask}
+        for name, given in beside.items():
+            if given is not None and not (isinstance(given, Tensor) and given.shape == (batch, length)):
+                found = f"has shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"is {given!r}"
+                raise ValueError(f"`{name}` {found}, but the input is (batch, length) = {(batch, length)}.")
+        if length > self.config.max_position_embeddings:
             raise ValueError(
-                f"the input has {given.shape[1]} positions, more than the model's max_position_embeddings = "
+                f"the input has {length} positions, more than the model's max_position_embeddings = "
                 f"{self.config.max_position_embeddings}: cut it."
             )
-        if timesteps is None and (labels is None or inputs_embeds is not None):
-            raise ValueError("`timesteps` is missing: the time tau in [0, 1] of the given state, shape (batch,).")
-        if labels is not None and target_timesteps is not None:
+        return batch
+
+    def _check_times(self, name: str, tau: Tensor | Sequence[float] | float | None, batch: int) -> Tensor | None:
+        """Times as float32 (batch,), from one time per sequence or one for all."""
+        if tau is None:
+            return None
+        try:
+            times = torch.as_tensor(tau)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"`{name}` must be times in [0, 1], but is {tau!r}.") from None
+        if times.shape not in ((), (batch,)):
+            raise ValueError(f"`{name}` has shape {tuple(times.shape)}, but must be ({batch},), a time per sequence.")
+        if _checkable(times) and not ((times >= 0) & (times <= 1)).all():
+            raise ValueError(f"`{name}` must lie in [0, 1] (times are tau), but reach {_furthest(times)}.")
+        return times.to(self.embed_tokens.weight.device, torch.float32).expand(batch)
+
+    def _check_target(self, labels: Tensor | None, timesteps: Tensor, target_timesteps: Tensor) -> None:
+        if labels is not None:
             raise ValueError(
                 "`labels` train the denoiser, on the diagonal of the flow map; `target_timesteps` is for prediction."
             )
-        if labels is not None:
-            self._check_ids("labels", labels.clamp(min=0))
-        for name, tau in (("timesteps", timesteps), ("target_timesteps", target_timesteps)):
-            if isinstance(tau, Tensor) and tau.shape not in ((), given.shape[:1]):
+        if _checkable(timesteps) and (target_timesteps < timesteps - 1e-6).any():
+            raise ValueError("`target_timesteps` must not be less than `timesteps`: the flow runs from noise to data.")
+
+    def _check_labels(
+        self,
+        labels: Tensor,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        scored: Tensor,
+    ) -> None:
+        if not _checkable(labels):
+            return
+        unlabelled = labels == -100
+        self._check_ids("labels", labels.masked_fill(unlabelled, 0))
+        if input_ids is not None:
+            self._check_ids("input_ids", input_ids)
+            if ((labels != input_ids) & scored).any():
                 raise ValueError(
-                    f"`{name}` has shape {tuple(tau.shape)}, but must be ({given.shape[0]},), a time per sequence."
+                    "`labels` must be the `input_ids` or -100 (neither shifted nor masked): the data is noised here."
                 )
-            if isinstance(tau, Tensor) and tau.device.type == "cpu" and not bool(((tau >= 0) & (tau <= 1)).all()):
-                raise ValueError(f"`{name}` must lie in [0, 1] (times are tau), but reach {_furthest(tau)}.")
+        elif inputs_embeds is None:
+            unknown = unlabelled if attention_mask is None else unlabelled & attention_mask.bool()
+            if unknown.any():
+                raise ValueError(
+                    "`labels` of -100 leave a token unknown: give `input_ids` too, or hide it (attention_mask 0)."
+                )
 
     def _check_ids(self, name: str, ids: Tensor) -> None:
-        if ids.device.type != "cpu" or ids.numel() == 0:
+        if not _checkable(ids) or ids.numel() == 0:
             return
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.config.vocab_size:
@@ -596,9 +687,9 @@ def _scored_positions(
     return scored
 
 
-def _batch_times(tau: Tensor | float | None, batch: int, device: torch.device) -> Tensor | None:
-    """Times as float32 (batch,): given so, or one for all."""
-    return None if tau is None else torch.as_tensor(tau, device=device, dtype=torch.float32).expand(batch)
+def _checkable(x: Tensor) -> bool:
+    """Whether a look at the values of `x` costs no wait for a device and no break of a compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _union(mask: Tensor | None, other: Tensor) -> Tensor:
@@ -607,7 +698,7 @@ def _union(mask: Tensor | None, other: Tensor) -> Tensor:
 
 def _furthest(tau: Tensor) -> float:
     """The value furthest outside [0, 1] (a NaN counts as furthest)."""
-    return float(tau[(tau - 0.5).abs().nan_to_num(torch.inf).argmax()])
+    return float(tau.flatten()[(tau - 0.5).abs().nan_to_num(torch.inf).argmax()])
 
 
 FLMModel.register_for_auto_class("AutoModel")

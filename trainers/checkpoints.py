@@ -6,6 +6,7 @@ way.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 STATE = "trainer_state.json"
@@ -26,5 +27,6 @@ def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def discard(checkpoint: Path) -> None:
-    """Make an existing folder no checkpoint, before it is written anew."""
+    """Remove a checkpoint that is to be written anew; one that is half removed is not whole."""
     (checkpoint / STATE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)

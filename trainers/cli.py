@@ -20,8 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("flm: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-        print(f"flm: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        reason = str(error)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error} (flm --debug ... shows where)"
+    print(f"flm: {' '.join(reason.split())}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,9 +63,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> int:
     from .recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+
     from .train import run_training
 
-    trainer = run_training(load_recipe(options.recipe, options.overrides), options.resume)
+    trainer = run_training(recipe, options.resume)
     print(f"The model is in {trainer.args.output_dir}.")
     return 0
 
@@ -75,8 +81,11 @@ def _generate(options: argparse.Namespace) -> int:
 
     logging.disable_progress_bar()
     trust = options.trust_remote_code
-    model = AutoModel.from_pretrained(options.model, trust_remote_code=trust).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=trust)
+    try:
+        model = AutoModel.from_pretrained(options.model, trust_remote_code=trust).eval()
+        tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=trust)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{options.model} cannot be loaded: {error}") from error
     prompt = None
     if options.prompt:
         prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt").input_ids

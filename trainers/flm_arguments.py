@@ -50,12 +50,23 @@ class FLMTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` is {self.ema_decay}, but it must lie in [0, 1); 0 for no average.")
-        if not 0 <= self.conditioning_rate <= 1:
-            raise ValueError(f"`conditioning_rate` is {self.conditioning_rate}, but it must lie in [0, 1].")
-        if self.num_samples < 0 or any(steps < 1 for steps in self.sample_num_steps):
-            raise ValueError(
-                f"`num_samples` = {self.num_samples} and `sample_num_steps` = {self.sample_num_steps} must be at "
-                "least 0 and 1."
-            )
+        if not (_is_number(self.ema_decay) and 0 <= self.ema_decay < 1):
+            raise ValueError(f"`ema_decay` is {self.ema_decay!r}, but it must lie in [0, 1); 0 for no average.")
+        if not (_is_number(self.conditioning_rate) and 0 <= self.conditioning_rate <= 1):
+            raise ValueError(f"`conditioning_rate` is {self.conditioning_rate!r}, but it must lie in [0, 1].")
+        if self.label_smoothing_factor != 0:
+            raise ValueError("`label_smoothing_factor` must be 0: the loss of a flow needs the labels as they are.")
+        if not (isinstance(self.num_samples, int) and self.num_samples >= 0):
+            raise ValueError(f"`num_samples` is {self.num_samples!r}, but it must be an integer >= 0.")
+        steps = self.sample_num_steps
+        if not (isinstance(steps, list) and all(isinstance(n, int) and n >= 1 for n in steps)):
+            raise ValueError(f"`sample_num_steps` is {steps!r}, but it must be a list of integers >= 1.")
+
+    @property
+    def n_gpu(self) -> int:
+        """At most 1: several GPUs take a process each (`torchrun`), never threads of one (`nn.DataParallel`)."""
+        return min(1, super().n_gpu)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float))

@@ -52,8 +52,8 @@ class FLMTrainer(Trainer):
         args = args or FLMTrainingArguments(output_dir="tmp_trainer")
         if not isinstance(args, FLMTrainingArguments):
             raise ValueError(f"`args` must be FLMTrainingArguments, but are {type(args).__name__}.")
-        if model is not None and args.learned_loss_weighting:
-            model.add_loss_weighting()
+        if model is not None:
+            _weighted(model, args)
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: _fixed(dataset) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
@@ -62,6 +62,9 @@ class FLMTrainer(Trainer):
         self.ema: EMA | None = None
         self.add_callback(_FlowCallback(self))
 
+    def call_model_init(self, trial=None):
+        return _weighted(super().call_model_init(trial), self.args)
+
     # -- times, noise and conditioning --------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
@@ -69,7 +72,9 @@ class FLMTrainer(Trainer):
         return super().get_batch_samples(self._noised(epoch_iterator, num_batches), num_batches, device)
 
     def _noised(self, epoch_iterator, num_batches: int) -> Iterator[dict]:
-        per_device, processes = self.args.train_batch_size, self.accelerator.num_processes
+        per_device, processes = self._train_batch_size, self.accelerator.num_processes
+        # of a whole step: the last step of an epoch may be shorter, and then takes the first places
+        global_batch_size = self.args.gradient_accumulation_steps * processes * per_device
         for micro, batch in enumerate(islice(epoch_iterator, num_batches)):
             batch = _with_labels(batch)
             ids = batch["input_ids"]
@@ -77,7 +82,7 @@ class FLMTrainer(Trainer):
             times, seeds = draw_times_and_seeds(
                 self.args.seed,
                 self.state.global_step,
-                num_batches * processes * per_device,
+                global_batch_size,
                 first + np.arange(len(ids)),
             )
             batch["timesteps"] = torch.from_numpy(times).to(ids.device)
@@ -120,9 +125,18 @@ class FLMTrainer(Trainer):
             resume_from_checkpoint = str(last)
         elif resume_from_checkpoint and not is_whole(Path(resume_from_checkpoint)):
             raise ValueError(f"{resume_from_checkpoint} is not a whole checkpoint: it is missing or was cut off.")
+        self.ema = None  # of an earlier call
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:  # resumed where the run had ended: the Trainer would add a step
+            self.control.should_training_stop = True
+
     def _save_checkpoint(self, model, trial) -> None:
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise self._not_finite("a weight is not finite")
         if self.args.should_save:
             discard(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
         self.accelerator.wait_for_everyone()
@@ -142,13 +156,14 @@ class FLMTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint, RAW_WEIGHTS)
-        if self.args.ema_decay > 0 and path.exists():
+        if path.exists():
             weights = load_file(path)
-            self.ema = EMA(model or self.model, self.args.ema_decay)
-            self.ema.load({name[4:]: tensor for name, tensor in weights.items() if name.startswith("ema.")})
+            ema = EMA(model or self.model, self.args.ema_decay)
+            ema.load({name[4:]: tensor for name, tensor in weights.items() if name.startswith("ema.")})
             with torch.no_grad():
-                for name, parameter in self.ema.parameters.items():
+                for name, parameter in ema.parameters.items():
                     parameter.copy_(weights[f"raw.{name}"])
+            self.ema = ema if self.args.ema_decay > 0 else None
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -158,16 +173,20 @@ class FLMTrainer(Trainer):
             eval_dataset = _fixed(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
 
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        return super().get_test_dataloader(_fixed(test_dataset))
+
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        with self.averaged_weights():
+        # A data loader draws from the global generator, which is the dropout's.
+        with torch.random.fork_rng(devices=[]), self.averaged_weights():
             output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         losses, counts = output.predictions
         edges = np.linspace(0, 1, TAU_BINS + 1)
         bins = np.minimum(np.digitize(output.label_ids, edges) - 1, TAU_BINS - 1)
         output.metrics[f"{metric_key_prefix}_loss"] = float(losses.sum() / counts.sum())
-        for b in np.unique(bins):
+        for b in np.unique(bins[counts > 0]):
             name = f"{metric_key_prefix}_loss_tau_{edges[b]:.1f}_{edges[b + 1]:.1f}"
             output.metrics[name] = float(losses[bins == b].sum() / counts[bins == b].sum())
         return output
@@ -175,20 +194,24 @@ class FLMTrainer(Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss of a batch; per example its summed loss and number of scored positions; and its time."""
         inputs = self._prepare_inputs(_with_labels(inputs))
+        count = inputs["labels"].ne(-100).sum().clamp(min=1)  # the model refuses a batch with nothing to score
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = model(**inputs)
+            output = model(**inputs, num_items_in_batch=count)
         per_example = output.token_losses.sum(1), output.scored.sum(1)
         return output.loss, per_example, output.timesteps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        for name in ("loss", "eval_loss"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                last = last_whole_checkpoint(self.args.output_dir)
-                raise FloatingPointError(
-                    f"`{name}` is {logs[name]} at step {self.state.global_step}: training stopped. The last whole "
-                    f"checkpoint is {last or 'none'}; lower the learning rate or look at the data from there on."
-                )
+        for name, value in logs.items():
+            if name.endswith("loss") and not math.isfinite(value):
+                raise self._not_finite(f"`{name}` is {value}")
         super().log(logs, start_time)
+
+    def _not_finite(self, what: str) -> FloatingPointError:
+        last = last_whole_checkpoint(self.args.output_dir)
+        return FloatingPointError(
+            f"{what} at step {self.state.global_step}: training stopped. The last whole checkpoint is "
+            f"{last or 'none'}; lower the learning rate or look at the data from there on."
+        )
 
     @torch.no_grad()
     def sample(self) -> None:
@@ -227,6 +250,13 @@ class _FlowCallback(TrainerCallback):
                 self.trainer.sample()
 
 
+def _weighted(model, args: FLMTrainingArguments):
+    """The model, with a learned loss weight if the arguments ask for one."""
+    if args.learned_loss_weighting:
+        model.add_loss_weighting()
+    return model
+
+
 def _fixed(dataset) -> Dataset | IterableDataset:
     """An evaluation data set with fixed times and noise, unless it brings its own."""
     if not isinstance(dataset, (Dataset, IterableDataset)):
@@ -235,7 +265,7 @@ def _fixed(dataset) -> Dataset | IterableDataset:
 
 
 def _with_labels(batch: dict) -> dict:
-    """A copy of the batch with both `input_ids` and `labels`, the latter -100 at padding."""
+    """A copy of the batch with both `input_ids` and `labels`, the latter -100 at padding and conditioning."""
     batch = dict(batch)
     if "input_ids" not in batch:
         batch["input_ids"] = batch["labels"]
@@ -243,4 +273,6 @@ def _with_labels(batch: dict) -> dict:
         batch["labels"] = batch["input_ids"]
     if "attention_mask" in batch:
         batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, -100)
+    if "conditioning_mask" in batch:
+        batch["labels"] = batch["labels"].masked_fill(batch["conditioning_mask"] != 0, -100)
     return batch

@@ -34,11 +34,13 @@ def draw_times_and_seeds(
 def draw_conditioning(seeds: list[int], length: int, rate: float) -> np.ndarray:
     """Which positions are kept clean, bool (n, length), from the examples' noise seeds.
 
-    A share `rate` of the sequences is conditional; of such a sequence a part, uniform in [0, 1], is kept.
+    A share `rate` of the sequences is conditional; of such a sequence a part, uniform in [0, 1], is kept, but never
+    all of it.
     """
     kept = np.zeros((len(seeds), length), dtype=bool)
     for row, seed in zip(kept, seeds, strict=True):
         rng = np.random.default_rng((seed, 1))
         if rng.random() < rate:
             row[:] = rng.random(length) < rng.random()
+            row[rng.integers(length)] &= not row.all()
     return kept

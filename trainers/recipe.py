@@ -8,6 +8,7 @@
 Paths in a recipe are relative to its folder, but `output_dir` is relative to where the command runs.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -64,11 +65,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"the recipe {path} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"the recipe {path} is not a text file.") from None
+    content = _parse(content, f"the recipe {path}")
     if not isinstance(content, dict):
         raise ValueError(f"the recipe {path} must be a mapping with model, tokenizer, data and training.")
     for override in overrides:
@@ -76,6 +78,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _check_keys(f"the recipe {path}", content, {"model", "tokenizer", "data", "training"}, {"tokenizer", "data"})
     data = content["data"]
     _check_keys("`data`", data, {f.name for f in fields(DataRecipe)}, {"train"})
+    for section in ("model", "training"):
+        if not isinstance(content.get(section) or {}, dict):
+            raise ValueError(f"`{section}` is {content[section]!r}, but it must be a mapping.")
     tokenizer = str(content["tokenizer"])
     if tokenizer.startswith(("./", "../", "/")):
         tokenizer = str(path.parent / tokenizer)
@@ -94,10 +99,12 @@ def _apply(content: dict, override: str) -> None:
     if not equals or not last:
         raise ValueError(f"{override!r} is not an override: write section.name=value, such as training.max_steps=10.")
     for section in sections:
-        content = content.setdefault(section, {})
+        if content.get(section) is None:
+            content[section] = {}
+        content = content[section]
         if not isinstance(content, dict):
             raise ValueError(f"{override!r}: {section} is a value, not a section.")
-    content[last] = yaml.safe_load(value)
+    content[last] = _parse(value, repr(override))
 
 
 def _check_keys(where: str, given: Any, known: set[str], needed: set[str]) -> None:
@@ -105,4 +112,20 @@ def _check_keys(where: str, given: Any, known: set[str], needed: set[str]) -> No
         raise ValueError(f"{where} must be a mapping with {', '.join(sorted(known))}.")
     for problem, names in (("unknown", given.keys() - known), ("missing", needed - given.keys())):
         if names:
-            raise ValueError(f"{where} has {problem} entries: {', '.join(sorted(names))}.")
+            raise ValueError(f"{where} has {problem} entries: {', '.join(sorted(map(str, names)))}.")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as in YAML 1.2; PyYAML by itself wants 1.0e-3."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None

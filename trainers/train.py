@@ -27,13 +27,14 @@ def build_trainer(recipe: Recipe) -> FLMTrainer:
     length = model.config.max_position_embeddings
     train = _packed(recipe, recipe.data.train, tokenizer, length)
     if recipe.data.streaming:
-        train = train.shuffle(seed=args.seed, buffer_size=recipe.data.shuffle_buffer)
+        # One endless pass: a run can only be resumed within a pass over a stream.
+        train = train.repeat(None).shuffle(seed=args.seed, buffer_size=recipe.data.shuffle_buffer)
     validation = None
     if recipe.data.validation is not None:
         validation = _packed(recipe, recipe.data.validation, tokenizer, length)
         rows = recipe.data.max_validation_rows
         if rows is not None:
-            validation = validation.take(rows) if recipe.data.streaming else validation.select(range(rows))
+            validation = validation.take(rows)
     return FLMTrainer(
         model,
         args,
@@ -88,7 +89,10 @@ def _packed(recipe: Recipe, source, tokenizer, length: int):
 
 
 def _known(section: str, given: dict, cls) -> dict:
-    known = {f.name for f in dataclasses.fields(cls) if f.init}
-    if unknown := sorted(given.keys() - known):
+    known = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
+    if unknown := sorted(given.keys() - known.keys()):
         raise ValueError(f"`{section}` has unknown entries: {', '.join(unknown)}.")
+    for name, value in given.items():
+        if isinstance(known[name], (int, float)) and not isinstance(value, (int, float)):
+            raise ValueError(f"`{section}.{name}` is {value!r}, but it must be a number, or true or false.")
     return given

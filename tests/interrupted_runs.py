@@ -1,0 +1,149 @@
+"""What test_faults.py runs: `interrupted_runs.py FOLDER` trains once for each fault, in a child process each."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from training import fresh_model, make_trainer
+from transformers import TrainerCallback, TrainerState, modeling_utils
+
+from trainers import flm_trainer
+
+OPTIONS = {
+    "max_steps": 6,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "conditioning_rate": 0.5,
+}
+
+
+def make(folder: Path, model_seed: int = 0, **changes):
+    """A trainer of a model with dropout that saves at steps 2, 4 and 6."""
+    return make_trainer(folder, fresh_model(model_seed, hidden_dropout=0.1), **OPTIONS | changes)
+
+
+class At(TrainerCallback):
+    """Does something at the end of a step, before it is saved."""
+
+    def __init__(self, step: int, action: Callable[[], object]):
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.action()
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_halfway(module, name: str, position: int, call: int) -> Callable[[], None]:
+    """From when this is called: SIGKILL when the file of that call of `module.name` is half written."""
+    write, calls = getattr(module, name), []
+
+    def half_write(*args, **kwargs):
+        result = write(*args, **kwargs)
+        calls.append(args)
+        if len(calls) == call:
+            path = args[position]
+            os.truncate(path, os.path.getsize(path) // 2)
+            kill()
+        return result
+
+    return lambda: setattr(module, name, half_write)
+
+
+def kill_while_removing() -> None:
+    remove = shutil.rmtree
+
+    def remove_one(folder, *args, **kwargs):
+        if Path(folder, "optimizer.pt").exists():
+            Path(folder, "optimizer.pt").unlink()
+            kill()
+        remove(folder, *args, **kwargs)
+
+    shutil.rmtree = remove_one
+
+
+def kill_before_moving() -> None:
+    os.replace = lambda *paths: kill()
+
+
+# What happens, and when: at step 3 it is arranged for the save at step 4.
+KILLS: dict[str, tuple[int, Callable[[], object], dict]] = {
+    "before the first checkpoint": (1, kill, {}),
+    "between two checkpoints": (3, kill, {}),
+    "as a checkpoint begins": (4, kill, {}),
+    "in the model's weights": (3, kill_halfway(modeling_utils, "safe_save_file", 1, 1), {}),
+    "before the model is in place": (3, kill_before_moving, {}),
+    "in the optimiser's state": (3, kill_halfway(torch, "save", 1, 2), {}),
+    "in the raw weights": (3, kill_halfway(flm_trainer, "save_file", 1, 1), {}),
+    "in the random states": (3, kill_halfway(torch, "save", 1, 4), {}),
+    "in the trainer's state": (3, kill_halfway(TrainerState, "save_to_json", 1, 1), {}),
+    "while an old checkpoint is removed": (3, kill_while_removing, {"save_total_limit": 1}),
+}
+
+
+def fill_disk(limit: int) -> None:
+    """From now on no file can grow beyond `limit` bytes: what a full disk does, EFBIG standing in for ENOSPC."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+# Which writes fail: all, that of modeling_flm.py, that of the weights, that of the optimiser's state.
+FULL_DISKS = [100, 10_000, 60_000, 200_000]
+
+
+def train_until(folder: Path, step: int, action: Callable[[], object], **changes) -> None:
+    make(folder, callbacks=[At(step, action)], **changes).train()
+
+
+def save_over(folder: Path, limit: int) -> None:
+    trainer = make(folder, save_strategy="no")
+    trainer.train()
+    trainer.save_model(folder / "model")
+    shutil.copytree(folder / "model", folder / "before")
+    trainer.train()
+    fill_disk(limit)
+    trainer.save_model(folder / "model")
+
+
+def in_child(action: Callable[[], object]) -> dict:
+    """How a child process ends that does `action`: its signal, or the name of its error."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+            message = "nothing went wrong"
+        except BaseException as error:
+            message = f"{type(error).__name__}: {error}"
+        os.write(write, message.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        message = pipe.read()
+    status = os.waitpid(child, 0)[1]
+    return {"signal": os.WTERMSIG(status), "message": message}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    root = Path(sys.argv[1])
+    ends = {}
+    for name, (step, action, changes) in KILLS.items():
+        ends[name] = in_child(lambda: train_until(root / name, step, action, **changes))  # noqa: B023
+    for limit in FULL_DISKS:
+        folder = root / f"{limit} bytes"
+        ends[folder.name] = in_child(lambda: train_until(folder, 3, lambda: fill_disk(limit)))  # noqa: B023
+        folder = root / f"over an old model, {limit} bytes"
+        ends[folder.name] = in_child(lambda: save_over(folder, limit))  # noqa: B023
+    (root / "ends.json").write_text(json.dumps(ends))

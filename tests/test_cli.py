@@ -1,0 +1,256 @@
+"""The `flm` command, as its users call it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from shutil import rmtree
+
+import datasets
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
+from training import same, weights
+from transformers import PreTrainedTokenizerFast
+
+import trainers.train
+from modeling_flm import FLMModel
+from trainers.cli import main
+
+WORDS = "the cat saw a dog and one bird sang to an old fox under some tree by our red barn".split()
+LINES = [" ".join(WORDS[(7 * i + k * k) % len(WORDS)] for k in range(8)) + "." for i in range(120)]
+
+RECIPE = """
+model:
+  hidden_size: 32
+  num_hidden_layers: 2
+  num_attention_heads: 2
+  intermediate_size: 64
+  max_position_embeddings: 16
+  conditioning_size: 16
+  time_embedding_size: 16
+tokenizer: ./tokenizer
+data:
+  train: ./train.txt
+  validation: ./validation.txt
+  max_validation_rows: 1000
+training:
+  max_steps: 4
+  per_device_train_batch_size: 8
+  learning_rate: 1e-3
+  ema_decay: 0.5
+  eval_strategy: steps
+  eval_steps: 2
+  save_steps: 2
+  logging_steps: 1
+  num_samples: 1
+  sample_num_steps: [2]
+  use_cpu: true
+  disable_tqdm: true
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with a recipe, its texts and its tokenizer; what `datasets` caches stays in it too."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "train.txt").write_text("\n".join(LINES))
+    (folder / "validation.txt").write_text("\n".join(LINES[:30]))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}
+    trainer = BpeTrainer(vocab_size=100, special_tokens=list(special.values()), show_progress=False)
+    tokenizer.train_from_iterator(LINES, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
+        yield folder
+
+
+def train(project: Path, output: Path, *more: str) -> int:
+    return main(["train", str(project / "recipe.yaml"), f"training.output_dir={output}", *more])
+
+
+@pytest.fixture(scope="module")
+def trained(project) -> Path:
+    """The folder of a finished run of four steps."""
+    output = project / "runs" / "finished"
+    assert train(project, output) == 0
+    return output
+
+
+def one_line(capsys) -> str:
+    """The only line on stderr."""
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+# -- help, and mistakes that need no model ----------------------------------------------------------------------------
+
+WITHOUT_TORCH = """
+import sys
+from trainers.cli import main
+
+for arguments in (["--help"], ["train", "--help"], ["generate", "--help"], ["demo", "--help"]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert end.code == 0, end.code
+assert main(["train", "missing.yaml"]) == 1
+print(sorted({"torch", "transformers", "datasets"} & set(sys.modules)))
+"""
+
+
+def test_help_and_a_wrong_recipe_do_not_wait_for_torch(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", WITHOUT_TORCH]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert result.stdout.endswith("[]\n")
+    assert all(name in result.stdout for name in ("usage: flm", "--resume", "--num-steps", "section.name=value"))
+    assert result.stderr == "flm: the recipe missing.yaml cannot be read: No such file or directory.\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["generate", "x", "--sampler", "heun"]])
+def test_a_wrong_command_line_ends_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: flm" in capsys.readouterr().err
+
+
+MISTAKES = {
+    "training.max_stepz=3": "max_stepz",
+    "training.ema_decay=2": "ema_decay",
+    "training.learning_rate=fast": "training.learning_rate",
+    "training.per_device_train_batch_size=many": "training.per_device_train_batch_size",
+    "training.sample_num_steps=8": "sample_num_steps",
+    "training.eval_strategy=sometimes": "sometimes",
+    "training.label_smoothing_factor=0.1": "label_smoothing_factor",
+    "model.hidden_sise=32": "hidden_sise",
+    "model.hidden_size=33": "hidden_size",
+    "model.hidden_size=wide": "hidden_size",
+    "model.type=gpt": "model.type",
+    "data.trian=x": "trian",
+    "data.train=./missing.txt": "missing.txt",
+    "data.text_column=body": "body",
+    "tokenizer=./missing": "missing",
+    "training.max_steps": "training.max_steps",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_in_a_recipe_is_one_line(project, tmp_path, override, capfd):
+    assert train(project, tmp_path, override) == 1
+    errors = [line for line in capfd.readouterr().err.splitlines() if not _is_progress(line)]
+    assert len(errors) == 1 and errors[0].startswith("flm: ") and MISTAKES[override] in errors[0]
+
+
+def _is_progress(line: str) -> bool:
+    """Bars of `datasets`, which a terminal overwrites."""
+    return "%|" in line or "examples/s]" in line or not line.strip()
+
+
+@pytest.mark.parametrize("arguments", [["missing/folder"], ["{empty}"], ["{file}"]])
+def test_a_model_that_is_none_is_one_line(tmp_path, arguments, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("text")
+    [name] = [argument.format(empty=tmp_path / "empty", file=tmp_path / "file") for argument in arguments]
+    assert main(["generate", name]) == 1
+    assert name in one_line(capsys)
+
+
+def test_an_unforeseen_error_is_one_line_and_debug_shows_where(project, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise KeyError("lost\nkey")
+
+    monkeypatch.setattr(trainers.train, "run_training", fail)
+    assert train(project, tmp_path) == 1
+    assert one_line(capsys).startswith("flm: KeyError:")
+    with pytest.raises(KeyError):
+        main(["--debug", "train", str(project / "recipe.yaml")])
+
+
+def test_an_interruption_ends_with_status_130(project, tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainers.train, "run_training", interrupt)
+    assert train(project, tmp_path) == 130
+    assert one_line(capsys) == "flm: interrupted"
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+def test_training_leaves_a_model_checkpoints_and_samples(trained):
+    assert {path.name for path in trained.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    model = FLMModel.from_pretrained(trained)
+    assert same(weights(model), weights(FLMModel.from_pretrained(trained / "checkpoint-4")))
+    assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (0, 1, 2)
+    records = [json.loads(line) for line in (trained / "samples.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 4]
+    assert all(isinstance(text, str) for record in records for text in record["samples"])
+
+
+def test_resuming_goes_on_to_the_model_of_one_run(project, trained, tmp_path, capsys):
+    assert train(project, tmp_path, "training.max_steps=2") == 0
+    assert train(project, tmp_path, "--resume") == 0
+    assert f"The model is in {tmp_path}." in capsys.readouterr().out
+    assert same(weights(FLMModel.from_pretrained(tmp_path)), weights(FLMModel.from_pretrained(trained)))
+
+
+def test_resuming_a_finished_run_changes_nothing_and_without_a_checkpoint_starts(project, trained, tmp_path):
+    before = weights(FLMModel.from_pretrained(trained))
+    assert train(project, trained, "--resume") == 0
+    assert same(weights(FLMModel.from_pretrained(trained)), before)
+    assert train(project, tmp_path, "--resume") == 0
+    assert same(weights(FLMModel.from_pretrained(tmp_path)), before)
+
+
+def test_a_streamed_corpus_is_read_again_and_again_and_resumed_in_any_pass(project, tmp_path):
+    more = ["data.streaming=true", "data.shuffle_buffer=50", "training.max_steps=60", "training.save_steps=40"]
+    assert train(project, tmp_path, *more, "training.eval_steps=60") == 0
+    whole = weights(FLMModel.from_pretrained(tmp_path))
+    rmtree(tmp_path / "checkpoint-60")
+    assert train(project, tmp_path, *more, "training.eval_steps=60", "--resume") == 0
+    assert same(weights(FLMModel.from_pretrained(tmp_path)), whole)
+
+
+# -- generate ---------------------------------------------------------------------------------------------------------
+
+
+def written(capsys, folder: Path, *more: str) -> list[str]:
+    """The texts that `flm generate` prints."""
+    assert main(["generate", str(folder), "--num-steps", "4", *more]) == 0
+    return capsys.readouterr().out.split("\n\n")[:-1]
+
+
+def test_generated_text_begins_with_its_prompt(trained, capsys):
+    texts = written(capsys, trained, "--prompt", "the old dog", "--num-samples", "3")
+    assert len(texts) == 3
+    assert all(text.startswith("the old dog") for text in texts)
+
+
+def test_a_seed_reproduces_each_sample_by_itself(trained, capsys):
+    texts = written(capsys, trained, "--seed", "7", "--num-samples", "3", "--max-length", "12")
+    assert texts == written(capsys, trained, "--seed", "7", "--num-samples", "3", "--max-length", "12")
+    assert texts[1:2] == written(capsys, trained, "--seed", "8", "--max-length", "12")
+    assert len(set(texts)) == 3
+
+
+@pytest.mark.parametrize(
+    "option, value, named",
+    [
+        ("--num-steps", "0", "num_steps"),
+        ("--max-length", "99", "max_length"),
+        ("--sampler", "flow_map", "flow_map"),
+        ("--prompt", "the cat " * 30, "prompt"),
+    ],
+)
+def test_what_a_model_cannot_write_is_one_line(trained, capsys, option, value, named):
+    capsys.readouterr()
+    assert main(["generate", str(trained), option, value]) == 1
+    assert named in one_line(capsys)

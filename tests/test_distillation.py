@@ -1,0 +1,130 @@
+"""Distillation targets and losses against the recorded values of the official implementation."""
+
+import pytest
+import torch
+from official import official_model, record
+
+from modeling_flm.attention_flm import SOFTCAP_ATTENTION
+from modeling_flm.losses_flm import chunked_cross_entropy, chunked_distillation_loss
+from trainers.distillation import (
+    Network,
+    States,
+    eulerian_target,
+    lagrangian_target,
+    project_onto_simplex,
+    semigroup_target,
+)
+
+LOSSES = record("losses")
+ON, OFF = slice(0, 2), slice(2, 6)
+EVERYTHING = slice(None)
+CLOSE = {"rtol": 0, "atol": 5e-5}
+
+
+@pytest.fixture(scope="module")
+def networks():
+    student = official_model("dit_fmlm", 30.0, SOFTCAP_ATTENTION)
+    teacher = official_model("dit_flm", 30.0, SOFTCAP_ATTENTION)
+    return Network(student), Network(teacher)
+
+
+def states(network: Network, rows) -> States:
+    """x_s of the recorded noise, in a network's embedding."""
+    x = LOSSES["fmlm.x_s"][rows]
+    keep = torch.zeros(x.shape[:2], dtype=torch.bool)
+    embedded = network.model.embed_state(x).detach()
+    return States(embedded, torch.zeros_like(embedded), keep)
+
+
+def times(rows):
+    return [LOSSES[f"in.fmlm.tau_{name}"][rows] for name in "sut"]
+
+
+def token_losses(network: Network, rows, target, loss_type: str = "ce") -> torch.Tensor:
+    """Per-token losses (rows, 24) of the student at the recorded states and times."""
+    start, _, end = times(rows)
+    return student_losses(network, rows, start, end, target, loss_type)
+
+
+def student_losses(network: Network, rows, start, end, target, loss_type: str = "ce") -> torch.Tensor:
+    hidden = network.hidden(states(network, rows), start, end).flatten(0, 1)
+    head = (hidden, network.weight("lm_head.weight"), network.weight("lm_head.bias"))
+    _, losses = chunked_distillation_loss(*head, target, torch.ones(len(hidden)), 30.0, loss_type)
+    return losses.view(-1, 24)
+
+
+def teacher_target(networks, rows, tau):
+    _, teacher = networks
+    return teacher.predictions(teacher.hidden(states(teacher, rows), tau))
+
+
+def test_diagonal_target_is_the_teachers_posterior(networks):
+    target = teacher_target(networks, ON, times(ON)[0])
+    torch.testing.assert_close(target(EVERYTHING).view(2, 24, 37), LOSSES["psd.diag_target"], **CLOSE)
+
+
+@pytest.mark.parametrize("loss_type, tolerance", [("ce", 2e-4), ("mse", 5e-5)])
+def test_semigroup(networks, loss_type, tolerance):
+    student, _ = networks
+    target = semigroup_target(student, states(student, OFF), *times(OFF))
+    torch.testing.assert_close(target(EVERYTHING).view(4, 24, 37), LOSSES["psd.offdiag_target"], **CLOSE)
+    losses = [
+        token_losses(student, ON, teacher_target(networks, ON, times(ON)[0]), loss_type),
+        token_losses(student, OFF, target, loss_type),
+    ]
+    torch.testing.assert_close(torch.cat(losses), LOSSES[f"psd_{loss_type}.loss"], rtol=0, atol=tolerance)
+
+
+def test_diagonal_without_a_teacher_is_the_data(networks):
+    student, _ = networks
+    start, _, end = times(ON)
+    hidden = student.hidden(states(student, ON), start, end).flatten(0, 1)
+    head = (hidden, student.weight("lm_head.weight"), student.weight("lm_head.bias"))
+    _, losses = chunked_cross_entropy(*head, LOSSES["in.x0"][ON].flatten(), torch.ones(48), 30.0)
+    torch.testing.assert_close(losses.view(2, 24), LOSSES["psd_ce_noteacher.loss"][ON], rtol=0, atol=2e-4)
+
+
+def test_learned_loss_weight(networks):
+    student, _ = networks
+    start, _, end = times(EVERYTHING)
+    weight = student.model.loss_weighting(start, end)[:, None].detach()
+    expected = torch.exp(-weight) * LOSSES["psd_ce.loss"] + weight
+    torch.testing.assert_close(expected, LOSSES["psd_ce_llw.loss"], rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("name", ["lsd", "lsd_teacherD"])
+def test_lagrangian(networks, name):
+    student, teacher = networks
+    denoiser = teacher if name == "lsd_teacherD" else student
+    start, _, end = times(OFF)
+    target, projected = lagrangian_target(student, denoiser, states(student, OFF), states(denoiser, OFF), start, end)
+    torch.testing.assert_close(
+        target(EVERYTHING).view(4, 24, 37), LOSSES[f"{name}.offdiag_target_entmax2"], rtol=0, atol=1e-3
+    )
+    before = LOSSES[f"{name}.offdiag_target_pre_entmax"]
+    assert abs(int(sum(projected)) - int((before < 0).any(-1).sum())) <= 1
+    torch.testing.assert_close(token_losses(student, OFF, target), LOSSES[f"{name}.loss"][OFF], rtol=0, atol=1e-2)
+
+
+def test_eulerian(networks):
+    student, teacher = networks
+    rows = slice(2, 5)
+    start, _, end = times(rows)
+    target = eulerian_target(student, teacher, states(student, rows), states(teacher, rows), start, end)
+    torch.testing.assert_close(
+        target(EVERYTHING).view(3, 24, 37), LOSSES["esd.offdiag_target"], rtol=1e-3, atol=1e-3
+    )
+    losses = student_losses(student, rows, start, end, target, "mse")
+    torch.testing.assert_close(losses, LOSSES["esd.loss"][rows], rtol=1e-2, atol=1e-3)
+
+
+def test_projection_onto_the_simplex():
+    x = torch.randn(100, 7, generator=torch.Generator().manual_seed(0))
+    p = project_onto_simplex(x)
+    torch.testing.assert_close(p.sum(-1), torch.ones(100))
+    assert (p >= 0).all()
+    inside = x.softmax(-1)
+    torch.testing.assert_close(project_onto_simplex(inside), inside)
+    # the nearest point: nothing is nearer along the way to any other point of the simplex
+    others = torch.randn(100, 7, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    assert (((x - p) * (others - p)).sum(-1) <= 1e-5).all()

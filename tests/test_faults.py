@@ -1,0 +1,78 @@
+"""Runs that are killed, or meet a full disk, at any moment go on to the losses of a run that was not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from interrupted_runs import FULL_DISKS, KILLS, make
+from training import by_step, same, weights
+
+from modeling_flm import FLMModel
+from trainers.checkpoints import is_whole, last_whole_checkpoint
+
+HERE = Path(__file__).parent
+
+# The checkpoint that is left to go on from, where it is not that of step 2.
+LEFT = {"before the first checkpoint": None, "while an old checkpoint is removed": 4}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    trainer = make(tmp_path_factory.mktemp("whole"))
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> tuple[Path, dict]:
+    """The folder of the runs, and how each of them ended."""
+    root = tmp_path_factory.mktemp("interrupted")
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
+    command = [sys.executable, HERE / "interrupted_runs.py", root]
+    subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True)
+    return root, json.loads((root / "ends.json").read_text())
+
+
+def go_on(folder: Path, uninterrupted) -> None:
+    """Resume the run in `folder` and see that it becomes the uninterrupted one."""
+    resumed = make(folder, model_seed=1)
+    resumed.train(resume_from_checkpoint=True)
+    for name in ("loss", "grad_norm", "eval_loss"):
+        assert by_step(resumed, name) == by_step(uninterrupted, name)
+    assert same(weights(resumed.model), weights(uninterrupted.model))
+    assert same(resumed.ema.average, uninterrupted.ema.average)
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_killed_run_goes_on_to_the_same_losses(interrupted, uninterrupted, moment):
+    root, ends = interrupted
+    assert ends[moment] == {"signal": 9, "message": ""}
+    left = LEFT.get(moment, 2)
+    if left is None:
+        assert last_whole_checkpoint(root / moment) is None
+        return
+    assert last_whole_checkpoint(root / moment).name == f"checkpoint-{left}"
+    go_on(root / moment, uninterrupted)
+    assert is_whole(root / moment / "checkpoint-6")
+    assert not list((root / moment).rglob(".saving-*")), "what the killed save left behind is still there"
+
+
+@pytest.mark.parametrize("limit", FULL_DISKS)
+def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays_whole(interrupted, uninterrupted, limit):
+    root, ends = interrupted
+    end = ends[f"{limit} bytes"]
+    assert end["signal"] == 0 and "Error" in end["message"]
+    assert last_whole_checkpoint(root / f"{limit} bytes").name == "checkpoint-2"
+    go_on(root / f"{limit} bytes", uninterrupted)
+
+
+@pytest.mark.parametrize("limit", FULL_DISKS[:3])
+def test_saving_over_a_model_on_a_full_disk_leaves_the_old_model(interrupted, limit):
+    root, ends = interrupted
+    end, folder = ends[f"over an old model, {limit} bytes"], root / f"over an old model, {limit} bytes"
+    assert end["signal"] == 0 and "Error" in end["message"]
+    model, before = (weights(FLMModel.from_pretrained(folder / name)) for name in ("model", "before"))
+    assert same(model, before)

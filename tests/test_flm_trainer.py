@@ -1,0 +1,228 @@
+"""FLMTrainer: it learns, and what it learns does not depend on how its batches are laid out."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from training import (
+    arguments,
+    counting_rows,
+    distance,
+    fresh_model,
+    history,
+    make_trainer,
+    padded_rows,
+    weights,
+)
+from transformers import TrainerCallback, TrainingArguments
+
+from modeling_flm import FLMModel
+from trainers import FLMTrainer
+
+# -- learning ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_learns_what_the_corpus_has_to_teach(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=150)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    after = trainer.evaluate()["eval_loss"]
+    # Any token of a row gives the others away; of the token alone, uniform on 30, nothing below log 30 can be known.
+    assert before == pytest.approx(math.log(61), abs=1e-4)
+    assert after < 0.6 * math.log(30)
+    assert history(trainer, "loss")[-1] < 0.6 * math.log(30)
+
+
+def test_the_same_seed_trains_the_same_model_and_another_seed_another(tmp_path):
+    runs = [make_trainer(tmp_path, seed=seed) for seed in (1, 1, 2)]
+    for trainer in runs:
+        trainer.train()
+    losses = [history(trainer, "loss") for trainer in runs]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_learned_loss_weighting_trains_its_weights_and_is_saved(tmp_path):
+    trainer = make_trainer(tmp_path, learned_loss_weighting=True)
+    before = weights(trainer.model.loss_weighting)
+    trainer.train()
+    trainer.save_model()
+    assert distance(before, weights(trainer.model.loss_weighting)) > 1e-4
+    assert FLMModel.from_pretrained(tmp_path).loss_weighting is not None
+
+
+def test_a_model_made_anew_by_model_init_is_weighted_averaged_and_saved(tmp_path):
+    args = arguments(tmp_path, learned_loss_weighting=True)
+    trainer = FLMTrainer(args=args, model_init=lambda: fresh_model(), train_dataset=counting_rows(32))
+    for _ in range(2):
+        trainer.train()
+        trainer.save_model()
+        assert trainer.model.loss_weighting is not None
+        assert distance(weights(FLMModel.from_pretrained(tmp_path)), trainer.ema.average) == 0
+        assert 1e-4 < distance(weights(trainer.model), trainer.ema.average) < 0.1
+
+
+# -- batch layouts ----------------------------------------------------------------------------------------------------
+
+
+def infilling_rows(rows: int) -> Dataset:
+    """Counting rows of which different parts are given."""
+    return counting_rows(rows).map(
+        lambda _, i: {"conditioning_mask": [k % (2 + i % 3) == 0 for k in range(16)]}, with_indices=True
+    )
+
+
+LAYOUTS = [(8, 1), (4, 2), (2, 4)]
+CASES = {
+    "plain": {},
+    "padded": {"train_dataset": padded_rows(32)},
+    "conditional": {"conditioning_rate": 0.7},
+    "infilling": {"train_dataset": infilling_rows(32)},
+    "weighted": {"learned_loss_weighting": True, "train_dataset": padded_rows(32)},
+    "with a last batch of four": {"train_dataset": counting_rows(12)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_accumulation_equals_the_big_batch(tmp_path, case):
+    runs = []
+    for size, accumulated in LAYOUTS:
+        layout = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+        layout["adam_epsilon"] = 1e-4  # or Adam divides rounding errors by gradients that are nearly zero
+        trainer = make_trainer(tmp_path, max_steps=6, **layout, **CASES[case])
+        trainer.train()
+        runs.append((history(trainer, "loss"), history(trainer, "grad_norm"), weights(trainer.model)))
+    for losses, norms, final in runs[1:]:
+        assert losses == pytest.approx(runs[0][0], rel=1e-5)
+        assert norms == pytest.approx(runs[0][1], rel=1e-4)
+        assert distance(final, runs[0][2]) < 1e-5
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+class _Batches(TrainerCallback):
+    """Keeps what the model was called with, and what it answered."""
+
+    def __init__(self, model):
+        self.calls: list[tuple[dict, object]] = []
+        model.register_forward_hook(lambda _, args, kwargs, out: self.calls.append((kwargs, out)), with_kwargs=True)
+
+
+def test_padding_is_not_scored(tmp_path):
+    model = fresh_model()
+    batches = _Batches(model)
+    trainer = make_trainer(tmp_path, model, train_dataset=padded_rows(32), max_steps=1)
+    trainer.train()
+    [(inputs, output)] = batches.calls
+    assert (inputs["attention_mask"] == 0).any()
+    assert torch.equal(output.scored, inputs["attention_mask"].bool())
+    assert int(inputs["num_items_in_batch"]) == int(inputs["attention_mask"].sum())
+
+
+def test_what_a_conditioning_mask_gives_is_not_scored(tmp_path):
+    model = fresh_model()
+    batches = _Batches(model)
+    trainer = make_trainer(tmp_path, model, train_dataset=infilling_rows(32), max_steps=1)
+    trainer.train()
+    [(inputs, output)] = batches.calls
+    assert torch.equal(output.scored, ~inputs["conditioning_mask"].bool())
+    assert history(trainer, "loss") == [pytest.approx(math.log(61), abs=1e-4)]
+
+
+def test_labels_of_the_dataset_are_used_as_they_are(tmp_path):
+    rows = counting_rows(8)["input_ids"]
+    labels = [[-100] * 6 + ids[6:] for ids in rows]
+    model = fresh_model()
+    batches = _Batches(model)
+    dataset = Dataset.from_dict({"input_ids": rows, "labels": labels})
+    make_trainer(tmp_path, model, train_dataset=dataset, max_steps=1).train()
+    [(inputs, output)] = batches.calls
+    assert sorted(inputs["labels"].tolist()) == sorted(labels)
+    assert not output.scored[:, :6].any() and output.scored[:, 6:].all()
+
+
+def test_conditioning_keeps_the_ids_and_takes_the_labels(tmp_path):
+    model = fresh_model()
+    batches = _Batches(model)
+    make_trainer(tmp_path, model, conditioning_rate=1.0, max_steps=4).train()
+    kept = torch.cat([inputs["labels"] == -100 for inputs, _ in batches.calls])
+    assert 0.3 < kept.float().mean() < 0.7
+    assert all((inputs["input_ids"] >= 0).all() for inputs, _ in batches.calls)
+
+
+def test_conditioning_leaves_something_to_predict_in_every_step(tmp_path):
+    trainer = make_trainer(tmp_path, conditioning_rate=1.0, per_device_train_batch_size=1, max_steps=60)
+    trainer.train()
+    assert all(math.isfinite(loss) and loss > 0 for loss in history(trainer, "loss"))
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+class _Poison(TrainerCallback):
+    """Makes a weight NaN at the end of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                model.lm_head.bias[3] = torch.nan
+
+
+def test_a_poisoned_weight_stops_training_at_the_next_step(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=8, save_strategy="steps", save_steps=2, callbacks=[_Poison(3)])
+    with pytest.raises(FloatingPointError, match=r"`loss` is nan at step 4.*checkpoint-2"):
+        trainer.train()
+
+
+def test_non_finite_weights_are_never_saved_as_a_checkpoint(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 100, "max_steps": 8}
+    trainer = make_trainer(tmp_path, callbacks=[_Poison(3)], **options)
+    with pytest.raises(FloatingPointError, match=r"step 4.*checkpoint-2"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_a_run_that_logs_nothing_still_stops_at_a_non_finite_loss(tmp_path):
+    trainer = make_trainer(tmp_path, callbacks=[_Poison(1)], logging_strategy="no")
+    with pytest.raises(FloatingPointError, match="step 4"):
+        trainer.train()
+
+
+def test_one_process_takes_one_gpu_of_several(tmp_path):
+    args = arguments(tmp_path)
+    args._n_gpu = 4
+    assert args.n_gpu == 1
+    assert args.train_batch_size == args.eval_batch_size == 8
+
+
+def test_arguments_of_another_class_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="FLMTrainingArguments"):
+        FLMTrainer(fresh_model(), TrainingArguments(output_dir=str(tmp_path)))
+
+
+BAD_VALUES = [
+    ("ema_decay", 1.0),
+    ("ema_decay", -0.1),
+    ("ema_decay", float("nan")),
+    ("ema_decay", "0.9x"),
+    ("conditioning_rate", 1.5),
+    ("conditioning_rate", -0.5),
+    ("num_samples", -1),
+    ("num_samples", "1"),
+    ("label_smoothing_factor", 0.1),
+    ("sample_num_steps", 8),
+    ("sample_num_steps", [0]),
+    ("sample_num_steps", [8, -1]),
+    ("sample_num_steps", ["many"]),
+]
+
+
+@pytest.mark.parametrize("name, value", BAD_VALUES)
+def test_a_bad_argument_is_refused_by_name(tmp_path, name, value):
+    with pytest.raises(ValueError, match=name):
+        arguments(tmp_path, **{name: value})

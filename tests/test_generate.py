@@ -1,0 +1,229 @@
+"""`generate`: what comes out, what its arguments mean, which of them wins, and how often the network is called."""
+
+import pytest
+import torch
+from tiny import random_ids, tiny_model
+from transformers import GenerationConfig
+
+from modeling_flm import FlowGenerationConfig, FlowGenerationOutput
+
+PROMPT = random_ids(2, 4)
+
+
+@pytest.fixture(params=["flm", "fmlm"])
+def model(request):
+    model = tiny_model(request.param)
+    model.generation_config.num_steps = 3
+    return model
+
+
+def spy(monkeypatch, owner, name: str) -> list[tuple]:
+    """The arguments of every call of `owner.name`, which goes on working."""
+    calls, method = [], getattr(owner, name)
+
+    def watched(*args, **kwargs):
+        calls.append(args)
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, watched)
+    return calls
+
+
+# -- what comes out ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, shape",
+    [
+        ({}, (1, 12)),
+        ({"batch_size": 3}, (3, 12)),
+        ({"num_return_sequences": 4}, (4, 12)),
+        ({"batch_size": 3, "num_return_sequences": 2, "max_length": 7}, (6, 7)),
+        ({"max_new_tokens": 5}, (1, 5)),
+        ({"input_ids": PROMPT}, (2, 12)),
+        ({"input_ids": PROMPT, "batch_size": 2, "num_return_sequences": 3}, (6, 12)),
+        ({"input_ids": PROMPT, "max_length": 6}, (2, 6)),
+        ({"input_ids": PROMPT, "max_new_tokens": 1}, (2, 5)),
+        ({"input_ids": PROMPT[:, :0]}, (2, 12)),
+        ({"input_ids": PROMPT, "attention_mask": torch.ones(2, 4)}, (2, 12)),
+    ],
+    ids=str,
+)
+def test_shapes(model, arguments, shape):
+    ids = model.generate(**arguments)
+    assert ids.shape == shape and ids.dtype == torch.int64
+    assert 0 <= ids.min() and ids.max() < 61
+
+
+def test_the_vocabulary_may_be_narrower_than_the_model(monkeypatch):
+    model = tiny_model(vocab_size=23)
+    calls = spy(monkeypatch, model.embed_tokens, "forward")
+    ids = model.generate(num_steps=3, num_return_sequences=4, seed=0)
+    assert ids.max() < 23 and len(ids.unique()) > 2
+    assert any(args[0].shape == (4, 12, 23) for args in calls), "the noise was not dense"
+
+
+def test_prompts_are_kept(model):
+    for prompt in (PROMPT, PROMPT.int()):
+        ids = model.generate(prompt, num_return_sequences=2, seed=0)
+        assert torch.equal(ids[:, :4], PROMPT.repeat_interleave(2, dim=0))
+
+
+def test_prompts_are_clean_at_every_state(model, monkeypatch):
+    calls = spy(monkeypatch, model, "denoise")
+    model.generate(PROMPT, num_steps=4, seed=0)
+    states = torch.stack([state for state, *_ in calls])
+    assert states.shape == (4, 2, 12, 32)
+    assert torch.equal(states[:, :, :4], model.embed_state(PROMPT).expand(4, -1, -1, -1))
+    assert (states[1:, :, 4:] != states[:-1, :, 4:]).any(-1).all(), "the rest moves on"
+
+
+def test_a_prompt_matters():
+    model = tiny_model()
+    texts = [model.generate(ids[None], num_steps=8, seed=0)[0, 4:] for ids in PROMPT]
+    assert not torch.equal(*texts)
+
+
+def test_the_output_counts():
+    output = tiny_model().generate(
+        PROMPT, num_steps=4, num_return_sequences=2, max_length=10, seed=6, return_dict_in_generate=True
+    )
+    assert isinstance(output, FlowGenerationOutput) and output.sequences.shape == (4, 10)
+    assert output.num_function_evaluations == 4
+    assert output.tokens_per_forward == (10 - 4) / 4
+    assert output.seeds == [6, 7, 8, 9]
+
+
+# -- seeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_counts_up_over_the_sequences(model):
+    together = model.generate(num_return_sequences=4, seed=20)
+    assert torch.equal(together, torch.cat([model.generate(seed=seed) for seed in range(20, 24)]))
+    assert len({tuple(row) for row in together.tolist()}) == 4
+    assert torch.equal(together, model.generate(batch_size=2, num_return_sequences=2, seed=20))
+
+
+@pytest.mark.parametrize("seeds", [[5, 3, 5], (5, 3, 5), torch.tensor([5, 3, 5])], ids=["list", "tuple", "tensor"])
+def test_a_list_of_seeds_names_each_sequence(model, seeds):
+    ids = model.generate(batch_size=3, seed=seeds)
+    assert torch.equal(ids[0], ids[2]) and torch.equal(ids[1:2], model.generate(seed=3))
+
+
+def test_the_seeds_of_the_output_write_it_again(model):
+    output = model.generate(PROMPT, num_return_sequences=2, return_dict_in_generate=True)
+    assert torch.equal(model.generate(PROMPT, num_return_sequences=2, seed=output.seeds), output.sequences)
+
+
+def test_a_generator_repeats_its_texts_and_leaves_the_global_one_alone(model):
+    before = torch.get_rng_state()
+    one, same, other = (
+        model.generate(num_return_sequences=3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_seed_the_global_generator_decides(model):
+    torch.manual_seed(3)
+    one, other = model.generate(num_return_sequences=3), model.generate(num_return_sequences=3)
+    torch.manual_seed(3)
+    assert torch.equal(model.generate(num_return_sequences=3), one) and not torch.equal(one, other)
+
+
+# -- which setting wins -----------------------------------------------------------------------------------------------
+
+
+def steps_and_length(model, *args, **kwargs) -> tuple[int, int]:
+    output = model.generate(*args, return_dict_in_generate=True, **kwargs)
+    return output.num_function_evaluations, output.sequences.shape[1]
+
+
+def test_a_call_wins_over_a_config_and_that_over_the_model_s():
+    model = tiny_model()
+    model.generation_config.num_steps, model.generation_config.max_length = 2, 9
+    assert steps_and_length(model) == (2, 9)
+    config = FlowGenerationConfig(num_steps=3)
+    assert steps_and_length(model, generation_config=config) == (3, 9)
+    assert steps_and_length(model, generation_config=config, num_steps=4, max_length=8) == (4, 8)
+    assert steps_and_length(model, generation_config=GenerationConfig(max_length=7)) == (2, 7)
+    assert (model.generation_config.num_steps, config.num_steps) == (2, 3), "no call changes a config"
+
+
+@pytest.mark.parametrize("low, high", [("max_length", "max_new_tokens"), ("max_new_tokens", "max_length")])
+def test_a_length_replaces_the_other_name_for_it(low, high):
+    model = tiny_model()
+    setattr(model.generation_config, low, 9)
+    config = GenerationConfig(**{high: 5})
+    assert steps_and_length(model, num_steps=1, **{high: 5}) == (1, 5)
+    assert steps_and_length(model, num_steps=1, generation_config=config) == (1, 5)
+    assert steps_and_length(model, num_steps=1, generation_config=config, **{low: 6}) == (1, 6)
+
+
+def test_the_type_of_a_model_gives_its_defaults():
+    for name, num_steps, sampler in (("flm", 64, "euler"), ("fmlm", 1, "flow_map")):
+        model = tiny_model(name)
+        assert (model.generation_config.num_steps, model.generation_config.sampler) == (num_steps, sampler)
+        model.generation_config.num_steps = model.generation_config.sampler = None
+        assert steps_and_length(model) == (num_steps, 12)
+
+
+def test_arguments_of_text_pipelines_are_taken():
+    ids = tiny_model().generate(
+        input_ids=PROMPT, attention_mask=torch.ones_like(PROMPT), do_sample=True, pad_token_id=0, max_new_tokens=2
+    )
+    assert ids.shape == (2, 6)
+
+
+# -- the integration --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_n_steps_embed_n_minus_1_predictions(model, num_steps, monkeypatch):
+    denoised, embedded, decoded = (
+        spy(monkeypatch, model, name) for name in ("denoise", "embed_prediction", "decode_prediction")
+    )
+    model.generate(num_steps=num_steps, seed=0)
+    assert (len(denoised), len(embedded), len(decoded)) == (num_steps, num_steps - 1, 1)
+
+
+def test_steps_are_even_in_tau(model, monkeypatch):
+    calls = spy(monkeypatch, model, "denoise")
+    model.generate(num_steps=4, batch_size=2, seed=0)
+    taus = torch.stack([tau for _, tau, _ in calls])
+    torch.testing.assert_close(taus, torch.tensor([0, 0.25, 0.5, 0.75])[:, None].expand(4, 2))
+    if model.config.model_type == "fmlm":
+        targets = torch.stack([target for _, _, target in calls])
+        torch.testing.assert_close(targets, taus + 0.25)
+
+
+def test_euler_takes_a_flow_map_on_its_diagonal(monkeypatch):
+    model = tiny_model("fmlm")
+    calls = spy(monkeypatch, model, "denoise")
+    euler = model.generate(num_steps=3, sampler="euler", num_return_sequences=4, seed=0)
+    assert [target for _, _, target in calls] == [None] * 3
+    assert not torch.equal(euler, model.generate(num_steps=3, num_return_sequences=4, seed=0))
+
+
+def test_one_step_is_the_argmax_of_the_logits_of_noise(model):
+    noise = model.embed_noise(3, 12, seeds=[4, 5, 6])
+    target = {"target_timesteps": 1.0} if model.config.model_type == "fmlm" else {}
+    logits = model(inputs_embeds=noise, timesteps=0.0, **target).logits
+    assert torch.equal(model.generate(num_steps=1, num_return_sequences=3, seed=4), logits.argmax(-1))
+
+
+def test_two_steps_by_hand():
+    model = tiny_model("fmlm")
+    state = model.embed_noise(2, 12, seeds=[0, 1])
+    t = model.clock.t(torch.tensor(0.5))
+    probabilities = model(inputs_embeds=state, timesteps=0.0, target_timesteps=0.5).logits.softmax(-1)
+    state = (1 - t) * state + t * model.embed_state(probabilities)
+    ids = model(inputs_embeds=state, timesteps=0.5, target_timesteps=1.0).logits.argmax(-1)
+    assert torch.equal(model.generate(num_steps=2, num_return_sequences=2, seed=0), ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_writes_nearly_the_same(dtype):
+    full = tiny_model().generate(num_steps=4, num_return_sequences=8, seed=0)
+    half = tiny_model().to(dtype).generate(num_steps=4, num_return_sequences=8, seed=0)
+    assert (full == half).float().mean() > 0.8

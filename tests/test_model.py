@@ -1,0 +1,402 @@
+"""The models: how they start, what enters their loss and what does not, and that every way to run them agrees."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import random_ids, tiny_config, tiny_model
+
+from modeling_flm import FLMModel, FMLMModel
+from modeling_flm.attention_flm import SOFTCAP_ATTENTION
+
+IDS = random_ids(3, 12)
+TAU = torch.tensor([0.15, 0.5, 0.85])
+CLOSE = {"atol": 1e-5, "rtol": 0}
+
+
+def state_of(model: FLMModel) -> torch.Tensor:
+    """A noisy state of IDS."""
+    return 0.5 * model.embed_noise(3, 12, seeds=[0, 1, 2]) + 0.5 * model.embed_state(IDS)
+
+
+def right_padded(lengths: list[int], width: int = 12) -> torch.Tensor:
+    return (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+
+
+# -- how a model starts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_class, name", [(FLMModel, "flm"), (FMLMModel, "fmlm")])
+def test_a_new_model_is_uniform(model_class, name):
+    model = model_class(tiny_config(name)).eval()
+    assert model(labels=IDS).loss.item() == pytest.approx(math.log(61), rel=1e-6)
+    assert (model(inputs_embeds=state_of(model), timesteps=TAU).logits == 0).all()
+
+
+def test_the_blocks_of_a_new_model_pass_their_input_on():
+    model = FLMModel(tiny_config()).eval()
+    for block in [*model.layers, model]:
+        assert not block.modulation.weight.any() and not block.modulation.bias.any()
+    hidden = model(inputs_embeds=state_of(model), timesteps=TAU, output_hidden_states=True).hidden_states
+    assert len(hidden) == 3 and all(torch.equal(h, hidden[0]) for h in hidden)
+
+
+def test_all_else_of_a_new_model_is_random():
+    model = FMLMModel(tiny_config("fmlm", initializer_range=0.03))
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight") and "norm" not in name:
+            zero = "modulation" in name or "lm_head" in name or name == "target_time_embedding.linear_2.weight"
+            assert parameter.std().item() == pytest.approx(0 if zero else 0.03, rel=0.2), name
+
+
+def test_an_fmlm_with_an_flm_s_weights_is_that_flm_whatever_the_target_time():
+    flm, fmlm = tiny_model(), FMLMModel(tiny_config("fmlm")).eval()
+    missing = fmlm.load_state_dict(flm.state_dict(), strict=False).missing_keys
+    assert missing and all(key.startswith("target_time_embedding.") for key in missing)
+    state = state_of(flm)
+    expected = flm(inputs_embeds=state, timesteps=TAU).logits
+    for target in (None, TAU, 1.0, torch.tensor([0.2, 0.9, 1.0])):
+        assert torch.equal(fmlm(inputs_embeds=state, timesteps=TAU, target_timesteps=target).logits, expected)
+
+
+def test_an_omitted_target_time_is_the_diagonal():
+    model = tiny_model("fmlm")
+    given = {"inputs_embeds": state_of(model), "timesteps": TAU}
+    diagonal = model(**given, target_timesteps=TAU).logits
+    assert torch.equal(model(**given).logits, diagonal)
+    assert not torch.allclose(model(**given, target_timesteps=1.0).logits, diagonal, atol=0.01)
+
+
+def test_dropout_acts_in_training_alone():
+    model = tiny_model(hidden_dropout=0.5)
+    arguments = {"inputs_embeds": state_of(model), "timesteps": TAU}
+    assert torch.equal(model(**arguments).logits, model(**arguments).logits)
+    model.train()
+    assert not torch.allclose(model(**arguments).logits, model(**arguments).logits, atol=0.01)
+    calls = []
+    model.layers[0].dropout.register_forward_hook(lambda *_: calls.append(1))
+    model(**arguments)
+    assert len(calls) == 2, "after attention and after the MLP"
+
+
+# -- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_time_for_all_is_that_time_for_each():
+    model = tiny_model()
+    each = model(input_ids=IDS, timesteps=torch.full((3,), 0.3)).logits
+    for time in (0.3, torch.tensor(0.3), [0.3, 0.3, 0.3], torch.full((3,), 0.3, dtype=torch.float64)):
+        assert torch.equal(model(input_ids=IDS, timesteps=time).logits, each)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+def test_narrow_ids_are_ids(dtype):
+    model = tiny_model()
+    narrow = model(input_ids=IDS.to(dtype), labels=IDS.to(dtype), noise_seed=[0, 1, 2]).token_losses
+    assert torch.equal(narrow, model(labels=IDS, noise_seed=[0, 1, 2]).token_losses)
+
+
+def test_a_tuple_on_request():
+    model = tiny_model()
+    output = model(labels=IDS, noise_seed=[0, 1, 2])
+    given = {"labels": IDS, "noise_seed": [0, 1, 2], "output_hidden_states": True}
+    loss, losses, scored, times, hidden = model(**given, return_dict=False)
+    assert torch.equal(loss, output.loss) and torch.equal(losses, output.token_losses)
+    assert torch.equal(scored, output.scored) and torch.equal(times, output.timesteps) and len(hidden) == 3
+    assert torch.equal(model(**given)[0], loss)
+
+
+def test_the_config_asks_for_hidden_states_and_tuples():
+    model = tiny_model(output_hidden_states=True, return_dict=False)
+    logits, hidden = model(input_ids=IDS, timesteps=0.5)
+    assert logits.shape == (3, 12, 61) and len(hidden) == 3
+    output = model(input_ids=IDS, timesteps=0.5, output_hidden_states=False, return_dict=True)
+    assert output.hidden_states is None and torch.equal(output.logits, logits)
+
+
+# -- what is scored ---------------------------------------------------------------------------------------------------
+
+
+def test_a_padded_batch_gives_each_example_the_loss_it_has_alone():
+    model, lengths = tiny_model(), [12, 5, 8]
+    mask = right_padded(lengths)
+    batch = model(labels=IDS.where(mask.bool(), 0), attention_mask=mask, noise_seed=[7, 8, 9])
+    for row, length in enumerate(lengths):
+        alone = model(labels=IDS[row : row + 1, :length], noise_seed=[7 + row])
+        torch.testing.assert_close(batch.token_losses[row, :length], alone.token_losses[0], **CLOSE)
+        assert batch.timesteps[row] == alone.timesteps[0]
+        assert not batch.token_losses[row, length:].any() and not batch.scored[row, length:].any()
+
+
+def test_what_stands_in_the_padding_does_not_matter():
+    model, mask = tiny_model(), right_padded([12, 5, 8])
+    outputs = []
+    for padding in (0, 60, -100):
+        labels = IDS.masked_fill(mask == 0, padding)
+        outputs.append(model(labels=labels, attention_mask=mask.to(torch.bool), noise_seed=[7, 8, 9]).token_losses)
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+
+
+def test_an_example_that_is_all_padding_spoils_no_other():
+    model, mask = tiny_model(), right_padded([12, 0, 8])
+    output = model(labels=IDS, attention_mask=mask, noise_seed=[7, 8, 9])
+    output.loss.backward()
+    assert torch.isfinite(output.loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_prompt_labelled_minus_100_is_kept_clean_and_unscored():
+    model = tiny_model()
+    prompt = torch.arange(12).expand(3, -1) < 4
+    arguments = {"timesteps": TAU, "noise_seed": [1, 2, 3]}
+    sft = model(input_ids=IDS, labels=IDS.masked_fill(prompt, -100), **arguments)
+    kept = model(labels=IDS, conditioning_mask=prompt, **arguments)
+    assert torch.equal(sft.token_losses, kept.token_losses) and torch.equal(sft.loss, kept.loss)
+    assert torch.equal(sft.scored, ~prompt)
+
+    noise = model.embed_noise(3, 12, seeds=[1, 2, 3])
+    clean, t = model.embed_state(IDS), model.clock.t(TAU)[:, None, None]
+    state = torch.where(prompt[..., None], clean, (1 - t) * noise + t * clean)
+    by_hand = model(inputs_embeds=state, timesteps=TAU, labels=IDS.masked_fill(prompt, -100))
+    torch.testing.assert_close(sft.token_losses, by_hand.token_losses, **CLOSE)
+    assert not torch.allclose(sft.loss, model(labels=IDS, **arguments).loss, atol=1e-3)
+
+
+def test_conditioning_and_unlabelled_positions_add_up():
+    model = tiny_model()
+    position = torch.arange(12).expand(3, -1)
+    arguments = {"input_ids": IDS, "noise_seed": [1, 2, 3]}
+    both = model(labels=IDS.masked_fill(position < 3, -100), conditioning_mask=position > 8, **arguments)
+    one = model(labels=IDS.masked_fill((position < 3) | (position > 8), -100), **arguments)
+    assert torch.equal(both.token_losses, one.token_losses)
+
+
+def test_labels_alone_are_the_data():
+    model = tiny_model()
+    alone = model(labels=IDS, noise_seed=[1, 2, 3])
+    assert torch.equal(alone.token_losses, model(input_ids=IDS, labels=IDS, noise_seed=[1, 2, 3]).token_losses)
+    assert alone.logits is None and alone.timesteps.shape == (3,)
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["label", "-100", "padding", "kept"]), min_size=12, max_size=12),
+    length=st.integers(1, 12),
+)
+def test_the_loss_is_the_mean_over_what_is_scored(kinds, length):
+    kinds = ["label", *kinds[: length - 1]]  # something to score
+    labels = IDS[:1, :length].clone()
+    labels[0, [i for i, kind in enumerate(kinds) if kind == "-100"]] = -100
+    attention, keep = (torch.tensor([[k == kind for k in kinds]]) for kind in ("padding", "kept"))
+    output = MODEL(
+        input_ids=IDS[:1, :length],
+        labels=labels,
+        attention_mask=(~attention).long(),
+        conditioning_mask=keep,
+        noise_seed=[0],
+    )
+    scored = torch.tensor([[kind == "label" for kind in kinds]])
+    assert torch.equal(output.scored, scored)
+    assert (output.token_losses[~scored] == 0).all() and (output.token_losses[scored] > 0).all()
+    torch.testing.assert_close(output.loss, output.token_losses.sum() / scored.sum(), atol=1e-6, rtol=1e-6)
+
+
+MODEL = tiny_model().requires_grad_(False)
+
+
+def test_num_items_in_batch_divides():
+    model = tiny_model()
+    plain = model(labels=IDS, noise_seed=[1, 2, 3])
+    for items in (72, torch.tensor(72)):
+        divided = model(labels=IDS, noise_seed=[1, 2, 3], num_items_in_batch=items)
+        torch.testing.assert_close(divided.loss, plain.loss * 36 / 72)
+        assert torch.equal(divided.token_losses, plain.token_losses)
+    empty = model(input_ids=IDS, labels=torch.full_like(IDS, -100), num_items_in_batch=72)
+    assert empty.loss == 0
+
+
+# -- noise and times --------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_gives_an_example_the_same_loss_whatever_the_batch():
+    model, ids, seeds = tiny_model(), random_ids(6, 12), torch.tensor([11, 5, 2**32 - 1, 7, 0, 3])
+    whole = model(labels=ids, noise_seed=seeds)
+    for rows in ([0], [3, 1], [5, 4, 2, 0]):
+        part = model(labels=ids[rows], noise_seed=seeds[rows].tolist())
+        torch.testing.assert_close(part.token_losses, whole.token_losses[rows], **CLOSE)
+        assert torch.equal(part.timesteps, whole.timesteps[rows])
+    assert len(set(whole.timesteps.tolist())) == 6
+
+
+@pytest.mark.parametrize("vocab_size", [61, 23], ids=["embedded", "dense"])
+def test_a_seed_s_noise_starts_the_same_at_every_length(vocab_size):
+    model = tiny_model(vocab_size=vocab_size)
+    longest = model.embed_noise(2, 12, seeds=[4, 5])
+    for length in (1, 5, 11):
+        torch.testing.assert_close(model.embed_noise(2, length, seeds=[4, 5]), longest[:, :length], **CLOSE)
+
+
+def test_a_generator_repeats_the_loss_and_leaves_the_global_one_alone():
+    model = tiny_model()
+    before = torch.get_rng_state()
+    first, second = (model(labels=IDS, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first.loss, second.loss) and torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(first.loss, model(labels=IDS, generator=torch.Generator().manual_seed(2)).loss)
+
+
+def test_times_without_seeds_are_evenly_spread():
+    times = tiny_model()(labels=random_ids(8, 12), generator=torch.Generator().manual_seed(0)).timesteps
+    assert ((times >= 0) & (times < 1)).all()
+    torch.testing.assert_close(times.sort().values.diff(), torch.full((7,), 1 / 8), **CLOSE)
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [None, [12, 5, 8]], ids=["full", "padded"])
+def test_attention_implementations_agree(lengths):
+    mask = None if lengths is None else right_padded(lengths)
+    real = torch.ones(3, 12, dtype=torch.bool) if mask is None else mask.bool()
+    logits = {}
+    with torch.no_grad():
+        for implementation in ("eager", SOFTCAP_ATTENTION, "flex_attention"):
+            # scores beyond the cap of 2, where it matters
+            model = tiny_model(attn_implementation=implementation, attn_logit_softcapping=2.0)
+            assert model.config._attn_implementation == implementation
+            output = model(inputs_embeds=state_of(model), timesteps=TAU, attention_mask=mask)
+            logits[implementation] = output.logits[real]
+        uncapped = tiny_model(attn_logit_softcapping=None)
+        output = uncapped(inputs_embeds=state_of(uncapped), timesteps=TAU, attention_mask=mask)
+        assert not torch.allclose(output.logits[real], logits["eager"], atol=2e-2)
+    for implementation, found in logits.items():
+        torch.testing.assert_close(found, logits["eager"], atol=2e-4, rtol=0, msg=implementation)
+
+
+def test_sdpa_is_the_default_without_a_cap_and_agrees():
+    model = tiny_model(attn_logit_softcapping=None)
+    assert model.config._attn_implementation == "sdpa"
+    eager = tiny_model(attn_logit_softcapping=None, attn_implementation="eager")
+    for mask in (None, right_padded([12, 5, 8])):
+        one, other = (m(labels=IDS, attention_mask=mask, noise_seed=[1, 2, 3]).token_losses for m in (model, eager))
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_attention_can_be_changed_later():
+    model = tiny_model()
+    assert model.config._attn_implementation == SOFTCAP_ATTENTION
+    before = model(labels=IDS, noise_seed=[1, 2, 3]).token_losses
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(labels=IDS, noise_seed=[1, 2, 3]).token_losses, before, **CLOSE)
+    with pytest.raises(ValueError, match="sdpa.*cannot cap.*flm_softcap"):
+        model.set_attn_implementation("sdpa")
+    assert model.config._attn_implementation == "eager"
+
+
+# -- ways to run ------------------------------------------------------------------------------------------------------
+
+
+def gradients(model: FLMModel) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(labels=IDS, noise_seed=[1, 2, 3]).loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    model = tiny_model(hidden_dropout=0.0).train()
+    plain = gradients(model)
+    model.activation_checkpointing_enable()
+    calls = []
+    model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    recomputed = gradients(model)
+    assert len(calls) == 2, "nothing was computed again"
+    for name, gradient in plain.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(recomputed[name], gradient, atol=1e-7, rtol=1e-5, msg=name)
+
+
+def test_bfloat16_is_near_float32():
+    model = tiny_model()
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    state = state_of(model)
+    full, low = (m(inputs_embeds=state, timesteps=TAU).logits for m in (model, half))
+    assert low.dtype == torch.bfloat16
+    assert (low - full).abs().max() < 0.05 * full.abs().max()
+    loss = half(labels=IDS, noise_seed=[1, 2, 3]).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(model(labels=IDS, noise_seed=[1, 2, 3]).loss.item(), rel=0.02)
+    assert all(torch.isfinite(p.grad).all() for p in half.parameters())
+
+
+@pytest.mark.parametrize("backward", ["inside", "outside"])
+def test_autocast_is_near_float32(backward):
+    model = tiny_model()
+    plain = gradients(model)
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(labels=IDS, noise_seed=[1, 2, 3]).loss
+        if backward == "inside":
+            loss.backward()
+    if backward == "outside":
+        loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad - plain[name]).norm() < 0.05 * plain[name].norm(), name
+
+
+def test_compiled_logits_and_loss_are_the_same():
+    model = tiny_model(num_hidden_layers=1)
+    compiled = torch.compile(model)
+    given = {"inputs_embeds": state_of(model), "timesteps": TAU}
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**given).logits, model(**given).logits, atol=1e-4, rtol=0)
+        given = {"labels": IDS, "noise_seed": torch.tensor([1, 2, 3])}
+        torch.testing.assert_close(compiled(**given).loss, model(**given).loss, atol=1e-4, rtol=0)
+
+
+def test_the_network_exports_as_one_graph():
+    model = tiny_model()
+    given = {"inputs_embeds": state_of(model), "timesteps": TAU}
+    exported = torch.export.export(model, (), given, strict=False).module()
+    torch.testing.assert_close(exported(**given).logits, model(**given).logits, **CLOSE)
+
+
+def test_training_goes_on_after_inference_mode():
+    model = tiny_model()
+    with torch.inference_mode():
+        model.generate(num_steps=2, seed=0)
+    model(labels=IDS, noise_seed=[1, 2, 3]).loss.backward()
+    assert model.embed_tokens.weight.grad.abs().sum() > 0
+
+
+# -- changing a model -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [70, 40])
+def test_a_resized_vocabulary_has_its_own_clock(size):
+    model = tiny_model()
+    old = model.clock.t(TAU)
+    model.resize_token_embeddings(size, mean_resizing=False)
+    assert model.config.vocab_size == model.clock.vocab_size == size
+    assert not torch.equal(model.clock.t(TAU), old)
+    ids = random_ids(3, 12, vocab_size=size)
+    output = model(labels=ids, noise_seed=[1, 2, 3])
+    output.loss.backward()
+    assert torch.isfinite(output.loss) and model(input_ids=ids, timesteps=0.5).logits.shape == (3, 12, size)
+    assert model.generate(num_steps=2, seed=0).max() < size
+
+
+def test_loss_weighting_starts_at_nothing_and_scales_the_training_loss():
+    model = tiny_model(hidden_dropout=0.0).train()
+    before = model(labels=IDS, timesteps=TAU, noise_seed=[1, 2, 3])
+    model.add_loss_weighting()
+    torch.testing.assert_close(model(labels=IDS, timesteps=TAU, noise_seed=[1, 2, 3]).loss, before.loss)
+    torch.nn.init.normal_(model.loss_weighting.linear_2.weight, generator=torch.Generator().manual_seed(0))
+    weighted = model(labels=IDS, timesteps=TAU, noise_seed=[1, 2, 3])
+    w = model.loss_weighting(TAU)
+    expected = (torch.exp(-w) * before.token_losses.mean(1) + w).mean()
+    torch.testing.assert_close(weighted.loss, expected)
+    weighted.loss.backward()
+    slope = (1 - torch.exp(-w) * before.token_losses.mean(1)).mean()  # the bias adds to every w
+    torch.testing.assert_close(model.loss_weighting.linear_2.bias.grad, slope[None].detach())
+    torch.testing.assert_close(model.eval()(labels=IDS, timesteps=TAU, noise_seed=[1, 2, 3]).loss, before.loss)

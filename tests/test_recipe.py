@@ -1,0 +1,88 @@
+"""Recipes: what is read, what an override changes, and what is said about a mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from trainers.recipe import load_recipe
+
+RECIPE = """
+model: {type: flm, hidden_size: 32}
+tokenizer: ./tokenizer
+data: {train: ./text.txt}
+training: {max_steps: 4, learning_rate: 1e-3}
+"""
+
+
+def write(folder: Path, text: str = RECIPE) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_paths_belong_to_the_folder_of_the_recipe(tmp_path):
+    recipe = load_recipe(write(tmp_path))
+    assert recipe.folder == tmp_path
+    assert Path(recipe.tokenizer) == tmp_path / "tokenizer"
+    assert load_recipe(write(tmp_path), ["tokenizer=gpt2"]).tokenizer == "gpt2"
+
+
+def test_overrides_change_add_and_nest_and_their_values_are_yaml(tmp_path):
+    overrides = ["training.max_steps=9", "training.sample_num_steps=[1, 8]", "data.train.path=./b", "model.x=null"]
+    recipe = load_recipe(write(tmp_path), ["data.train={split: test}", *overrides])
+    assert recipe.training == {"max_steps": 9, "learning_rate": 1e-3, "sample_num_steps": [1, 8]}
+    assert recipe.data.train == {"split": "test", "path": "./b"}
+    assert recipe.model == {"type": "flm", "hidden_size": 32, "x": None}
+
+
+@pytest.mark.parametrize("text, value", [("1e-3", 1e-3), ("1.0e-3", 1e-3), ("3E+2", 300.0), ("5", 5), (".5", 0.5)])
+def test_numbers_are_numbers_however_they_are_written(tmp_path, text, value):
+    recipe = load_recipe(write(tmp_path, RECIPE.replace("1e-3", text)), [f"training.weight_decay={text}"])
+    assert recipe.training["learning_rate"] == recipe.training["weight_decay"] == value
+    assert type(recipe.training["learning_rate"]) is type(value)
+
+
+def test_an_empty_section_is_an_empty_mapping(tmp_path):
+    text = "tokenizer: gpt2\ndata: {train: a}\nmodel:\ntraining:\n"
+    recipe = load_recipe(write(tmp_path, text), ["training.max_steps=3"])
+    assert (recipe.model, recipe.training) == ({}, {"max_steps": 3})
+
+
+@pytest.mark.parametrize("name", ["lm1b", "owt", "english-small"])
+def test_the_shipped_recipes_can_be_read(name):
+    recipe = load_recipe(Path(__file__).parent.parent / "recipes" / f"{name}.yaml")
+    assert recipe.training["max_steps"] > 0
+
+
+MISTAKES = {
+    "an unknown section": (RECIPE + "modle: {}\n", [], "modle"),
+    "an unknown data entry": (RECIPE, ["data.trian=x"], "trian"),
+    "a section that is missing": ("tokenizer: gpt2\n", [], "data"),
+    "data without train": (RECIPE, ["data={}"], "train"),
+    "a section that is a word": (RECIPE, ["model=flm"], "`model` is 'flm'"),
+    "training as a list": (RECIPE, ["training=[1]"], "`training` is [1]"),
+    "an entry that is a number": (RECIPE + "7: 8\n", [], "7"),
+    "bad YAML": ("model: {type: flm\n", [], "recipe.yaml is not valid YAML"),
+    "a list": ("- 1\n", [], "must be a mapping"),
+    "nothing": ("", [], "must be a mapping"),
+    "an override without a value": (RECIPE, ["training.max_steps"], "'training.max_steps' is not an override"),
+    "an override without a name": (RECIPE, ["=3"], "'=3' is not an override"),
+    "an override of a value's part": (RECIPE, ["tokenizer.x=3"], "tokenizer is a value"),
+    "an override that is bad YAML": (RECIPE, ["training.max_steps=[1"], "training.max_steps=[1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(tmp_path, mistake):
+    text, overrides, named = MISTAKES[mistake]
+    with pytest.raises(ValueError) as raised:
+        load_recipe(write(tmp_path, text), overrides)
+    assert named in str(raised.value)
+
+
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("missing.yaml", "binary.yaml", ""):
+        with pytest.raises(ValueError) as raised:
+            load_recipe(tmp_path / name)
+        assert str(tmp_path / name) in str(raised.value)

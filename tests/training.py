@@ -1,0 +1,98 @@
+"""What the tests of the trainers share: a tiny model, a corpus with structure, and short runs on it."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from modeling_flm import FLMConfig, FLMModel
+from trainers import FLMTrainer, FLMTrainingArguments
+
+VOCABULARY, LENGTH = 61, 16
+
+
+def fresh_model(seed: int = 0, **changes) -> FLMModel:
+    """A model as training begins with it (output layer and modulation at zero), the same for the same seed."""
+    values = dict(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=LENGTH,
+        conditioning_size=16,
+        time_embedding_size=16,
+        hidden_dropout=0.0,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(seed)
+    return FLMModel(FLMConfig(**values | changes))
+
+
+def counting_rows(rows: int, start: int = 0) -> Dataset:
+    """Rows that count up modulo 30 from different numbers: any token gives all the others away."""
+    return Dataset.from_dict(
+        {"input_ids": [[(7 * row + i) % 30 for i in range(LENGTH)] for row in range(start, start + rows)]}
+    )
+
+
+def padded_rows(rows: int) -> Dataset:
+    """Counting rows of lengths 5 to 16, padded with token 60."""
+    lengths = [5 + 3 * row % 12 for row in range(rows)]
+    full = counting_rows(rows)["input_ids"]
+    return Dataset.from_dict(
+        {
+            "input_ids": [ids[:n] + [60] * (LENGTH - n) for ids, n in zip(full, lengths, strict=True)],
+            "attention_mask": [[1] * n + [0] * (LENGTH - n) for n in lengths],
+        }
+    )
+
+
+def arguments(output_dir: str | Path, **changes) -> FLMTrainingArguments:
+    values = dict(
+        max_steps=4,
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=8,
+        learning_rate=3e-3,
+        ema_decay=0.9,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    return FLMTrainingArguments(output_dir=str(output_dir), **values | changes)
+
+
+def make_trainer(output_dir: str | Path, model: FLMModel | None = None, *, callbacks=None, **changes) -> FLMTrainer:
+    """A trainer of a fresh model on 32 counting rows, 8 of them for evaluation; `changes` go to the arguments."""
+    datasets = {"train_dataset": counting_rows(32), "eval_dataset": counting_rows(11, start=40)}
+    datasets |= {name: changes.pop(name) for name in datasets if name in changes}
+    return FLMTrainer(model or fresh_model(), arguments(output_dir, **changes), callbacks=callbacks, **datasets)
+
+
+def history(trainer, name: str) -> list[float]:
+    """What was logged under `name`, in order."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def by_step(trainer, name: str) -> dict[int, float]:
+    """What was logged under `name`, by step; a step that was trained again counts as it was the last time."""
+    return {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}
+
+
+def weights(model: FLMModel) -> dict[str, torch.Tensor]:
+    """A copy of the parameters."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights agree bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest difference between two sets of weights."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)

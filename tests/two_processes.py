@@ -1,0 +1,49 @@
+"""What test_distributed.py runs, once by one process and once by two: `two_processes.py FOLDER` under torchrun."""
+
+import json
+import sys
+from pathlib import Path
+
+from training import by_step, counting_rows, fresh_model, history, make_trainer, padded_rows
+
+RESUMED_FROM = 2
+CASES = {
+    "plain": {},
+    "accumulated": {"gradient_accumulation_steps": 2, "train_dataset": counting_rows(64)},
+    "padded and conditional": {"train_dataset": padded_rows(32), "conditioning_rate": 0.5},
+    "weighted": {"learned_loss_weighting": True},
+    "streamed": {"train_dataset": counting_rows(64).to_iterable_dataset()},
+}
+
+
+def run(folder: Path, case: str, batch_size: int, resume: str | None = None, **changes) -> dict:
+    """Train four steps, with evaluations and checkpoints; what was logged."""
+    folder = folder / case
+    options = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    sizes = {"per_device_train_batch_size": batch_size, "per_device_eval_batch_size": batch_size}
+    # Adam divides rounding errors by gradients that are nearly zero: not with this epsilon.
+    others = {"num_samples": 1, "sample_num_steps": [2], "adam_epsilon": 1e-4}
+    model = fresh_model(seed=1 if resume else 0)
+    trainer = make_trainer(folder, model, **options, **sizes, **others, **CASES[case], **changes)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    logged = {name: by_step(trainer, name) for name in ("loss", "grad_norm", "eval_loss", "eval_loss_tau_0.0_0.2")}
+    return logged | {"processes": trainer.accelerator.num_processes, "steps": len(history(trainer, "loss"))}
+
+
+def run_all(folder: Path, batch_size: int, **changes) -> dict:
+    """All cases, and the plain one resumed from its checkpoint."""
+    results = {case: run(folder, case, batch_size, **changes) for case in CASES}
+    checkpoint = str(folder / "plain" / f"checkpoint-{RESUMED_FROM}")
+    results["resumed"] = run(folder / "resumed", "plain", batch_size, checkpoint, **changes)
+    return json.loads(json.dumps(results))
+
+
+if __name__ == "__main__":
+    import torch.distributed as dist
+
+    folder = Path(sys.argv[1])
+    results = run_all(folder, batch_size=4, ddp_backend="gloo")
+    if dist.get_rank() == 0:
+        (folder / "results.json").write_text(json.dumps(results))
+    dist.destroy_process_group()

@@ -1,0 +1,199 @@
+"""The Trainer that distils a flow into its map."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeling_flm import FLMModel
+from modeling_flm.flow_flm import embedded_noise, interpolate, white_noise
+from modeling_flm.losses_flm import chunked_cross_entropy, chunked_distillation_loss
+
+from .distillation import Network, States, eulerian_target, lagrangian_target, semigroup_target
+from .flm_trainer import FLMTrainer
+from .flow_map_times import draw_time_pairs
+from .fmlm_arguments import FMLMTrainingArguments
+
+
+class FMLMTrainer(FLMTrainer):
+    """Distils the flow of a teacher into an [`FMLMModel`] (section 4 of arXiv 2602.16813): [`FLMTrainer`] with the
+    losses
+
+        diagonal        the student's delta_{s,s}(x_s) against the teacher's posterior D_s(x_s)
+        off diagonal    its delta_{s,t}(x_s) against the target of `args.objective` (see `trainers.distillation`)
+
+    Teacher and student see the same noise, each in its own table. Time pairs follow from the seed, the step and the
+    place in the global batch, as times and noise do. `eval_loss` is the denoising loss on the diagonal.
+
+    Args:
+        model (`FMLMModel`): the student.
+        teacher (`FLMModel`, *optional*): the flow; any flow language model of the same vocabulary. None for
+            self-distillation: the data takes the place of the posterior, the student's diagonal that of the denoiser.
+        args (`FMLMTrainingArguments`): how.
+
+    Raises:
+        ValueError: the student has one time only, the vocabularies differ, or the teacher's weights do not fit it.
+    """
+
+    args: FMLMTrainingArguments
+
+    def __init__(self, model=None, teacher: FLMModel | None = None, args: FMLMTrainingArguments | None = None, **kwargs):
+        if not isinstance(args, FMLMTrainingArguments):
+            raise ValueError(f"`args` must be FMLMTrainingArguments, but are {type(args).__name__}.")
+        if model is None or model.config.model_type != "fmlm":
+            raise ValueError("`model` must be a two-time model (FMLM): only it can be a flow map.")
+        if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
+            raise ValueError(
+                f"the teacher has a vocabulary of {teacher.config.vocab_size} tokens and the student of "
+                f"{model.config.vocab_size}: they must be the same."
+            )
+        if teacher is not None and args.initialize_from_teacher:
+            _take_weights(model, teacher)
+        super().__init__(model=model, args=args, **kwargs)
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.requires_grad_(False).eval().to(args.device)
+        self._sums: dict[str, Tensor] = {}
+
+    def _draw(self, batch: dict, places: np.ndarray, global_batch_size: int) -> dict:
+        batch = super()._draw(batch, places, global_batch_size)
+        pairs = draw_time_pairs(
+            self.args.seed,
+            self.state.global_step,
+            global_batch_size,
+            places,
+            self.args.diagonal_fraction,
+            self.args.boundary_prob,
+            self.args.time_sampling,
+            self.args.middle,
+        )
+        device = batch["input_ids"].device
+        names = ("timesteps", "middle_timesteps", "target_timesteps")
+        batch |= {name: torch.from_numpy(tau).to(device) for name, tau in zip(names, pairs[:3], strict=True)}
+        batch["diagonal"] = pairs.diagonal.tolist()
+        return batch
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The distillation loss of a batch from `_draw`: the mean over the scored positions."""
+        student = self.accelerator.unwrap_model(model)
+        start, middle, end = (inputs[name] for name in ("timesteps", "middle_timesteps", "target_timesteps"))
+        scored = inputs["labels"] != -100
+        if inputs.get("conditioning_mask") is not None:
+            scored = scored & ~inputs["conditioning_mask"].bool()
+        own = Network(student, self.ema.average if self.args.ema_target and self.ema is not None else None)
+        teacher = Network(self.teacher or student)
+        states, own_states, teacher_states = self._states(student, own, teacher, inputs, scored)
+
+        on, off = (
+            torch.tensor([i for i, d in enumerate(inputs["diagonal"]) if d == side], device=start.device, dtype=torch.long)
+            for side in (True, False)
+        )
+        output = model(
+            inputs_embeds=states.value,
+            timesteps=start,
+            target_timesteps=end,
+            attention_mask=states.attention_mask,
+            output_logits=False,
+        )
+        weights, offset = self._loss_weights(student, start, end, scored)
+        total = offset
+        cap = student.config.final_logit_softcapping
+        for name, index in (("diagonal", on), ("off_diagonal", off)):
+            if len(index) == 0:
+                continue
+            hidden, token_weights = output.last_hidden_state[index].flatten(0, 1), weights[index].flatten()
+            head = (hidden, student.lm_head.weight, student.lm_head.bias)
+            if name == "diagonal" and self.teacher is None:
+                labels = inputs["labels"][index].flatten().clamp(min=0)
+                part, losses = chunked_cross_entropy(*head, labels, token_weights, cap)
+            else:
+                projected: list[Tensor] = []
+                if name == "diagonal":
+                    target = teacher.predictions(teacher.hidden(teacher_states.rows(index), start[index]))
+                elif self.args.objective == "semigroup":
+                    target = semigroup_target(own, own_states.rows(index), start[index], middle[index], end[index])
+                else:
+                    both = own_states.rows(index), teacher_states.rows(index)
+                    if self.args.objective == "lagrangian":
+                        target, projected = lagrangian_target(own, teacher, *both, start[index], end[index])
+                    else:
+                        target = eulerian_target(own, teacher, *both, start[index], end[index])
+                part, losses = chunked_distillation_loss(*head, target, token_weights, cap, self.args.loss_type)
+                if projected:
+                    self._count("projected", sum(projected), len(losses))
+            self._count(f"loss_{name}", losses @ scored[index].flatten().float(), scored[index].sum())
+            total = total + part
+        count = scored.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = total / count
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        return (loss, output) if return_outputs else loss
+
+    def _states(
+        self, student: FLMModel, own: Network, teacher: Network, inputs: dict, scored: Tensor
+    ) -> tuple[States, States, States]:
+        """x_s of the same noise for the student (with gradient), the target network and the teacher (without)."""
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        tables = [student.embed_tokens.weight.float()]
+        for network in (own, teacher):
+            if network.weights is not None or network.model is not student:
+                tables.append(network.table)
+        noises = iter(shared_noise(tables, inputs["noise_seed"], ids.shape[1]))
+        s = student.clock.t(inputs["timesteps"])
+
+        def states(table: Tensor) -> States:
+            clean = torch.nn.functional.embedding(ids, table)
+            value = interpolate(next(noises), clean, s)
+            return States(torch.where(scored[..., None], value, clean), clean, ~scored, mask)
+
+        with_gradient = states(tables[0])
+        plain = with_gradient.detached()
+        own_states = plain if own.weights is None else states(own.table)
+        teacher_states = plain if teacher.model is student else states(teacher.table)
+        return with_gradient, own_states, teacher_states
+
+    def _loss_weights(
+        self, student: FLMModel, start: Tensor, end: Tensor, scored: Tensor
+    ) -> tuple[Tensor, Tensor | float]:
+        """Weights (batch, length) of the tokens' losses and what is added to their sum: exp(-w) l + w, w learned."""
+        if student.loss_weighting is None:
+            return scored.float(), 0.0
+        log_weight = student.loss_weighting(start, end)[:, None]
+        return scored * torch.exp(-log_weight), (log_weight * scored).sum()
+
+    def _count(self, name: str, amount: Tensor, out_of: Tensor | int) -> None:
+        self._sums[name] = self._sums.get(name, 0) + torch.stack(
+            [torch.as_tensor(x, device=self.args.device, dtype=torch.float32).detach() for x in (amount, out_of)]
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {name: (amount / out_of).item() for name, (amount, out_of) in self._sums.items()}
+            self._sums.clear()
+        super().log(logs, start_time)
+
+
+def shared_noise(tables: list[Tensor], seeds: list[int], length: int) -> list[Tensor]:
+    """The embeddings (batch, length, d_i) of the same Gaussian noise by tables (V, d_i), float32.
+
+    As with one table, the dense product is formed where the vocabulary is no larger than what would be drawn instead.
+    """
+    vocab_size, device = len(tables[0]), tables[0].device
+    width = sum(table.shape[1] for table in tables)
+    with torch.autocast(device.type, enabled=False):
+        if vocab_size <= width:
+            white, _ = white_noise(seeds, length, vocab_size, device)
+            return [white @ table for table in tables]
+        white, _ = white_noise(seeds, length, width, device)
+        return list(embedded_noise(white, *tables))
+
+
+def _take_weights(student: FLMModel, teacher: FLMModel) -> None:
+    """Copy the teacher's weights; only what a teacher lacks (the second time, the loss weight) keeps its own."""
+    try:
+        keys = student.load_state_dict(teacher.state_dict(), strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"the teacher's weights do not fit the student: {error}") from None
+    extra = [name for name in keys.unexpected_keys if not name.startswith("loss_weighting.")]
+    missing = [n for n in keys.missing_keys if not n.startswith(("target_time_embedding.", "loss_weighting."))]
+    if extra or missing:
+        raise ValueError(f"the teacher's weights do not fit the student: missing {missing}, unexpected {extra}.")
