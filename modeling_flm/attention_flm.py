@@ -36,16 +36,18 @@ def eager_attention_forward(
 
     Args:
         query, key, value (`Tensor`): (batch, heads, length, head_dim).
-        attention_mask (`Tensor`, *optional*): additive, broadcastable to (batch, heads, length, length).
+        attention_mask (`Tensor`, *optional*): additive, or bool (True: attend), broadcastable to (batch, heads,
+            length, length).
 
     Returns:
         output (batch, length, heads, head_dim), and the weights (batch, heads, length, length).
     """
-    scores = query.float() @ key.float().transpose(-1, -2) * scaling
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query.float() @ key.float().transpose(-1, -2) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is not None:
-        scores = scores + attention_mask
+        scores = scores + _additive(attention_mask)
     weights = scores.softmax(dim=-1).to(value.dtype)
     return (weights @ value).transpose(1, 2), weights
 
@@ -64,8 +66,8 @@ def softcap_attention_forward(
 
     Args:
         query, key, value (`Tensor`): (batch, heads, length, head_dim).
-        attention_mask (`Tensor`, *optional*): additive, (batch or 1, 1, any, length), the same for every query:
-            padding.
+        attention_mask (`Tensor`, *optional*): as the reference's. Padding, (batch or 1, 1, 1, length), is what this is
+            fast for; a mask that has a row per query goes to the reference.
         softcap (`float`, *optional*): c; without it this is transformers' `sdpa`.
 
     Returns:
@@ -73,12 +75,13 @@ def softcap_attention_forward(
     """
     if softcap is None:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if torch.compiler.is_compiling():  # the compiler fuses the plain formula
+    a_row_per_query = attention_mask is not None and attention_mask.shape[-2] > 1
+    if a_row_per_query or torch.compiler.is_compiling():  # the compiler fuses the plain formula
         return eager_attention_forward(module, query, key, value, attention_mask, scaling, softcap)
     batch, heads, _, _ = query.shape
     mask = None
     if attention_mask is not None:
-        mask = attention_mask[:, :, :1].float().expand(batch, heads, 1, -1).flatten(0, 1)
+        mask = _additive(attention_mask).float().expand(batch, heads, 1, -1).flatten(0, 1)
     return _SoftcapAttention.apply(query, key, value, mask, scaling, softcap), None
 
 
@@ -159,5 +162,21 @@ def _slabs(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(head, head + together), slice(row, row + rows)
 
 
+def _additive(mask: Tensor) -> Tensor:
+    """A bool mask (True: attend) as one to add to scores; any other as it is."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+def padding_mask(batch_size: int, q_length: int, kv_length: int, **kwargs) -> Tensor | None:
+    """The additive mask of padding, with a single row for all queries: (batch, 1, 1, kv_length)."""
+    return eager_mask(batch_size, 1, kv_length, **kwargs)
+
+
 AttentionInterface.register(SOFTCAP_ATTENTION, softcap_attention_forward)
-AttentionMaskInterface.register(SOFTCAP_ATTENTION, eager_mask)
+AttentionMaskInterface.register(SOFTCAP_ATTENTION, padding_mask)
+
+# In some per mille of fresh processes the first tanh on several threads is wrong by 5e-5 in half of its elements
+# (seen with torch 2.13 and MKL); a first one on a single element prevents it.
+torch.zeros(1).tanh()

@@ -118,7 +118,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), losses
             )
         ctx.mark_non_differentiable(losses)
-        return losses @ token_weights, losses
+        return (losses * token_weights).sum(), losses  # autocast would round a dot product
 
     @staticmethod
     def backward(ctx, grad_output, _):

@@ -1,12 +1,14 @@
 """Settings every test runs under: no network, one thread, the same hypothesis examples each time."""
 
 import os
+import sys
 
 # huggingface_hub reads these once, at import: they come before anything that may import it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -14,3 +16,11 @@ torch.set_num_threads(1)  # the models are tiny: a second thread waits more than
 
 settings.register_profile("flm", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("flm")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """What one test compiled (flex attention does) shall not make another's shapes dynamic."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

@@ -53,6 +53,7 @@ def test_true_takes_the_last_whole_checkpoint(tmp_path):
     shutil.rmtree(tmp_path / "checkpoint-10")
     (tmp_path / "checkpoint-8" / "trainer_state.json").write_text('{"global_step": 8, "log_h')
     (tmp_path / "checkpoint-12").mkdir()
+    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "checkpoint-14")
     resumed = trainer_with_dropout(tmp_path, model_seed=1)
     steps = []
     resumed.model.register_forward_pre_hook(lambda *_: steps.append(resumed.state.global_step))

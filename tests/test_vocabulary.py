@@ -75,7 +75,8 @@ def test_cross_entropy_in_bfloat16(autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         total, losses = chunked_cross_entropy(*inputs, labels, torch.ones(len(labels)))
     total.backward()
-    assert losses.dtype == torch.float32
+    assert losses.dtype == total.dtype == torch.float32
+    torch.testing.assert_close(total, losses.sum())
     torch.testing.assert_close(losses, expected, rtol=0.05, atol=0.5)
     assert all(x.grad.dtype == x.dtype for x in inputs)
 

@@ -5,7 +5,12 @@ The names are imported on first use, so that `flm --help` does not wait for torc
 
 from importlib import import_module
 
-_HOMES = {"FLMTrainer": "flm_trainer", "FLMTrainingArguments": "flm_arguments"}
+_HOMES = {
+    "FLMTrainer": "flm_trainer",
+    "FLMTrainingArguments": "flm_arguments",
+    "FMLMTrainer": "fmlm_trainer",
+    "FMLMTrainingArguments": "fmlm_arguments",
+}
 
 __all__ = list(_HOMES)
 

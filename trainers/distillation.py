@@ -70,7 +70,8 @@ class Network:
         try:
             config._attn_implementation = "eager"
             with torch.no_grad(), _without_dropout(self.model):
-                return jvp(hidden, (states.value, start, end), along)
+                value, derivative = jvp(hidden, (states.value, start, end), along)[:2]
+                return value, derivative
         finally:
             config._attn_implementation = attention
 

@@ -77,20 +77,19 @@ class FLMTrainer(Trainer):
         global_batch_size = self.args.gradient_accumulation_steps * processes * per_device
         for micro, batch in enumerate(islice(epoch_iterator, num_batches)):
             batch = _with_labels(batch)
-            ids = batch["input_ids"]
             first = (micro * processes + self.accelerator.process_index) * per_device
-            times, seeds = draw_times_and_seeds(
-                self.args.seed,
-                self.state.global_step,
-                global_batch_size,
-                first + np.arange(len(ids)),
-            )
-            batch["timesteps"] = torch.from_numpy(times).to(ids.device)
-            batch["noise_seed"] = seeds  # a list stays on the host, where generators take their seeds
-            if self.args.conditioning_rate > 0:
-                kept = draw_conditioning(seeds, ids.shape[1], self.args.conditioning_rate)
-                batch["labels"] = batch["labels"].masked_fill(torch.from_numpy(kept).to(ids.device), -100)
-            yield batch
+            yield self._draw(batch, first + np.arange(len(batch["input_ids"])), global_batch_size)
+
+    def _draw(self, batch: dict, places: np.ndarray, global_batch_size: int) -> dict:
+        """The batch with the times, the noise and the conditioning of its examples' places in the global batch."""
+        ids = batch["input_ids"]
+        times, seeds = draw_times_and_seeds(self.args.seed, self.state.global_step, global_batch_size, places)
+        batch["timesteps"] = torch.from_numpy(times).to(ids.device)
+        batch["noise_seed"] = seeds  # a list stays on the host, where generators take their seeds
+        if self.args.conditioning_rate > 0:
+            kept = draw_conditioning(seeds, ids.shape[1], self.args.conditioning_rate)
+            batch["labels"] = batch["labels"].masked_fill(torch.from_numpy(kept).to(ids.device), -100)
+        return batch
 
     # -- averaged weights ---------------------------------------------------------------------------------------------
 

@@ -60,5 +60,6 @@ def draw_time_pairs(
     start = np.where(diagonal, even, np.where(boundary, 0, start))
     end = np.where(diagonal, even, np.where(boundary, 1, end))
     share = 0.5 if middle == "midpoint" else between
-    pairs = (start, start + share * (end - start), end)
-    return TimePairs(*(np.clip(times[places], 0, 1).astype(np.float32) for times in pairs), diagonal[places])
+    times = np.stack([start, start + share * (end - start), end])[:, places]
+    rows = np.clip(times, 0, 1).astype(np.float32)
+    return TimePairs(rows[0], rows[1], rows[2], diagonal[places])

@@ -36,7 +36,13 @@ class FMLMTrainer(FLMTrainer):
 
     args: FMLMTrainingArguments
 
-    def __init__(self, model=None, teacher: FLMModel | None = None, args: FMLMTrainingArguments | None = None, **kwargs):
+    def __init__(
+        self,
+        model=None,
+        teacher: FLMModel | None = None,
+        args: FMLMTrainingArguments | None = None,
+        **kwargs,
+    ):
         if not isinstance(args, FMLMTrainingArguments):
             raise ValueError(f"`args` must be FMLMTrainingArguments, but are {type(args).__name__}.")
         if model is None or model.config.model_type != "fmlm":
@@ -83,10 +89,8 @@ class FMLMTrainer(FLMTrainer):
         teacher = Network(self.teacher or student)
         states, own_states, teacher_states = self._states(student, own, teacher, inputs, scored)
 
-        on, off = (
-            torch.tensor([i for i, d in enumerate(inputs["diagonal"]) if d == side], device=start.device, dtype=torch.long)
-            for side in (True, False)
-        )
+        diagonal = torch.tensor(inputs["diagonal"])
+        on, off = (side.nonzero().squeeze(1).to(start.device) for side in (diagonal, ~diagonal))
         output = model(
             inputs_embeds=states.value,
             timesteps=start,
@@ -119,7 +123,7 @@ class FMLMTrainer(FLMTrainer):
                         target = eulerian_target(own, teacher, *both, start[index], end[index])
                 part, losses = chunked_distillation_loss(*head, target, token_weights, cap, self.args.loss_type)
                 if projected:
-                    self._count("projected", sum(projected), len(losses))
+                    self._count("projected", torch.stack(projected).sum(), len(losses))
             self._count(f"loss_{name}", losses @ scored[index].flatten().float(), scored[index].sum())
             total = total + part
         count = scored.sum() if num_items_in_batch is None else num_items_in_batch
