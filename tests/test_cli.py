@@ -210,6 +210,11 @@ def test_resuming_a_finished_run_changes_nothing_and_without_a_checkpoint_starts
     assert same(weights(FLMModel.from_pretrained(tmp_path)), before)
 
 
+def test_training_anew_where_a_run_left_checkpoints_is_refused(project, trained, capsys):
+    assert train(project, trained) == 1
+    assert "checkpoint-4 is of an earlier run: resume it (--resume)" in one_line(capsys)
+
+
 def test_a_streamed_corpus_is_read_again_and_again_and_resumed_in_any_pass(project, tmp_path):
     more = ["data.streaming=true", "data.shuffle_buffer=50", "training.max_steps=60", "training.save_steps=40"]
     assert train(project, tmp_path, *more, "training.eval_steps=60") == 0

@@ -111,9 +111,7 @@ def test_eulerian(networks):
     rows = slice(2, 5)
     start, _, end = times(rows)
     target = eulerian_target(student, teacher, states(student, rows), states(teacher, rows), start, end)
-    torch.testing.assert_close(
-        target(EVERYTHING).view(3, 24, 37), LOSSES["esd.offdiag_target"], rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(target(EVERYTHING).view(3, 24, 37), LOSSES["esd.offdiag_target"], rtol=1e-3, atol=1e-3)
     losses = student_losses(student, rows, start, end, target, "mse")
     torch.testing.assert_close(losses, LOSSES["esd.loss"][rows], rtol=1e-2, atol=1e-3)
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from modeling_flm import FLMConfig, FLMModel
+from modeling_flm import FLMModel
 from trainers import FLMTrainer, FLMTrainingArguments
 
 VOCABULARY, LENGTH = 61, 16
 
 
-def fresh_model(seed: int = 0, **changes) -> FLMModel:
+def fresh_model(seed: int = 0, kind: type[FLMModel] = FLMModel, **changes) -> FLMModel:
     """A model as training begins with it (output layer and modulation at zero), the same for the same seed."""
     values = dict(
         vocab_size=VOCABULARY,
@@ -26,7 +26,7 @@ def fresh_model(seed: int = 0, **changes) -> FLMModel:
         initializer_range=0.1,
     )
     torch.manual_seed(seed)
-    return FLMModel(FLMConfig(**values | changes))
+    return kind(kind.config_class(**values | changes))
 
 
 def counting_rows(rows: int, start: int = 0) -> Dataset:
@@ -48,7 +48,7 @@ def padded_rows(rows: int) -> Dataset:
     )
 
 
-def arguments(output_dir: str | Path, **changes) -> FLMTrainingArguments:
+def arguments(output_dir: str | Path, kind=FLMTrainingArguments, **changes) -> FLMTrainingArguments:
     values = dict(
         max_steps=4,
         per_device_train_batch_size=8,
@@ -62,7 +62,7 @@ def arguments(output_dir: str | Path, **changes) -> FLMTrainingArguments:
         use_cpu=True,
         dataloader_pin_memory=False,
     )
-    return FLMTrainingArguments(output_dir=str(output_dir), **values | changes)
+    return kind(output_dir=str(output_dir), **values | changes)
 
 
 def make_trainer(output_dir: str | Path, model: FLMModel | None = None, *, callbacks=None, **changes) -> FLMTrainer:

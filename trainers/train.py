@@ -66,9 +66,17 @@ def build_model(recipe: Recipe, tokenizer, seed: int) -> FLMModel:
 
 
 def run_training(recipe: Recipe, resume: bool = False) -> FLMTrainer:
-    """Train as the recipe says and save the model in its output directory; `resume` goes on where a run stopped."""
+    """Train as the recipe says and save the model in its output directory; `resume` goes on where a run stopped.
+
+    Raises:
+        ValueError: there are checkpoints of an earlier run in the output directory, and `resume` is not set: a later
+            `resume` might take up the wrong run.
+    """
     trainer = build_trainer(recipe)
-    trainer.train(resume_from_checkpoint=resume and last_whole_checkpoint(trainer.args.output_dir) is not None)
+    last = last_whole_checkpoint(trainer.args.output_dir)
+    if last is not None and not resume:
+        raise ValueError(f"{last} is of an earlier run: resume it (--resume), or change training.output_dir.")
+    trainer.train(resume_from_checkpoint=last is not None)
     trainer.save_model()
     return trainer
 

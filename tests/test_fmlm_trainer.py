@@ -1,0 +1,179 @@
+"""FMLMTrainer: distillation learns the map, whatever the batch layout, and resumes exactly."""
+
+import pytest
+import torch
+from datasets import Dataset
+from training import LENGTH, VOCABULARY, arguments, counting_rows, fresh_model, history
+from transformers import default_data_collator
+from worlds import two_cities
+
+from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
+from trainers import FMLMTrainer, FMLMTrainingArguments
+from trainers.flow_map_times import draw_time_pairs
+
+CITIES = dict(
+    vocab_size=4,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=2,
+    conditioning_size=32,
+    time_embedding_size=32,
+    hidden_dropout=0.0,
+    initializer_range=0.1,
+)
+
+
+def distil_arguments(output_dir, **changes) -> FMLMTrainingArguments:
+    return arguments(output_dir, kind=FMLMTrainingArguments, **changes)
+
+
+def student(seed: int = 1, **changes) -> FMLMModel:
+    return fresh_model(seed, kind=FMLMModel, **changes)
+
+
+def distil(output_dir, teacher=None, resume=None, model=None, rows=None, **changes) -> FMLMTrainer:
+    trainer = FMLMTrainer(
+        model or student(),
+        teacher,
+        distil_arguments(output_dir, **changes),
+        train_dataset=rows or counting_rows(64),
+        data_collator=default_data_collator,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def teacher() -> FLMModel:
+    model = fresh_model(0)
+    torch.manual_seed(5)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("objective", ["semigroup", "lagrangian", "eulerian"])
+def test_gradient_accumulation_equals_the_bigger_batch(objective, teacher, tmp_path):
+    whole = distil(tmp_path / "whole", teacher, objective=objective)
+    parts = distil(
+        tmp_path / "parts", teacher, objective=objective, per_device_train_batch_size=2, gradient_accumulation_steps=4
+    )
+    for name in ("loss", "grad_norm", "loss_diagonal", "loss_off_diagonal"):
+        assert history(parts, name) == pytest.approx(history(whole, name), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"ema_target": True}, {"learned_loss_weighting": True, "conditioning_rate": 0.5}]
+)
+def test_resuming_equals_never_having_stopped(changes, teacher, tmp_path):
+    more = {"save_strategy": "steps", "save_steps": 2, **changes}
+    whole = distil(tmp_path / "whole", teacher, **more)
+    distil(tmp_path / "parts", teacher, max_steps=2, **more)
+    resumed = distil(tmp_path / "parts", teacher, resume=True, **more)
+    assert history(resumed, "loss") == history(whole, "loss")
+    ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_student_begins_with_the_teachers_weights(teacher, tmp_path):
+    model = student()
+    FMLMTrainer(model, teacher, distil_arguments(tmp_path))
+    ids = torch.arange(LENGTH)[None]
+    ours = model(input_ids=ids, timesteps=0.3, target_timesteps=0.9).logits
+    torch.testing.assert_close(ours, teacher(input_ids=ids, timesteps=0.3).logits)
+
+
+def test_a_student_that_is_the_exact_map_stays_put(tmp_path):
+    """Where predictions do not depend on the state or the times, the map of the flow is the denoiser itself."""
+    teacher = fresh_model(0)  # uniform predictions: D_t = delta_{s,t} everywhere
+    trainer = distil(tmp_path, teacher)
+    assert max(history(trainer, "grad_norm")) < 1e-4
+
+
+def test_self_distillation_takes_the_data_on_the_diagonal(tmp_path):
+    trainer = distil(tmp_path, None, max_steps=30, learning_rate=1e-2, diagonal_fraction=1.0)
+    assert history(trainer, "loss")[-1] < 0.8 * history(trainer, "loss")[0]
+    assert not history(trainer, "loss_off_diagonal")
+
+
+def test_one_step_of_the_map_pairs_what_belongs_together(tmp_path):
+    """New York / San Diego, 7 : 3. Tokens drawn independently would make 42 % spurious pairs."""
+    world = two_cities()
+    rows = Dataset.from_dict({"input_ids": world.draw(20_000, torch.Generator().manual_seed(0)).tolist()})
+    torch.manual_seed(0)
+    teacher = FLMModel(FLMConfig(**CITIES))
+    optimizer = torch.optim.AdamW(teacher.parameters(), lr=3e-3, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=400)
+    for _ in range(400):
+        loss = teacher(labels=world.draw(128, generator), generator=generator).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    shared = dict(
+        max_steps=500, per_device_train_batch_size=256, learning_rate=2e-3, ema_decay=0.99, logging_steps=100
+    )
+    trainer = distil(tmp_path, teacher, model=FMLMModel(FMLMConfig(**CITIES)), rows=rows, **shared)
+    trainer.save_model()
+    model = FMLMModel.from_pretrained(tmp_path).eval()
+
+    def one_step(network) -> torch.Tensor:
+        return world.items(network.eval().generate(num_steps=1, num_return_sequences=2000, seed=0))
+
+    # In one step the denoiser knows only each token's prior: the likelier city, always.
+    assert (one_step(teacher) == 0).float().mean() > 0.85
+    items = one_step(model)
+    assert (items < 0).float().mean() < 0.05
+    assert abs((items == 0).float().mean() - 0.7) < 0.1
+
+
+def pairs(places, **changes):
+    values = dict(diagonal_fraction=0.5, boundary_prob=32, time_sampling="uniform_diff", middle="midpoint")
+    return draw_time_pairs(3, 5, 512, places, **values | changes)
+
+
+@pytest.mark.parametrize("time_sampling", ["uniform_diff", "uniform_st"])
+@pytest.mark.parametrize("middle", ["midpoint", "random"])
+def test_time_pairs_of_a_global_batch(time_sampling, middle):
+    every = torch.arange(512).numpy()
+    drawn = pairs(every, time_sampling=time_sampling, middle=middle)
+    assert (drawn.start <= drawn.middle).all() and (drawn.middle <= drawn.end).all()
+    assert drawn.diagonal.sum() == 256 and (drawn.start == drawn.end)[drawn.diagonal].all()
+    at_boundary = (drawn.start == 0) & (drawn.end == 1)
+    assert at_boundary.sum() == 8
+    parts = [pairs(part, time_sampling=time_sampling, middle=middle) for part in (every[:100], every[100:])]
+    for whole, first, second in zip(drawn, *parts, strict=True):
+        assert (whole[:100] == first).all() and (whole[100:] == second).all()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"objective": "euler"}, "`objective` is 'euler', but it must be one of semigroup, lagrangian, eulerian"),
+        ({"loss_type": "kl"}, "`loss_type` is 'kl'"),
+        ({"objective": "eulerian", "loss_type": "ce"}, '`loss_type` must be "mse" with the eulerian objective'),
+        ({"diagonal_fraction": 1.5}, "`diagonal_fraction` is 1.5"),
+        ({"boundary_prob": 0}, "`boundary_prob` is 0"),
+        ({"time_sampling": "log"}, "`time_sampling` is 'log'"),
+        ({"middle": "end"}, "`middle` is 'end'"),
+        ({"ema_target": True, "ema_decay": 0.0}, "`ema_target` needs the semigroup objective"),
+    ],
+)
+def test_bad_arguments(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        distil_arguments(tmp_path, **changes)
+
+
+def test_bad_networks(teacher, tmp_path):
+    args = distil_arguments(tmp_path)
+    with pytest.raises(ValueError, match="`model` must be a two-time model"):
+        FMLMTrainer(fresh_model(), teacher, args)
+    with pytest.raises(ValueError, match=f"vocabulary of {VOCABULARY} tokens and the student of 62"):
+        FMLMTrainer(student(vocab_size=62), teacher, args)
+    with pytest.raises(ValueError, match="the teacher's weights do not fit"):
+        FMLMTrainer(student(num_hidden_layers=3), teacher, args)
+    with pytest.raises(ValueError, match="`args` must be FMLMTrainingArguments"):
+        FMLMTrainer(student(), teacher, arguments(tmp_path))
