@@ -27,7 +27,8 @@ class FLMConfig(PreTrainedConfig):
             have none, later ones 30.
         hidden_dropout (`float`): dropout after attention and MLP, in [0, 1).
         rope_theta (`float`): base of the rotary positions.
-        initializer_range (`float`): standard deviation of the initial weights (adaLN and output layer start at zero).
+        initializer_range (`float`): standard deviation of the initial embedding table. Linear layers start uniform in
+            +-1 / sqrt(fan-in), as in the published code, adaLN and the output layer at zero.
         loss_weighting (`bool`): whether the model carries the learned loss weight w(tau), which scales the training
             loss l of a sequence to exp(-w) l + w and is not used otherwise.
         bos_token_id, eos_token_id, pad_token_id, mask_token_id (`int`, *optional*): special ids, in [0, V).

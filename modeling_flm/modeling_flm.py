@@ -227,10 +227,13 @@ class FLMPreTrainedModel(PreTrainedModel):
         if isinstance(module, FLMZeroLinear):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, (nn.Linear, nn.Embedding)):
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
 

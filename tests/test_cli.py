@@ -15,7 +15,7 @@ from training import same, weights
 from transformers import PreTrainedTokenizerFast
 
 import trainers.train
-from modeling_flm import FLMModel
+from modeling_flm import FLMModel, FMLMModel
 from trainers.cli import main
 
 WORDS = "the cat saw a dog and one bird sang to an old fox under some tree by our red barn".split()
@@ -94,7 +94,7 @@ WITHOUT_TORCH = """
 import sys
 from trainers.cli import main
 
-for arguments in (["--help"], ["train", "--help"], ["generate", "--help"], ["demo", "--help"]):
+for arguments in (["--help"], ["train", "--help"], ["distill", "--help"], ["generate", "--help"], ["demo", "--help"]):
     try:
         main(arguments)
     except SystemExit as end:
@@ -166,7 +166,7 @@ def test_an_unforeseen_error_is_one_line_and_debug_shows_where(project, tmp_path
     def fail(*_):
         raise KeyError("lost\nkey")
 
-    monkeypatch.setattr(trainers.train, "run_training", fail)
+    monkeypatch.setattr(trainers.train, "build_trainer", fail)
     assert train(project, tmp_path) == 1
     assert one_line(capsys).startswith("flm: KeyError:")
     with pytest.raises(KeyError):
@@ -177,7 +177,7 @@ def test_an_interruption_ends_with_status_130(project, tmp_path, monkeypatch, ca
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainers.train, "run_training", interrupt)
+    monkeypatch.setattr(trainers.train, "build_trainer", interrupt)
     assert train(project, tmp_path) == 130
     assert one_line(capsys) == "flm: interrupted"
 
@@ -210,6 +210,11 @@ def test_resuming_a_finished_run_changes_nothing_and_without_a_checkpoint_starts
     assert same(weights(FLMModel.from_pretrained(tmp_path)), before)
 
 
+def test_no_evaluation_can_be_asked_for(project, tmp_path):
+    assert train(project, tmp_path, "training.eval_strategy=no", "training.max_steps=1") == 0
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
 def test_training_anew_where_a_run_left_checkpoints_is_refused(project, trained, capsys):
     assert train(project, trained) == 1
     assert "checkpoint-4 is of an earlier run: resume it (--resume)" in one_line(capsys)
@@ -222,6 +227,19 @@ def test_a_streamed_corpus_is_read_again_and_again_and_resumed_in_any_pass(proje
     rmtree(tmp_path / "checkpoint-60")
     assert train(project, tmp_path, *more, "training.eval_steps=60", "--resume") == 0
     assert same(weights(FLMModel.from_pretrained(tmp_path)), whole)
+
+
+def test_distilling_a_trained_model_gives_a_map_that_writes_in_one_step(project, trained, tmp_path, capsys):
+    recipe = project / "distil.yaml"
+    recipe.write_text("teacher: ./runs/finished\n" + RECIPE[RECIPE.index("tokenizer:") :])
+    assert main(["train", str(recipe)]) == 1
+    assert "use `flm distill`" in one_line(capsys)
+    assert main(["distill", str(recipe), f"training.output_dir={tmp_path}"]) == 0
+    model = FMLMModel.from_pretrained(tmp_path)
+    assert model.config.hidden_size == 32 and model.generation_config.num_steps == 1
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path), "--seed", "3"]) == 0
+    assert capsys.readouterr().out.strip()
 
 
 # -- generate ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TrainingArguments, default_data_collator
 
 from modeling_flm.configuration_flm import FLMConfig
+from trainers import FMLMTrainingArguments
 from trainers.data import (
     DataSource,
     detokenize_lm1b,
@@ -478,9 +479,10 @@ def test_corpus_readme_tells_the_truth(validation):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes(recipe):
     content = yaml.safe_load(recipe.read_text())
-    assert content.keys() == {"model", "tokenizer", "data", "training"}
+    distils = "teacher" in content
+    assert content.keys() == {"teacher" if distils else "model", "tokenizer", "data", "training"}
 
-    model = dict(content["model"])
+    model = dict(content.get("model", {"type": "flm"}))
     assert model.pop("type") == "flm"
     assert FLMConfig(vocab_size=100, **model).to_dict().items() >= model.items()
 
@@ -494,10 +496,18 @@ def test_recipes(recipe):
 
     ours = {"ema_decay", "learned_loss_weighting", "conditioning_rate", "sample_num_steps", "num_samples"}
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    if distils:
+        ours = {field.name for field in dataclasses.fields(FMLMTrainingArguments)}
     assert content["training"].keys() <= known | ours
     theirs = {key: value for key, value in content["training"].items() if key in known}
     words = {key for key, value in theirs.items() if isinstance(value, str)}
-    assert words <= {"output_dir", "lr_scheduler_type", "eval_strategy"}  # YAML reads 1e-3 as a word
+    assert words <= {
+        "output_dir",
+        "lr_scheduler_type",
+        "eval_strategy",
+        "objective",
+        "time_sampling",
+    }  # YAML reads 1e-3 as a word
     theirs.pop("bf16", None)  # refused where there is no accelerator
     TrainingArguments(**theirs)
 

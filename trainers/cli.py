@@ -32,13 +32,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    train = commands.add_parser(
-        "train", help="train a model from a recipe", description="Train a model from a recipe."
-    )
-    train.add_argument("recipe", help="a YAML file, such as recipes/english-small.yaml")
-    train.add_argument("overrides", nargs="*", metavar="section.name=value", help="such as training.max_steps=100")
-    train.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint, if there is one")
-    train.set_defaults(run=_train)
+    for name, what, run in (
+        ("train", "train a model from a recipe", _train),
+        ("distill", "distil a trained flow into its map, which writes in one step", _distill),
+    ):
+        command = commands.add_parser(name, help=what, description=what.capitalize() + ".")
+        command.add_argument("recipe", help="a YAML file, such as recipes/english-small.yaml")
+        command.add_argument(
+            "overrides", nargs="*", metavar="section.name=value", help="such as training.max_steps=100"
+        )
+        command.add_argument(
+            "--resume", action="store_true", help="go on from the last whole checkpoint, if there is one"
+        )
+        command.set_defaults(run=run)
 
     generate = commands.add_parser("generate", help="write text with a model", description="Write text with a model.")
     generate.add_argument("model", help="a model folder or a name on the Hub")
@@ -62,13 +68,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
+    return _from_recipe(options, "build_trainer")
+
+
+def _distill(options: argparse.Namespace) -> int:
+    return _from_recipe(options, "build_distiller")
+
+
+def _from_recipe(options: argparse.Namespace, build: str) -> int:
     from .recipe import load_recipe
 
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = load_recipe(options.recipe, options.overrides)  # before torch is imported: mistakes show at once
 
-    from .train import run_training
+    from . import train
 
-    trainer = run_training(recipe, options.resume)
+    trainer = getattr(train, build)(recipe)
+    train.run_training(trainer, options.resume)
     print(f"The model is in {trainer.args.output_dir}.")
     return 0
 

@@ -1,11 +1,13 @@
-"""Recipes: what `flm train recipe.yaml` reads.
+"""Recipes: what `flm train recipe.yaml` and `flm distill recipe.yaml` read.
 
-    model: {type: flm, hidden_size: 768, ...}    fields of FLMConfig; vocab_size and special ids come from the
-    tokenizer tokenizer: bert-base-uncased                  a Hub name, or a path when it begins with ./ ../ or /
-    data: {train: ..., validation: ..., ...}      see [`DataRecipe`]
-    training: {output_dir: runs/lm1b, ...}        fields of FLMTrainingArguments
+    model: {type: flm, hidden_size: 768, ...}   fields of FLMConfig; vocab_size and special ids come from the tokenizer
+    teacher: ../runs/lm1b                       to distil: a Hub name or a path; gives the model's fields, too
+    tokenizer: bert-base-uncased                a Hub name or a path
+    data: {train: ..., validation: ..., ...}    see [`DataRecipe`]
+    training: {output_dir: runs/lm1b, ...}      fields of FLMTrainingArguments, to distil of FMLMTrainingArguments
 
-Paths in a recipe are relative to its folder, but `output_dir` is relative to where the command runs.
+A path begins with ./ ../ or / and is relative to the recipe's folder; `output_dir` is relative to where the command
+runs.
 """
 
 import re
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+SECTIONS = {"model", "teacher", "tokenizer", "data", "training"}
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Recipe:
     tokenizer: str
     data: DataRecipe
     training: dict[str, Any] = field(default_factory=dict)
+    teacher: str | None = None
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -75,22 +80,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"the recipe {path} must be a mapping with model, tokenizer, data and training.")
     for override in overrides:
         _apply(content, override)
-    _check_keys(f"the recipe {path}", content, {"model", "tokenizer", "data", "training"}, {"tokenizer", "data"})
+    _check_keys(f"the recipe {path}", content, SECTIONS, {"tokenizer", "data"})
     data = content["data"]
     _check_keys("`data`", data, {f.name for f in fields(DataRecipe)}, {"train"})
     for section in ("model", "training"):
         if not isinstance(content.get(section) or {}, dict):
             raise ValueError(f"`{section}` is {content[section]!r}, but it must be a mapping.")
-    tokenizer = str(content["tokenizer"])
-    if tokenizer.startswith(("./", "../", "/")):
-        tokenizer = str(path.parent / tokenizer)
+    teacher = content.get("teacher")
     return Recipe(
         folder=path.parent,
         model=content.get("model") or {},
-        tokenizer=tokenizer,
+        tokenizer=_located(str(content["tokenizer"]), path.parent),
         data=DataRecipe(**data),
         training=content.get("training") or {},
+        teacher=None if teacher is None else _located(str(teacher), path.parent),
     )
+
+
+def _located(name: str, folder: Path) -> str:
+    """A Hub name as it is, a path seen from the recipe's folder."""
+    return str(folder / name) if name.startswith(("./", "../", "/")) else name
 
 
 def _apply(content: dict, override: str) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from transformers import default_data_collator
+from transformers import AutoModel, default_data_collator, set_seed
 
 from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 
@@ -10,46 +10,48 @@ from .checkpoints import last_whole_checkpoint
 from .data import DataSource, load_text, load_tokenizer, pack
 from .flm_arguments import FLMTrainingArguments
 from .flm_trainer import FLMTrainer
+from .fmlm_arguments import FMLMTrainingArguments
+from .fmlm_trainer import FMLMTrainer
 from .recipe import Recipe
 
 _CLASSES = {"flm": (FLMConfig, FLMModel), "fmlm": (FMLMConfig, FMLMModel)}
 
 
 def build_trainer(recipe: Recipe) -> FLMTrainer:
-    """Everything a recipe names, put together; nothing is trained yet.
+    """Everything that a recipe for `flm train` names, put together; nothing is trained yet.
 
     Raises:
         ValueError: an entry of the recipe is unknown or not allowed.
     """
+    if recipe.teacher is not None:
+        raise ValueError("`teacher` is for distillation: use `flm distill` with this recipe.")
     args = FLMTrainingArguments(**_known("training", recipe.training, FLMTrainingArguments))
     tokenizer = load_tokenizer(recipe.tokenizer)
-    model = build_model(recipe, tokenizer, args.seed)
-    length = model.config.max_position_embeddings
-    train = _packed(recipe, recipe.data.train, tokenizer, length)
-    if recipe.data.streaming:
-        # One endless pass: a run can only be resumed within a pass over a stream.
-        train = train.repeat(None).shuffle(seed=args.seed, buffer_size=recipe.data.shuffle_buffer)
-    validation = None
-    if recipe.data.validation is not None:
-        validation = _packed(recipe, recipe.data.validation, tokenizer, length)
-        rows = recipe.data.max_validation_rows
-        if rows is not None:
-            validation = validation.take(rows)
-    return FLMTrainer(
-        model,
-        args,
-        data_collator=default_data_collator,
-        train_dataset=train,
-        eval_dataset=validation,
-        processing_class=tokenizer,
-    )
+    model = build_model(recipe.model, tokenizer, args.seed)
+    return FLMTrainer(model, args, **_data(recipe, tokenizer, model, args.seed))
 
 
-def build_model(recipe: Recipe, tokenizer, seed: int) -> FLMModel:
-    """A model with fresh weights for the recipe's `model` section and this tokenizer."""
-    from transformers import set_seed
+def build_distiller(recipe: Recipe) -> FMLMTrainer:
+    """Everything that a recipe for `flm distill` names; without a teacher the map learns from the data alone.
 
-    fields = dict(recipe.model)
+    Raises:
+        ValueError: an entry of the recipe is unknown or not allowed, or the teacher cannot be loaded.
+    """
+    args = FMLMTrainingArguments(**_known("training", recipe.training, FMLMTrainingArguments))
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    fields, teacher = recipe.model, None
+    if recipe.teacher is not None:
+        teacher = AutoModel.from_pretrained(recipe.teacher)
+        if not isinstance(teacher, FLMModel):
+            raise ValueError(f"the teacher {recipe.teacher} is a {type(teacher).__name__}, not a flow language model.")
+        fields = {name: getattr(teacher.config, name) for name in FLMConfig.__annotations__} | fields
+    model = build_model(fields | {"type": "fmlm"}, tokenizer, args.seed)
+    return FMLMTrainer(model, teacher, args, **_data(recipe, tokenizer, model, args.seed))
+
+
+def build_model(fields: dict, tokenizer, seed: int) -> FLMModel:
+    """A model with fresh weights for a recipe's `model` section and this tokenizer."""
+    fields = dict(fields)
     kind = fields.pop("type", "flm")
     if kind not in _CLASSES:
         raise ValueError(f"`model.type` is {kind!r}, but it must be one of {', '.join(_CLASSES)}.")
@@ -65,20 +67,39 @@ def build_model(recipe: Recipe, tokenizer, seed: int) -> FLMModel:
     return model_class(config)
 
 
-def run_training(recipe: Recipe, resume: bool = False) -> FLMTrainer:
-    """Train as the recipe says and save the model in its output directory; `resume` goes on where a run stopped.
+def run_training(trainer: FLMTrainer, resume: bool = False) -> None:
+    """Train and save the model in the output directory; `resume` goes on where a run stopped.
 
     Raises:
         ValueError: there are checkpoints of an earlier run in the output directory, and `resume` is not set: a later
             `resume` might take up the wrong run.
     """
-    trainer = build_trainer(recipe)
     last = last_whole_checkpoint(trainer.args.output_dir)
     if last is not None and not resume:
         raise ValueError(f"{last} is of an earlier run: resume it (--resume), or change training.output_dir.")
     trainer.train(resume_from_checkpoint=last is not None)
     trainer.save_model()
-    return trainer
+
+
+def _data(recipe: Recipe, tokenizer, model: FLMModel, seed: int) -> dict:
+    """The trainer's arguments that have to do with data."""
+    length = model.config.max_position_embeddings
+    train = _packed(recipe, recipe.data.train, tokenizer, length)
+    if recipe.data.streaming:
+        # One endless pass: a run can only be resumed within a pass over a stream.
+        train = train.repeat(None).shuffle(seed=seed, buffer_size=recipe.data.shuffle_buffer)
+    validation = None
+    if recipe.data.validation is not None:
+        validation = _packed(recipe, recipe.data.validation, tokenizer, length)
+        rows = recipe.data.max_validation_rows
+        if rows is not None:
+            validation = validation.take(rows)
+    return dict(
+        data_collator=default_data_collator,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+    )
 
 
 def _packed(recipe: Recipe, source, tokenizer, length: int):
@@ -100,7 +121,10 @@ def _known(section: str, given: dict, cls) -> dict:
     known = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
     if unknown := sorted(given.keys() - known.keys()):
         raise ValueError(f"`{section}` has unknown entries: {', '.join(unknown)}.")
+    given = dict(given)
     for name, value in given.items():
+        if name.endswith("_strategy") and value is False:
+            given[name] = "no"  # which YAML reads as false
         if isinstance(known[name], (int, float)) and not isinstance(value, (int, float)):
             raise ValueError(f"`{section}.{name}` is {value!r}, but it must be a number, or true or false.")
     return given
