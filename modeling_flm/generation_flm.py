@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
@@ -141,6 +142,7 @@ class FlowGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig | None = None,
         *,
         attention_mask: Tensor | None = None,
+        conditioning_mask: Tensor | None = None,
         num_steps: int | None = None,
         sampler: str | None = None,
         max_length: int | None = None,
@@ -158,9 +160,12 @@ class FlowGenerationMixin(GenerationMixin):
 
         Args:
             input_ids (`Tensor`, *optional*): (batch, P) prompts, kept as the first P ids of each sequence: clamped to
-                their embedding at every state. None to write from nothing.
+                their embedding at every state. The tokenizer's mask token is a blank, to be filled in. None to write
+                from nothing.
             generation_config (`GenerationConfig`, *optional*): settings, usually a [`FlowGenerationConfig`].
             attention_mask (`Tensor`, *optional*): of the prompts, all ones: prompts of one batch have one length.
+            conditioning_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, which of the `input_ids` to keep; the
+                others are filled in. Default: all but the blanks.
             num_steps (`int`, *optional*): evaluations of the network, >= 1.
             sampler (`str`, *optional*): "euler" or "flow_map".
             max_length (`int`, *optional*): ids per sequence, prompt included; default and most: the model's
@@ -189,39 +194,40 @@ class FlowGenerationMixin(GenerationMixin):
             **kwargs,
         )
         config = self._merge_generation_config(generation_config, given)
-        prompt = self._check_prompt(input_ids, attention_mask, batch_size)
-        prompt = prompt.repeat_interleave(config.num_return_sequences or 1, dim=0)
-        length = self._output_length(prompt.shape[1], config)
+        prompt, keep = self._check_prompt(input_ids, attention_mask, conditioning_mask, batch_size)
+        length = self._output_length(prompt.shape[1], bool(keep.all()), config)
+        repeats, rest = config.num_return_sequences or 1, length - prompt.shape[1]
+        prompt, keep = (F.pad(x, (0, rest)).repeat_interleave(repeats, dim=0) for x in (prompt, keep))
         seeds = _spread_seeds(seed, generator, len(prompt))
 
         state = self.embed_noise(len(prompt), length, seeds=seeds)
-        sequences = self._integrate(state, prompt, config.num_steps, config.sampler)
+        sequences = self._integrate(state, prompt, keep, config.num_steps, config.sampler)
         if not config.return_dict_in_generate:
             return sequences
         return FlowGenerationOutput(
             sequences=sequences,
             num_function_evaluations=config.num_steps,
-            tokens_per_forward=(length - prompt.shape[1]) / config.num_steps,
+            tokens_per_forward=(~keep).sum().item() / len(keep) / config.num_steps,
             seeds=seeds,
         )
 
-    def _integrate(self, state: Tensor, prompt: Tensor, num_steps: int, sampler: str) -> Tensor:
-        """From an embedded state (batch, length, d) at tau = 0 to ids (batch, length), prompt (batch, P) clamped."""
-        batch, length = state.shape[:2]
-        start = prompt.shape[1]
+    def _integrate(self, state: Tensor, prompt: Tensor, keep: Tensor, num_steps: int, sampler: str) -> Tensor:
+        """From an embedded state (batch, length, d) at tau = 0 to ids (batch, length), those of `prompt` (batch,
+        length) clamped where `keep` (batch, length)."""
+        batch = len(state)
         clean = self.embed_state(prompt)
         tau = torch.linspace(0, 1, num_steps + 1, device=state.device)
         t = self.clock.t(tau)
         for step in range(num_steps):
-            state = torch.cat([clean, state[:, start:]], dim=1)
+            state = torch.where(keep[..., None], clean, state)
             target = tau[step + 1].expand(batch) if sampler == "flow_map" else None
             hidden = self.denoise(state, tau[step].expand(batch), target)
             if step < num_steps - 1:
                 state = flow_map_step(state, self.embed_prediction(hidden), t[step], t[step + 1])
-        tokens = self.decode_prediction(hidden)[:, start:]
-        if (tokens < 0).any():
+        sequences = torch.where(keep, prompt, self.decode_prediction(hidden))
+        if (sequences < 0).any():
             raise ValueError("the network's output is not finite: look for NaN or infinite weights.")
-        return torch.cat([prompt, tokens], dim=1)
+        return sequences
 
     def _merge_generation_config(
         self, generation_config: GenerationConfig | None, given: dict
@@ -235,7 +241,7 @@ class FlowGenerationMixin(GenerationMixin):
         if refused:
             raise ValueError(
                 f"generate() got arguments that it does not use: {', '.join(refused)}. It takes input_ids, "
-                "generation_config, attention_mask, batch_size, seed, generator, "
+                "generation_config, attention_mask, conditioning_mask, batch_size, seed, generator, "
                 f"{', '.join(sorted(_HONOURED))}."
             )
         settings: dict = {}
@@ -253,22 +259,32 @@ class FlowGenerationMixin(GenerationMixin):
             )
         return config
 
-    def _check_prompt(self, input_ids: Tensor | None, attention_mask: Tensor | None, batch_size: int | None) -> Tensor:
-        """The prompts (batch, P) on the model's device; P = 0 without any."""
+    def _check_prompt(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        conditioning_mask: Tensor | None,
+        batch_size: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The prompts (batch, P) on the model's device, P = 0 without any; and where they are kept, bool."""
         is_int = isinstance(batch_size, int) and not isinstance(batch_size, bool)
         if batch_size is not None and not (is_int and batch_size >= 1):
             raise ValueError(f"`batch_size` must be an integer >= 1, but is {batch_size!r}.")
-        if input_ids is None and attention_mask is not None:
-            raise ValueError("`attention_mask` is that of the prompts, but there are no `input_ids`.")
+        masks = {"attention_mask": attention_mask, "conditioning_mask": conditioning_mask}
         if input_ids is None:
-            return torch.empty(batch_size or 1, 0, dtype=torch.long, device=self.device)
+            for name, mask in masks.items():
+                if mask is not None:
+                    raise ValueError(f"`{name}` is that of the prompts, but there are no `input_ids`.")
+            ids = torch.empty(batch_size or 1, 0, dtype=torch.long, device=self.device)
+            return ids, ids.bool()
         is_ids = isinstance(input_ids, Tensor) and not input_ids.is_floating_point() and input_ids.dtype != torch.bool
         if not is_ids or input_ids.ndim != 2 or len(input_ids) == 0:
             raise ValueError("`input_ids` must be an integer tensor (batch, prompt length), batch >= 1.")
         if batch_size is not None and batch_size != len(input_ids):
             raise ValueError(f"`batch_size` is {batch_size}, but there are {len(input_ids)} prompts.")
-        if attention_mask is not None and getattr(attention_mask, "shape", None) != input_ids.shape:
-            raise ValueError(f"`attention_mask` must be a tensor as `input_ids`, of shape {tuple(input_ids.shape)}.")
+        for name, mask in masks.items():
+            if mask is not None and getattr(mask, "shape", None) != input_ids.shape:
+                raise ValueError(f"`{name}` must be a tensor as `input_ids`, of shape {tuple(input_ids.shape)}.")
         if attention_mask is not None and not attention_mask.bool().all():
             raise ValueError(
                 "`attention_mask` has padding, but prompts of different lengths cannot share a batch: "
@@ -276,9 +292,14 @@ class FlowGenerationMixin(GenerationMixin):
             )
         ids = input_ids.to("cpu")  # one look at the values, where it costs no wait
         self._check_ids("input_ids", ids)
-        return input_ids.to(self.device, torch.long)
+        blank = self.config.mask_token_id
+        if conditioning_mask is not None:
+            keep = conditioning_mask.bool()
+        else:
+            keep = torch.ones_like(ids, dtype=torch.bool) if blank is None else ids != blank
+        return input_ids.to(self.device, torch.long), keep.to(self.device)
 
-    def _output_length(self, prompt_length: int, config: FlowGenerationConfig) -> int:
+    def _output_length(self, prompt_length: int, all_kept: bool, config: FlowGenerationConfig) -> int:
         longest = self.config.max_position_embeddings
         if config.max_new_tokens is not None:
             length = prompt_length + config.max_new_tokens
@@ -289,10 +310,10 @@ class FlowGenerationMixin(GenerationMixin):
                 f"{length} ids are asked for, but the model's context (max_position_embeddings) is {longest}: lower "
                 "max_length or max_new_tokens, or shorten the prompt."
             )
-        if prompt_length >= length:
+        if prompt_length > length or (prompt_length == length and all_kept):
             raise ValueError(
                 f"the prompt has {prompt_length} ids and the output {length}: nothing is left to generate. Shorten "
-                "the prompt or raise max_length."
+                "the prompt, raise max_length, or leave blanks in it."
             )
         return length
 

@@ -202,6 +202,8 @@ GENERATE = [
     case("13 ids are asked for.*max_position_embeddings\\) is 12: lower", max_length=13),
     case("13 ids are asked for", input_ids=PROMPT, max_new_tokens=9),
     case("the prompt has 12 ids and the output 12: nothing is left", input_ids=IDS),
+    case("`conditioning_mask` must be a tensor as `input_ids`", input_ids=IDS, conditioning_mask=IDS[:, :3]),
+    case("`conditioning_mask` is that of the prompts", conditioning_mask=IDS),
     case("the prompt has 13 ids and the output 12", input_ids=random_ids(1, 13)),
     case("the prompt has 4 ids and the output 3.*raise max_length", input_ids=PROMPT, max_length=3),
     # prompts

@@ -69,6 +69,18 @@ def test_prompts_are_kept(model):
         assert torch.equal(ids[:, :4], PROMPT.repeat_interleave(2, dim=0))
 
 
+def test_blanks_are_filled_and_the_rest_is_kept():
+    model = tiny_model(mask_token_id=3)
+    ids = torch.tensor([[7, 3, 9, 3, 3, 11, 12, 3, 14, 15, 16, 3]])
+    out = model.generate(ids, num_steps=2, seed=0, num_return_sequences=3, return_dict_in_generate=True)
+    kept = ids[0] != 3
+    assert torch.equal(out.sequences[:, kept], ids[:, kept].expand(3, -1)) and out.tokens_per_forward == 2.5
+    same = model.generate(ids, num_steps=2, seed=0, num_return_sequences=3, conditioning_mask=kept[None].long())
+    assert torch.equal(out.sequences, same)
+    other = model.generate(ids, num_steps=2, seed=0, conditioning_mask=torch.ones_like(ids[:, :12]) * (ids == 7))
+    assert other[0, 0] == 7 and model.generate(ids[:, :4], seed=0).shape == (1, 12)
+
+
 def test_prompts_are_clean_at_every_state(model, monkeypatch):
     calls = spy(monkeypatch, model, "denoise")
     model.generate(PROMPT, num_steps=4, seed=0)

@@ -111,11 +111,11 @@ def test_samplers_token_for_token(name, cap, attention):
     recorded = record("sampler")
     state = model.embed_state(recorded["in.z0"])
     sampler = "flow_map" if name.startswith("fmlm") else "euler"
-    prompt = torch.empty(2, 0, dtype=torch.long)
+    nothing = torch.zeros(state.shape[:2], dtype=torch.long)
     steps = [1, 2, 4] if name.startswith("fmlm") else [1, 4, 16]
     with torch.no_grad():
         for n in steps:
-            tokens = model._integrate(state, prompt, n, sampler)
+            tokens = model._integrate(state, nothing, nothing.bool(), n, sampler)
             assert torch.equal(tokens, recorded[f"{name}.n{n}.tokens"]), n
 
 

@@ -115,8 +115,8 @@ def load_text(source: DataSource, streaming: bool = False) -> Dataset | Iterable
 # ------------------------------------------------------------------------------------------------------------
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer that has the BOS, EOS and padding tokens which packing and the model need.
+def load_tokenizer(name_or_path: str, for_wrapping: bool = True) -> PreTrainedTokenizerBase:
+    """A tokenizer; `for_wrapping`, with the BOS, EOS and padding tokens which wrapped rows need.
 
     BERT's [CLS] and [SEP] stand in for BOS and EOS. Where there is no padding token, [PAD] is added: that is
     how the paper's GPT-2 vocabulary comes to 50,258 entries.
@@ -125,6 +125,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         ValueError: there is neither BOS nor [CLS], or neither EOS nor [SEP].
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    if not for_wrapping:
+        return tokenizer
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
     tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
     for role, stand_in in (("bos_token", "cls_token"), ("eos_token", "sep_token")):
@@ -187,10 +189,7 @@ def pack(
         raise ValueError(f"`length` is {length}, but a row is [BOS], a token or more, and [EOS]: at least 3.")
     if detokenizer is not None and detokenizer not in DETOKENIZERS:
         raise ValueError(f"Unknown `detokenizer` {detokenizer!r}; there are {sorted(DETOKENIZERS)}.")
-    # A stream may not know its columns before its first row.
-    columns = dataset.column_names or list(next(iter(dataset), {}))
-    if text_column not in columns:
-        raise ValueError(f"There is no column `{text_column}` in the corpus; its columns are {columns}.")
+    columns = _columns(dataset, text_column)
     options: dict[str, Any] = {
         "batched": True,
         "batch_size": DOCUMENTS_PER_BATCH,
@@ -212,6 +211,50 @@ def pack(
     if len(rows) == 0:
         raise ValueError(f"The corpus is too small: {len(dataset)} documents fill no row of {length} tokens.")
     return rows
+
+
+def one_row_each(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    text_column: str = "text",
+    num_proc: int | None = None,
+) -> Dataset | IterableDataset:
+    """Rows of exactly `length` `input_ids` (int32), one for each document: its tokens and nothing else.
+
+    Raises:
+        ValueError: there is no such column, or a document does not have `length` tokens.
+    """
+    columns = _columns(dataset, text_column)
+    options: dict[str, Any] = {
+        "batched": True,
+        "input_columns": [text_column],
+        "remove_columns": columns,
+        "features": Features({"input_ids": List(Value("int32"))}),
+        "fn_kwargs": {"tokenizer": tokenizer, "length": length},
+    }
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_tokenise_rows, **options)
+    return dataset.map(_tokenise_rows, num_proc=num_proc, desc="Tokenising", **options)
+
+
+def _tokenise_rows(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, list[list[int]]]:
+    rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) != length:
+            raise ValueError(
+                f"the document {text[:40]!r} has {len(row)} tokens, but the model's rows have {length}: with "
+                "`packing: rows` each document must fill one."
+            )
+    return {"input_ids": rows}
+
+
+def _columns(dataset: Dataset | IterableDataset, text_column: str) -> list[str]:
+    """The names of the columns, `text_column` among them. A stream may not know them before its first row."""
+    columns = dataset.column_names or list(next(iter(dataset), {}))
+    if text_column not in columns:
+        raise ValueError(f"There is no column `{text_column}` in the corpus; its columns are {columns}.")
+    return columns
 
 
 def _pack_batch(

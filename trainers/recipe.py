@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 SECTIONS = {"model", "teacher", "tokenizer", "data", "training"}
+PACKING = ("wrap", "rows")
 
 
 @dataclass
@@ -29,6 +30,8 @@ class DataRecipe:
         train: a file, a folder or a data set on the Hub, as [`DataSource.parse`] reads it.
         validation (*optional*): the same, for the evaluation loss.
         text_column (`str`): the column with the documents.
+        packing (`str`): "wrap" joins the documents and cuts them into rows, as the paper does; "rows" makes each
+            document one row, which its tokens must fill exactly.
         detokenizer (`str`, *optional*): "lm1b" undoes the tokenisation of that corpus.
         bos_token, eos_token (`str`, *optional*): tokens at the ends of a row and after a document, instead of the
             tokenizer's own.
@@ -41,6 +44,7 @@ class DataRecipe:
     train: Any
     validation: Any = None
     text_column: str = "text"
+    packing: str = "wrap"
     detokenizer: str | None = None
     bos_token: str | None = None
     eos_token: str | None = None
@@ -83,6 +87,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _check_keys(f"the recipe {path}", content, SECTIONS, {"tokenizer", "data"})
     data = content["data"]
     _check_keys("`data`", data, {f.name for f in fields(DataRecipe)}, {"train"})
+    packing = data.get("packing", "wrap")
+    if packing not in PACKING:
+        raise ValueError(f"`data.packing` is {packing!r}, but it must be one of {', '.join(PACKING)}.")
+    if packing == "rows" and (useless := sorted({"detokenizer", "bos_token", "eos_token"} & data.keys())):
+        raise ValueError(f"`data` has entries that mean nothing with packing: rows: {', '.join(useless)}.")
     for section in ("model", "training"):
         if not isinstance(content.get(section) or {}, dict):
             raise ValueError(f"`{section}` is {content[section]!r}, but it must be a mapping.")

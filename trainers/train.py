@@ -7,7 +7,7 @@ from transformers import AutoModel, default_data_collator, set_seed
 from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 
 from .checkpoints import last_whole_checkpoint
-from .data import DataSource, load_text, load_tokenizer, pack
+from .data import DataSource, load_text, load_tokenizer, one_row_each, pack
 from .flm_arguments import FLMTrainingArguments
 from .flm_trainer import FLMTrainer
 from .fmlm_arguments import FMLMTrainingArguments
@@ -17,7 +17,7 @@ from .recipe import Recipe
 _CLASSES = {"flm": (FLMConfig, FLMModel), "fmlm": (FMLMConfig, FMLMModel)}
 
 
-def build_trainer(recipe: Recipe) -> FLMTrainer:
+def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) -> FLMTrainer:
     """Everything that a recipe for `flm train` names, put together; nothing is trained yet.
 
     Raises:
@@ -26,9 +26,9 @@ def build_trainer(recipe: Recipe) -> FLMTrainer:
     if recipe.teacher is not None:
         raise ValueError("`teacher` is for distillation: use `flm distill` with this recipe.")
     args = FLMTrainingArguments(**_known("training", recipe.training, FLMTrainingArguments))
-    tokenizer = load_tokenizer(recipe.tokenizer)
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
     model = build_model(recipe.model, tokenizer, args.seed)
-    return FLMTrainer(model, args, **_data(recipe, tokenizer, model, args.seed))
+    return trainer_class(model, args, **load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed))
 
 
 def build_distiller(recipe: Recipe) -> FMLMTrainer:
@@ -38,7 +38,7 @@ def build_distiller(recipe: Recipe) -> FMLMTrainer:
         ValueError: an entry of the recipe is unknown or not allowed, or the teacher cannot be loaded.
     """
     args = FMLMTrainingArguments(**_known("training", recipe.training, FMLMTrainingArguments))
-    tokenizer = load_tokenizer(recipe.tokenizer)
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
     fields, teacher = recipe.model, None
     if recipe.teacher is not None:
         teacher = AutoModel.from_pretrained(recipe.teacher)
@@ -46,7 +46,8 @@ def build_distiller(recipe: Recipe) -> FMLMTrainer:
             raise ValueError(f"the teacher {recipe.teacher} is a {type(teacher).__name__}, not a flow language model.")
         fields = {name: getattr(teacher.config, name) for name in FLMConfig.__annotations__} | fields
     model = build_model(fields | {"type": "fmlm"}, tokenizer, args.seed)
-    return FMLMTrainer(model, teacher, args, **_data(recipe, tokenizer, model, args.seed))
+    data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
+    return FMLMTrainer(model, teacher, args, **data)
 
 
 def build_model(fields: dict, tokenizer, seed: int) -> FLMModel:
@@ -81,9 +82,8 @@ def run_training(trainer: FLMTrainer, resume: bool = False) -> None:
     trainer.save_model()
 
 
-def _data(recipe: Recipe, tokenizer, model: FLMModel, seed: int) -> dict:
-    """The trainer's arguments that have to do with data."""
-    length = model.config.max_position_embeddings
+def load_data(recipe: Recipe, tokenizer, length: int, seed: int) -> dict:
+    """The trainer's arguments that have to do with data, in rows of `length` tokens."""
     train = _packed(recipe, recipe.data.train, tokenizer, length)
     if recipe.data.streaming:
         # One endless pass: a run can only be resumed within a pass over a stream.
@@ -105,6 +105,8 @@ def _data(recipe: Recipe, tokenizer, model: FLMModel, seed: int) -> dict:
 def _packed(recipe: Recipe, source, tokenizer, length: int):
     data = recipe.data
     documents = load_text(DataSource.parse(source, recipe.folder), data.streaming)
+    if data.packing == "rows":
+        return one_row_each(documents, tokenizer, length, data.text_column, data.num_proc)
     return pack(
         documents,
         tokenizer,

@@ -1,0 +1,77 @@
+"""A masked diffusion language model (MDLM, arXiv 2406.07524) on the backbone, data, tokenizer and steps of an FLM.
+
+    python -m benchmarks.baselines.mdlm recipes/english-small.yaml
+
+Log-linear schedule: at time t a token is masked with probability t, and the loss is the cross entropy of the masked
+tokens, weighted by 1 / t. The network is not told the time (its time condition is held at 0), as in the paper's
+default.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from modeling_flm import FLMModel
+from modeling_flm.flow_flm import softcap
+from modeling_flm.losses_flm import chunked_cross_entropy
+from trainers import FLMTrainer
+from trainers.recipe import load_recipe
+from trainers.train import build_trainer, run_training
+
+SMALLEST_TIME = 1e-3
+
+
+class MDLMTrainer(FLMTrainer):
+    """[`FLMTrainer`] with the loss of masked diffusion, in nats per token (an upper bound of the text's)."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        ids, time = inputs["input_ids"], inputs["timesteps"].clamp(min=SMALLEST_TIME)
+        noise = torch.stack(
+            [torch.rand(ids.shape[1], generator=torch.Generator().manual_seed(seed)) for seed in inputs["noise_seed"]]
+        )
+        masked = noise.to(ids.device) < time[:, None]
+        state = self.model.embed_state(ids.masked_fill(masked, self.model.config.mask_token_id))
+        hidden = model(inputs_embeds=state, timesteps=torch.zeros_like(time), output_logits=False).last_hidden_state
+        weights = (1 / time)[:, None].expand_as(ids)[masked]
+        head = (self.model.lm_head.weight, self.model.lm_head.bias)
+        cap = self.model.config.final_logit_softcapping
+        loss = chunked_cross_entropy(hidden[masked], *head, ids[masked].long(), weights, cap)[0] / ids.numel()
+        return (loss, {}) if return_outputs else loss
+
+    def _noised(self, epoch_iterator, num_batches: int) -> Iterator[dict]:
+        if self.args.gradient_accumulation_steps != 1 or self.accelerator.num_processes != 1:
+            raise ValueError("this baseline trains in one process, without gradient accumulation.")
+        self.args.conditioning_rate = 0.0  # every masked model is conditional
+        return super()._noised(epoch_iterator, num_batches)
+
+
+@torch.no_grad()
+def sample(model: FLMModel, num_steps: int, count: int, seed: int, temperature: float = 1.0) -> Tensor:
+    """Ids (count, length) in `num_steps` evaluations of the network (ancestral sampling).
+
+    In each step every masked position is revealed with probability (t - t') / t, by a token drawn from the network's
+    distribution; the draws are exact (probabilities, in float64).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mask, length = model.config.mask_token_id, model.config.max_position_embeddings
+    ids = torch.full((count, length), mask)
+    for step in range(num_steps):
+        hidden = model.denoise(model.embed_state(ids), torch.zeros(count))
+        reveal = (ids == mask) & (torch.rand(count, length, generator=generator) < 1 / (num_steps - step))
+        logits = softcap(model.lm_head(hidden[reveal]), model.config.final_logit_softcapping).double() / temperature
+        logits[:, mask] = -torch.inf
+        if reveal.any():
+            ids[reveal] = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+    return ids
+
+
+def main() -> None:
+    recipe = load_recipe(sys.argv[1], [f"training.{entry}" for entry in ("eval_strategy=no", *sys.argv[2:])])
+    recipe.training["output_dir"] += "-mdlm"
+    run_training(build_trainer(recipe, MDLMTrainer), resume=True)
+
+
+if __name__ == "__main__":
+    main()
