@@ -27,6 +27,9 @@ class FLMConfig(PreTrainedConfig):
             have none, later ones 30.
         hidden_dropout (`float`): dropout after attention and MLP, in [0, 1).
         rope_theta (`float`): base of the rotary positions.
+        learned_positions (`bool`): whether a learned vector per position is added to the state. The paper's models
+            have none: rotary positions are relative. For data in which a place has a meaning of its own, such as the
+            cells of a Sudoku, which pure noise cannot tell apart.
         initializer_range (`float`): standard deviation of the initial embedding table. Linear layers start uniform in
             +-1 / sqrt(fan-in), as in the published code, adaLN and the output layer at zero.
         loss_weighting (`bool`): whether the model carries the learned loss weight w(tau), which scales the training
@@ -52,6 +55,7 @@ class FLMConfig(PreTrainedConfig):
     final_logit_softcapping: float | None = 30.0
     hidden_dropout: float = 0.1
     rope_theta: float = 10000.0
+    learned_positions: bool = False
     initializer_range: float = 0.02
     loss_weighting: bool = False
     bos_token_id: int | None = None
@@ -88,7 +92,8 @@ class FLMConfig(PreTrainedConfig):
         for field in ("rope_theta", "initializer_range"):
             value = getattr(self, field)
             _require(_is_number(value) and 0 < value < math.inf, field, value, "a positive number")
-        _require(isinstance(self.loss_weighting, bool), "loss_weighting", self.loss_weighting, "true or false")
+        for field in ("learned_positions", "loss_weighting"):
+            _require(isinstance(getattr(self, field), bool), field, getattr(self, field), "true or false")
         for field in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id"):
             value = getattr(self, field)
             valid = value is None or (_is_integer(value) and 0 <= value < self.vocab_size)

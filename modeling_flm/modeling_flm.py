@@ -281,6 +281,9 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
     def __init__(self, config: FLMConfig):
         super().__init__(config)
         self.embed_tokens = FLMEmbedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = (
+            nn.Embedding(config.max_position_embeddings, config.hidden_size) if config.learned_positions else None
+        )
         self.time_embedding = FLMTimeEmbedding(config)
         self.layers = nn.ModuleList(FLMBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, bias=False)
@@ -387,6 +390,8 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         batch, length, _ = state.shape
         condition = F.silu(self._time_condition(timesteps, target_timesteps))
         hidden = state.to(self.dtype)
+        if self.position_embedding is not None:
+            hidden = hidden + self.position_embedding.weight[:length]
         rotary = self._rotary(length, state.device)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
         for layer in self.layers:

@@ -51,13 +51,36 @@ class World:
         """The flow from tau = 0 to `end` < 1 by Runge-Kutta of order 4: exact for all that is tested against it."""
         t = self.clock.t(torch.linspace(0, end, steps + 1, dtype=torch.float64))
         for now, then in zip(t[:-1], t[1:], strict=True):
-            h, mid = then - now, (now + then) / 2
-            k1 = velocity(state, self.denoise(state, now), now)
-            k2 = velocity(state + h / 2 * k1, self.denoise(state + h / 2 * k1, mid), mid)
-            k3 = velocity(state + h / 2 * k2, self.denoise(state + h / 2 * k2, mid), mid)
-            k4 = velocity(state + h * k3, self.denoise(state + h * k3, then), then)
-            state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+            state = self._runge_kutta(state, now, then)
         return state
+
+    def carry(self, state: Tensor, start: Tensor, end: Tensor, steps: int) -> Tensor:
+        """The flow of each state (batch, length, V) from its `start` to its `end` < 1, interpolation times (batch,)."""
+        now, size = start, (end - start) / steps
+        for _ in range(steps):
+            state = self._runge_kutta(state, now, now + size)
+            now = now + size
+        return state
+
+    def _runge_kutta(self, state: Tensor, now: Tensor, then: Tensor) -> Tensor:
+        def slope(x: Tensor, t: Tensor) -> Tensor:
+            return velocity(x, self.denoise(x, t), t)
+
+        middle = (now + then) / 2
+        h = (then - now).reshape(-1, 1, 1)
+        k1 = slope(state, now)
+        k2 = slope(state + h / 2 * k1, middle)
+        k3 = slope(state + h / 2 * k2, middle)
+        k4 = slope(state + h * k3, then)
+        return state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+    def two_time_denoiser(self, state: Tensor, start: Tensor, end: Tensor, steps: int) -> Tensor:
+        """The exact delta_{s,t}(x) of the flow map, (batch, length, V), for interpolation times s <= t < 1 (batch,)."""
+        s, t = start.reshape(-1, 1, 1), end.reshape(-1, 1, 1)
+        arrived = self.carry(state, start, end, steps)
+        apart = (t - s) > 1e-9
+        delta = ((1 - s) * arrived - (1 - t) * state) / torch.where(apart, t - s, 1)
+        return torch.where(apart, delta, self.denoise(state, start))
 
     def items(self, ids: Tensor) -> Tensor:
         """Index of each sequence (batch, length) among the items, -1 for one that is not among them."""

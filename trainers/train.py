@@ -80,6 +80,7 @@ def run_training(trainer: FLMTrainer, resume: bool = False) -> None:
         raise ValueError(f"{last} is of an earlier run: resume it (--resume), or change training.output_dir.")
     trainer.train(resume_from_checkpoint=last is not None)
     trainer.save_model()
+    trainer.save_state()  # the log
 
 
 def load_data(recipe: Recipe, tokenizer, length: int, seed: int) -> dict:

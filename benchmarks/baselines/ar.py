@@ -28,7 +28,8 @@ def main() -> None:
     tokenizer = load_tokenizer(recipe.tokenizer)
     known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     settings = {name: value for name, value in recipe.training.items() if name in known}
-    args = TrainingArguments(**settings | {"output_dir": settings["output_dir"] + "-ar"})
+    settings |= {"output_dir": settings["output_dir"] + "-ar", "eval_strategy": "no"}
+    args = TrainingArguments(**settings)
     fields = recipe.model
     config = GPT2Config(
         vocab_size=len(tokenizer),

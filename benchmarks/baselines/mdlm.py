@@ -8,7 +8,6 @@ default.
 """
 
 import sys
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -37,14 +36,8 @@ class MDLMTrainer(FLMTrainer):
         weights = (1 / time)[:, None].expand_as(ids)[masked]
         head = (self.model.lm_head.weight, self.model.lm_head.bias)
         cap = self.model.config.final_logit_softcapping
-        loss = chunked_cross_entropy(hidden[masked], *head, ids[masked].long(), weights, cap)[0] / ids.numel()
+        loss = chunked_cross_entropy(hidden[masked], *head, ids[masked].long(), weights, cap)[0] / num_items_in_batch
         return (loss, {}) if return_outputs else loss
-
-    def _noised(self, epoch_iterator, num_batches: int) -> Iterator[dict]:
-        if self.args.gradient_accumulation_steps != 1 or self.accelerator.num_processes != 1:
-            raise ValueError("this baseline trains in one process, without gradient accumulation.")
-        self.args.conditioning_rate = 0.0  # every masked model is conditional
-        return super()._noised(epoch_iterator, num_batches)
 
 
 @torch.no_grad()
@@ -68,7 +61,8 @@ def sample(model: FLMModel, num_steps: int, count: int, seed: int, temperature: 
 
 
 def main() -> None:
-    recipe = load_recipe(sys.argv[1], [f"training.{entry}" for entry in ("eval_strategy=no", *sys.argv[2:])])
+    recipe = load_recipe(sys.argv[1], [f"training.{override}" for override in sys.argv[2:]])
+    recipe.training |= {"eval_strategy": "no", "conditioning_rate": 0.0}  # a masked model is conditional anyway
     recipe.training["output_dir"] += "-mdlm"
     run_training(build_trainer(recipe, MDLMTrainer), resume=True)
 

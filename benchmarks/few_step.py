@@ -1,0 +1,286 @@
+"""Quality against the number of network evaluations, for every shipped model: writes few_step.json and few_step.md.
+
+    python -m benchmarks.few_step              # all of it, about half an hour on 2 cores
+    python -m benchmarks.few_step shidoku      # one part; the others stay as they were measured
+
+Sudoku: the share of valid grids, and how many different valid ones there are. English: generative perplexity under
+two scorers that saw no sample (the GPT-2 baseline and a Kneser-Ney 4-gram of the same training text), token entropy
+per sample, distinct-2 and self-BLEU, for the flow, its map, masked diffusion, the autoregressive model and held-out
+text. Every figure is a mean over seeds with their standard deviation; every sample counts.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import load_dataset
+from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
+
+import modeling_flm  # noqa: F401  registers the model types
+from benchmarks.baselines import mdlm
+from evaluation.ngram import KneserNey
+from evaluation.text import causal_losses, distinct_n, self_bleu, token_entropy
+from examples.sudoku.make_grids import is_valid
+from trainers.data import pack
+
+ROOT = Path(__file__).parent.parent
+HUB, BASELINES, CORPUS = ROOT / "hub_cards", ROOT / "benchmarks" / "baselines", ROOT / "examples" / "corpus"
+RESULTS = ROOT / "benchmarks" / "few_step.json"
+STEPS = (1, 2, 4, 8, 16, 64)
+SEEDS = (1, 2, 3)
+GRIDS = 1000  # per seed
+CLUES = 30  # of the 81 cells
+PUZZLES = 500  # per seed, the same grids with other clues
+TEXTS = 128  # per seed
+MDLM_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
+
+Row = dict[str, object]
+
+
+def summary(name: str, values: list[float]) -> Row:
+    return {name: float(np.mean(values)), f"{name}_sd": float(np.std(values, ddof=1))}
+
+
+def over_seeds(measure: Callable[[int], Row]) -> Row:
+    """`measure` of each seed; its numbers become mean and standard deviation."""
+    rows = [measure(seed) for seed in SEEDS]
+    return {k: v for name in rows[0] for k, v in summary(name, [float(str(row[name])) for row in rows]).items()}
+
+
+def load(folder: Path):
+    return AutoModel.from_pretrained(folder).eval()
+
+
+# -- Sudoku -----------------------------------------------------------------------------------------------------------
+
+
+def shidoku() -> list[Row]:
+    rows: list[Row] = []
+    for name in ("flm-shidoku", "fmlm-shidoku"):
+        model = load(HUB / name)
+        for steps in STEPS:
+            rows.append({"model": name, "steps": steps} | over_seeds(lambda s: unconditional(model, steps, s, GRIDS)))
+            show(rows[-1])
+    return rows
+
+
+def coverage() -> list[Row]:
+    """How many of the 288 grids 10,000 one-step samples contain."""
+    return [{"model": "fmlm-shidoku", "steps": 1} | unconditional(load(HUB / "fmlm-shidoku"), 1, 0, 10_000)]
+
+
+def sudoku() -> list[Row]:
+    rows: list[Row] = []
+    held_out = ROOT / "examples" / "sudoku" / "9x9" / "validation.parquet"
+    text = load_dataset("parquet", data_files=str(held_out), split="train")["text"]
+    solutions = np.array([[int(digit) for digit in line] for line in text[:PUZZLES]])
+    for name in ("flm-sudoku", "fmlm-sudoku"):
+        model = load(HUB / name)
+        for steps in STEPS:
+            row = over_seeds(lambda s: unconditional(model, steps, s, GRIDS))
+            row |= over_seeds(lambda s: {"solved": solved(model, steps, s, solutions)})
+            rows.append({"model": name, "steps": steps} | row)
+            show(rows[-1])
+    return rows
+
+
+def unconditional(model, steps: int, seed: int, count: int) -> Row:
+    first = 1_000_000 * seed
+    seeds = np.arange(first, first + count)
+    parts = [model.generate(num_steps=steps, num_return_sequences=len(s), seed=s.tolist()) for s in _parts(seeds)]
+    grids = torch.cat(parts).numpy()
+    valid = is_valid(grids)
+    return {"valid": float(valid.mean()), "distinct": len(np.unique(grids[valid], axis=0))}
+
+
+def solved(model, steps: int, seed: int, solutions: np.ndarray) -> float:
+    """Share of the puzzles, with CLUES random cells of a valid grid given, that are completed to a valid grid."""
+    rng = np.random.default_rng(seed)
+    given = rng.random(solutions.shape).argsort(axis=1) < CLUES
+    puzzles = torch.from_numpy(np.where(given, solutions, 0))
+    seeds = 1_000_000 * seed + np.arange(len(puzzles))
+    parts = zip(_parts(puzzles), _parts(seeds), strict=True)
+    grids = torch.cat([model.generate(p, num_steps=steps, seed=s.tolist()) for p, s in parts]).numpy()
+    return float(is_valid(grids).mean())
+
+
+def _parts(items, size: int = 250):
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+# -- English ----------------------------------------------------------------------------------------------------------
+
+
+class Scorers:
+    """Both scorers, and everything that is measured of samples."""
+
+    def __init__(self):
+        self.tokenizer = AutoTokenizer.from_pretrained(CORPUS / "tokenizer")
+        self.ar = GPT2LMHeadModel.from_pretrained(BASELINES / "ar-english-small").eval()
+        self.ngram = KneserNey(self.rows("train"), len(self.tokenizer))
+
+    def rows(self, split: str) -> np.ndarray:
+        text = load_dataset("parquet", data_files=str(CORPUS / f"{split}.parquet"), split="train")
+        return np.array(pack(text, self.tokenizer, 128).with_format("numpy")["input_ids"][:])
+
+    def measure(self, ids: torch.Tensor) -> Row:
+        rows = ids.numpy()
+        return {
+            "gppl_ar": float(np.exp(causal_losses(self.ar, ids).mean())),
+            "gppl_ngram": float(np.exp(self.ngram.token_losses(rows).mean())),
+            "entropy": float(token_entropy(rows).mean()),
+            "distinct_2": distinct_n(rows, 2),
+            "self_bleu": self_bleu(rows),
+        }
+
+
+def english() -> list[Row]:
+    scorers = Scorers()
+    rows: list[Row] = []
+
+    def add(model: str, steps: int | None, draw: Callable[[int], torch.Tensor], **more) -> None:
+        row = over_seeds(lambda seed: scorers.measure(draw(seed)))
+        rows.append({"model": model, "steps": steps} | more | row)
+        show(rows[-1])
+
+    held_out = scorers.rows("test")
+
+    def real(seed: int) -> torch.Tensor:
+        picked = np.random.default_rng(seed).choice(len(held_out), TEXTS, replace=False)
+        return torch.from_numpy(held_out[picked]).long()
+
+    def autoregressive(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        start = torch.full((TEXTS, 1), scorers.tokenizer.bos_token_id)
+        settings = dict(do_sample=True, top_k=0, max_new_tokens=127, min_new_tokens=127)
+        # every row of the training text has its special tokens at both ends and between documents: they go on
+        return scorers.ar.generate(start, eos_token_id=-1, pad_token_id=0, **settings)
+
+    add("held-out text", None, real)
+    add("ar-english-small", 127, autoregressive)
+    for name in ("flm-english-small", "fmlm-english-small"):
+        model = load(HUB / name)
+        for steps in STEPS:
+            add(name, steps, lambda s: model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=1000 * s))
+    model = load(BASELINES / "mdlm-english-small")
+    for steps in STEPS:
+        for temperature in MDLM_TEMPERATURES if steps in (8, 64) else (1.0,):
+            draw = lambda s: mdlm.sample(model, steps, TEXTS, s, temperature)  # noqa: B023, E731  called at once
+            add("mdlm-english-small", steps, draw, temperature=temperature)
+    return rows
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
+
+
+def show(row: Row) -> None:
+    print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if not k.endswith("_sd")}, flush=True)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as Markdown, each figure with its standard deviation over the seeds where there is one."""
+    columns = [name for name in {name: None for row in rows for name in row} if not name.endswith("_sd")]
+    lines = ["| " + " | ".join(columns).replace("_", " ") + " |", "|" + " --- |" * len(columns)]
+    for row in rows:
+        cells = [_cell(row.get(name), row.get(f"{name}_sd")) for name in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value, spread) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        digits = 1 if abs(value) >= 20 else 3
+        return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    return str(value)
+
+
+def matched(rows: list[Row], steps: int) -> list[str]:
+    """For each few-step map: what masked diffusion at `steps` steps reaches at the map's entropy, by interpolation."""
+    curve = [row for row in rows if row["model"] == "mdlm-english-small" and row["steps"] == steps]
+    curve.sort(key=lambda row: float(str(row["entropy"])))
+    entropies = [float(str(row["entropy"])) for row in curve]
+    lines = []
+    for row in rows:
+        if row["model"] != "fmlm-english-small" or float(str(row["steps"])) > 8:
+            continue
+        entropy = float(str(row["entropy"]))
+        at = {
+            k: float(np.exp(np.interp(entropy, entropies, [np.log(float(str(point[k]))) for point in curve])))
+            for k in ("gppl_ar", "gppl_ngram")
+        }
+        outside = "" if entropies[0] <= entropy <= entropies[-1] else " (beyond the sweep: its nearest end)"
+        lines.append(
+            f"| {row['steps']} | {entropy:.3f} | {row['gppl_ar']:.1f} | {at['gppl_ar']:.1f} | "
+            f"{row['gppl_ngram']:.1f} | {at['gppl_ngram']:.1f} |{outside}"
+        )
+    return lines
+
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "shidoku": shidoku,
+    "coverage": coverage,
+    "sudoku": sudoku,
+    "english": english,
+}
+
+
+def report(results: dict[str, list[Row]]) -> str:
+    text = [
+        "# Few steps",
+        "",
+        "`python -m benchmarks.few_step` measures everything here anew and writes this file and `few_step.json`. A",
+        "figure is the mean over three seeds ± their standard deviation. One step is one evaluation of the network.",
+    ]
+    if "shidoku" in results:
+        text += ["", f"## 4x4 Sudoku ({GRIDS:,} grids per seed; there are 288)", "", table(results["shidoku"])]
+    if "coverage" in results:
+        row = results["coverage"][0]
+        text += ["", f"10,000 one-step samples hold {row['distinct']} of the 288 grids ({row['valid']:.1%} are valid)."]
+    if "sudoku" in results:
+        text += [
+            "",
+            f"## 9x9 Sudoku ({GRIDS:,} grids per seed; solved: {CLUES} random cells given)",
+            "",
+            table(results["sudoku"]),
+        ]
+    if "english" in results:
+        text += [
+            "",
+            f"## English ({TEXTS} texts of 128 tokens per seed)",
+            "",
+            "`gppl ar`: under the GPT-2 baseline (so its own samples and the data only are a reference there);",
+            "`gppl ngram`: under a Kneser-Ney 4-gram. Ids are scored as they are. Lower perplexity at lower entropy is",
+            "no gain: compare at equal entropy.",
+            "",
+            table(results["english"]),
+            "",
+            "### The flow map against masked diffusion at equal entropy",
+            "",
+            "Masked diffusion with 8 steps is swept over temperatures, and its perplexity interpolated at the entropy",
+            "of each sample set of the flow map.",
+            "",
+            "| map's steps | entropy | map, gppl ar | MDLM 8 steps, gppl ar | map, gppl ngram | MDLM 8 steps, gppl ngram |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *matched(results["english"], 8),
+        ]
+    return "\n".join(text) + "\n"
+
+
+def main() -> None:
+    unknown = set(sys.argv[1:]) - PARTS.keys()
+    if unknown:
+        sys.exit(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}.")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in sys.argv[1:] or PARTS:
+        results[name] = PARTS[name]()
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(report(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""An interpolated Kneser-Ney n-gram model over token ids, as a scorer of samples that no neural network had a part in.
+
+    p(w | h) = max(c(h w) - D, 0) / c(h) + D N(h) / c(h) p(w | h'),      h' = h without its first token
+
+with N(h) the number of different tokens after h. In the orders below the highest, c(h w) counts the different tokens
+before `h w` instead of its occurrences (Kneser and Ney, 1995; interpolated as in Chen and Goodman, 1999, with one
+discount D = n1 / (n1 + 2 n2) per order from the numbers of n-grams seen once and twice). Below the unigrams lies the
+uniform distribution, so every token has a probability.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class _Order:
+    """Counts of one order: sorted keys of `h w` and of `h`, and what belongs to them."""
+
+    keys: np.ndarray
+    counts: np.ndarray
+    contexts: np.ndarray
+    totals: np.ndarray
+    followers: np.ndarray
+    discount: float
+
+
+class KneserNey:
+    """The model, from rows of ids (n, length); n-grams do not reach across rows.
+
+    Args:
+        rows (`np.ndarray`): (n, length) ids in [0, vocab_size); the first of each row is context only.
+        vocab_size (`int`): number of tokens V; V ** order must fit 63 bits.
+        order (`int`): longest n-gram.
+    """
+
+    def __init__(self, rows: np.ndarray, vocab_size: int, order: int = 4):
+        if order < 1 or vocab_size**order >= 2**63:
+            raise ValueError(f"n-grams of order {order} over {vocab_size} tokens do not fit 63 bits.")
+        self.vocab_size, self.order = vocab_size, order
+        grams = _grams(rows, order, vocab_size)
+        # The first tokens of a row have a shorter history; their n-grams, of as many tokens, count in full.
+        openings = [_grams(rows[:, :n], n, vocab_size) for n in range(2, order)]
+        keys, counts = np.unique(grams, return_counts=True)
+        orders = []
+        for n in range(order, 0, -1):
+            orders.append(_order(keys, counts, vocab_size))
+            shorter = keys % vocab_size ** (n - 1)  # one for each different token before
+            if n > 2:
+                opened, times = np.unique(openings.pop(), return_counts=True)
+                shorter = np.concatenate([shorter, np.repeat(opened, times)])
+            keys, counts = np.unique(shorter, return_counts=True)
+        self._orders = orders[::-1]
+
+    def token_losses(self, rows: np.ndarray) -> np.ndarray:
+        """-log p in nats of each token but the first of rows (n, length): (n, length - 1)."""
+        length = rows.shape[1]
+        rows = rows.astype(np.int64)
+        probability = np.full((len(rows), length - 1), 1 / self.vocab_size)
+        for n, order in enumerate(self._orders, start=1):
+            if n > length:
+                break
+            keys = _windows(rows, n, self.vocab_size)[:, (1 if n == 1 else 0) :]  # one for each token from max(n, 2)
+            place = probability[:, max(n - 2, 0) :]
+            counts = _look_up(order.keys, order.counts, keys)
+            contexts = keys // self.vocab_size
+            totals = _look_up(order.contexts, order.totals, contexts)
+            followers = _look_up(order.contexts, order.followers, contexts)
+            known = totals > 0
+            total = np.where(known, totals, 1)
+            own = np.maximum(counts - order.discount, 0) / total
+            place[:] = np.where(known, own + order.discount * followers / total * place, place)
+        return -np.log(probability)
+
+
+def _windows(rows: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
+    """Keys of the n-grams of each row, in place: (rows, length - n + 1)."""
+    rows = rows.astype(np.int64)
+    count = rows.shape[1] - n + 1
+    keys = np.zeros((len(rows), count), np.int64)
+    for i in range(n):
+        keys = keys * vocab_size + rows[:, i : i + count]
+    return keys
+
+
+def _grams(rows: np.ndarray, n: int, vocab_size: int) -> np.ndarray:
+    return _windows(rows, n, vocab_size).ravel()
+
+
+def _order(keys: np.ndarray, counts: np.ndarray, vocab_size: int) -> _Order:
+    contexts, first = np.unique(keys // vocab_size, return_index=True)
+    totals = np.add.reduceat(counts, first)
+    followers = np.diff(np.append(first, len(keys)))
+    once, twice = (counts == 1).sum(), (counts == 2).sum()
+    discount = once / (once + 2 * twice) if once else 0.5
+    return _Order(keys, counts, contexts, totals, followers, float(discount))
+
+
+def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The value of each wanted key, 0 for one that is not there."""
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, values[place], 0)

@@ -1,0 +1,49 @@
+"""From a finished run to a model repository: what `hub_cards/` ships.
+
+    python -m hub_cards.ship recipes/shidoku.yaml hub_cards/flm-shidoku
+
+takes the run in the recipe's output directory and writes the folder that a Hub repository consists of: configuration,
+generation configuration, safetensors, tokenizer, the code of the model, the recipe and the training log. The card is
+written by `python -m hub_cards.cards`, once the model is measured.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from transformers import AutoModel, AutoTokenizer
+
+import modeling_flm  # noqa: F401  registers the model types
+from trainers.recipe import load_recipe
+
+
+def ship(recipe_path: Path, folder: Path, run: Path | None = None) -> None:
+    """Write the repository `folder` from a run: `run`, or the output directory of the recipe.
+
+    Raises:
+        ValueError: there is no finished run there.
+    """
+    recipe = load_recipe(recipe_path)
+    run = run or Path(recipe.training["output_dir"])
+    state = run / "trainer_state.json"
+    if not state.exists():
+        raise ValueError(f"there is no finished run in {run}: train it first (flm train or flm distill {recipe_path}).")
+    AutoModel.from_pretrained(run).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(run).save_pretrained(folder)
+    shutil.copy(recipe_path, folder / "recipe.yaml")
+    log = json.loads(state.read_text())["log_history"]
+    (folder / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make a model repository from a finished run.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--run", type=Path, help="default: the recipe's training.output_dir")
+    options = parser.parse_args()
+    ship(options.recipe, options.folder, options.run)
+
+
+if __name__ == "__main__":
+    main()

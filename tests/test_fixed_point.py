@@ -1,0 +1,169 @@
+"""The exact flow map of a small world: its identities, and that every objective has it as its fixed point and goal.
+
+Exact is an ODE solved to 1e-8 with the closed-form denoiser of the world, dressed as a model so that the trainer's own
+code meets it: identity tables, and the logarithm of the prediction for a hidden state.
+"""
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+from training import arguments, history
+from transformers import default_data_collator
+from worlds import World, two_cities
+
+from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
+from modeling_flm.flow_flm import flow_map_step, semigroup_weight
+from trainers import FMLMTrainer, FMLMTrainingArguments
+from trainers.distillation import Network, States, eulerian_target, lagrangian_target, semigroup_target
+
+WORLD = two_cities()
+STEPS = 400  # of the ODE solver, from any s to any t <= LATEST
+LATEST = 0.9
+
+
+def _dress(model: FLMModel) -> FLMModel:
+    identity = torch.eye(WORLD.vocab_size)
+    with torch.no_grad():
+        model.embed_tokens.weight.copy_(identity)
+        model.lm_head.weight.copy_(identity)
+        model.lm_head.bias.zero_()
+    return model.eval()
+
+
+def _exact_config(kind) -> FLMConfig:
+    return kind(
+        vocab_size=WORLD.vocab_size,
+        hidden_size=WORLD.vocab_size,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=4,
+        max_position_embeddings=2,
+        final_logit_softcapping=None,
+    )
+
+
+class ExactDenoiser(FLMModel):
+    def denoise(self, state, timesteps, target_timesteps=None, attention_mask=None, all_hidden=None) -> Tensor:
+        t = self.clock.t(timesteps.double()).clamp(max=1 - 1e-6)
+        return WORLD.denoise(state.double(), t).clamp(min=1e-30).log().to(state.dtype)
+
+
+class ExactMap(FMLMModel):
+    def denoise(self, state, timesteps, target_timesteps=None, attention_mask=None, all_hidden=None) -> Tensor:
+        end = timesteps if target_timesteps is None else target_timesteps
+        s, t = self.clock.t(timesteps.double()), self.clock.t(end.double())
+        return WORLD.two_time_denoiser(state.double(), s, t, STEPS).clamp(min=1e-30).log().to(state.dtype)
+
+
+def random_times(count: int, number: int) -> list[Tensor]:
+    """Sorted times tau (count,), `number` of them, at least 0.05 apart."""
+    drawn = torch.rand(count, number, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    spaced = drawn.sort(dim=1).values * (LATEST - 0.05 * (number - 1)) + 0.05 * torch.arange(number)
+    return list(spaced.T)
+
+
+def states_at(tau: Tensor, seed: int = 0) -> Tensor:
+    t = WORLD.clock.t(tau)[:, None, None]
+    ids = WORLD.draw(len(tau), torch.Generator().manual_seed(seed))
+    clean = torch.nn.functional.one_hot(ids, WORLD.vocab_size).double()
+    return (1 - t) * WORLD.noise(len(tau), seed) + t * clean
+
+
+def test_the_ode_is_solved_to_1e_8():
+    s, t = (WORLD.clock.t(tau) for tau in random_times(64, 2))
+    state = states_at(random_times(64, 2)[0])
+    difference = WORLD.carry(state, s, t, STEPS) - WORLD.carry(state, s, t, 2 * STEPS)
+    assert difference.abs().max() < 1e-8
+
+
+def test_semigroup_identity_of_the_exact_map():
+    taus = random_times(64, 3)
+    s, u, t = (WORLD.clock.t(tau) for tau in taus)
+    state = states_at(taus[0])
+    first = WORLD.two_time_denoiser(state, s, u, STEPS)
+    between = flow_map_step(state, first, s, u)
+    second = WORLD.two_time_denoiser(between, u, t, STEPS)
+    share = semigroup_weight(s, u, t)[:, None, None]
+    whole = WORLD.two_time_denoiser(state, s, t, STEPS)
+    assert (share * first + (1 - share) * second - whole).abs().max() < 1e-6
+    assert whole.min() > -1e-9 and (whole.sum(-1) - 1).abs().max() < 1e-9  # a point of the simplex
+
+
+@pytest.mark.parametrize("objective", ["semigroup", "lagrangian", "eulerian"])
+def test_the_exact_map_is_the_fixed_point(objective):
+    exact = Network(_dress(ExactMap(_exact_config(FMLMConfig))))
+    teacher = Network(_dress(ExactDenoiser(_exact_config(FLMConfig))))
+    start, middle, end = (tau.float() for tau in random_times(48, 3))
+    state = states_at(start.double()).float()
+    nothing = torch.zeros(state.shape[:2], dtype=torch.bool)
+    states = States(state, torch.zeros_like(state), nothing)
+    if objective == "semigroup":
+        target = semigroup_target(exact, states, start, middle, end)
+    elif objective == "lagrangian":
+        target, _ = lagrangian_target(exact, teacher, states, states, start, end)
+    else:
+        target = eulerian_target(exact, teacher, states, states, start, end)
+    s, t = (WORLD.clock.t(tau.double()) for tau in (start, end))
+    whole = WORLD.two_time_denoiser(state.double(), s, t, STEPS)
+    got = target(slice(None)).view_as(whole)
+    assert (got - whole).abs().max() < 1e-4  # in float32
+
+
+# Root mean square error of the two-time denoiser (probabilities) over random times, and where it must end.
+BOUNDS = {"semigroup": 0.05, "lagrangian": 0.05, "eulerian": 0.05}
+
+
+@pytest.mark.parametrize("objective", BOUNDS)
+def test_every_objective_drives_a_student_to_the_exact_map(objective, tmp_path):
+    teacher = _dress(ExactDenoiser(_exact_config(FLMConfig)))
+    torch.manual_seed(0)
+    student = FMLMModel(
+        FMLMConfig(
+            vocab_size=WORLD.vocab_size,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=2,
+            conditioning_size=32,
+            time_embedding_size=32,
+            hidden_dropout=0.0,
+            initializer_range=0.3,
+            learned_positions=True,
+        )
+    )
+    rows = Dataset.from_dict({"input_ids": WORLD.draw(20_000, torch.Generator().manual_seed(0)).tolist()})
+    taus = random_times(512, 2)
+    state, (s, t) = states_at(taus[0], seed=1), (WORLD.clock.t(tau) for tau in taus)
+    exact = WORLD.two_time_denoiser(state, s, t, STEPS)
+
+    @torch.no_grad()
+    def error() -> float:
+        start, end = (tau.float() for tau in taus)
+        with trainer.averaged_weights():
+            embedded = student.embed_state(state.float())
+            logits = student(inputs_embeds=embedded, timesteps=start, target_timesteps=end).logits
+        return float((logits.softmax(-1) - exact).square().sum(-1).mean().sqrt())
+
+    args = arguments(
+        tmp_path,
+        kind=FMLMTrainingArguments,
+        objective=objective,
+        initialize_from_teacher=False,
+        max_steps=600,
+        per_device_train_batch_size=256,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        ema_decay=0.98,
+        logging_steps=100,
+    )
+    trainer = FMLMTrainer(student, teacher, args, train_dataset=rows, data_collator=default_data_collator)
+    errors = [error()]
+    for steps in (100, 600):
+        trainer.args.max_steps = steps
+        trainer.train()
+        errors.append(error())
+    print(objective, errors, history(trainer, "loss")[-1])
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < BOUNDS[objective]
