@@ -12,6 +12,7 @@ text. Every figure is a mean over seeds with their standard deviation; every sam
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +63,14 @@ def shidoku() -> list[Row]:
     for name in ("flm-shidoku", "fmlm-shidoku"):
         model = load(HUB / name)
         for steps in STEPS:
-            rows.append({"model": name, "steps": steps} | over_seeds(lambda s: unconditional(model, steps, s, GRIDS)))
+            rows.append({"model": name, "steps": steps} | over_seeds(partial(unconditional, model, steps, GRIDS)))
             show(rows[-1])
     return rows
 
 
 def coverage() -> list[Row]:
     """How many of the 288 grids 10,000 one-step samples contain."""
-    return [{"model": "fmlm-shidoku", "steps": 1} | unconditional(load(HUB / "fmlm-shidoku"), 1, 0, 10_000)]
+    return [{"model": "fmlm-shidoku", "steps": 1} | unconditional(load(HUB / "fmlm-shidoku"), 1, 10_000, 0)]
 
 
 def sudoku() -> list[Row]:
@@ -80,14 +81,14 @@ def sudoku() -> list[Row]:
     for name in ("flm-sudoku", "fmlm-sudoku"):
         model = load(HUB / name)
         for steps in STEPS:
-            row = over_seeds(lambda s: unconditional(model, steps, s, GRIDS))
-            row |= over_seeds(lambda s: {"solved": solved(model, steps, s, solutions)})
+            row = over_seeds(partial(unconditional, model, steps, GRIDS))
+            row |= over_seeds(partial(solved, model, steps, solutions))
             rows.append({"model": name, "steps": steps} | row)
             show(rows[-1])
     return rows
 
 
-def unconditional(model, steps: int, seed: int, count: int) -> Row:
+def unconditional(model, steps: int, count: int, seed: int) -> Row:
     first = 1_000_000 * seed
     seeds = np.arange(first, first + count)
     parts = [model.generate(num_steps=steps, num_return_sequences=len(s), seed=s.tolist()) for s in _parts(seeds)]
@@ -96,7 +97,7 @@ def unconditional(model, steps: int, seed: int, count: int) -> Row:
     return {"valid": float(valid.mean()), "distinct": len(np.unique(grids[valid], axis=0))}
 
 
-def solved(model, steps: int, seed: int, solutions: np.ndarray) -> float:
+def solved(model, steps: int, solutions: np.ndarray, seed: int) -> Row:
     """Share of the puzzles, with CLUES random cells of a valid grid given, that are completed to a valid grid."""
     rng = np.random.default_rng(seed)
     given = rng.random(solutions.shape).argsort(axis=1) < CLUES
@@ -104,7 +105,7 @@ def solved(model, steps: int, seed: int, solutions: np.ndarray) -> float:
     seeds = 1_000_000 * seed + np.arange(len(puzzles))
     parts = zip(_parts(puzzles), _parts(seeds), strict=True)
     grids = torch.cat([model.generate(p, num_steps=steps, seed=s.tolist()) for p, s in parts]).numpy()
-    return float(is_valid(grids).mean())
+    return {"solved": float(is_valid(grids).mean())}
 
 
 def _parts(items, size: int = 250):
@@ -164,13 +165,17 @@ def english() -> list[Row]:
     for name in ("flm-english-small", "fmlm-english-small"):
         model = load(HUB / name)
         for steps in STEPS:
-            add(name, steps, lambda s: model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=1000 * s))
+            add(name, steps, partial(write, model, steps))
     model = load(BASELINES / "mdlm-english-small")
     for steps in STEPS:
         for temperature in MDLM_TEMPERATURES if steps in (8, 64) else (1.0,):
-            draw = lambda s: mdlm.sample(model, steps, TEXTS, s, temperature)  # noqa: B023, E731  called at once
+            draw = partial(mdlm.sample, model, steps, TEXTS, temperature)
             add("mdlm-english-small", steps, draw, temperature=temperature)
     return rows
+
+
+def write(model, steps: int, seed: int) -> torch.Tensor:
+    return model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=1_000_000 * seed)
 
 
 # -- report -----------------------------------------------------------------------------------------------------------
@@ -240,7 +245,10 @@ def report(results: dict[str, list[Row]]) -> str:
         text += ["", f"## 4x4 Sudoku ({GRIDS:,} grids per seed; there are 288)", "", table(results["shidoku"])]
     if "coverage" in results:
         row = results["coverage"][0]
-        text += ["", f"10,000 one-step samples hold {row['distinct']} of the 288 grids ({row['valid']:.1%} are valid)."]
+        text += [
+            "",
+            f"10,000 one-step samples hold {row['distinct']} of the 288 grids ({row['valid']:.1%} are valid).",
+        ]
     if "sudoku" in results:
         text += [
             "",
@@ -253,9 +261,9 @@ def report(results: dict[str, list[Row]]) -> str:
             "",
             f"## English ({TEXTS} texts of 128 tokens per seed)",
             "",
-            "`gppl ar`: under the GPT-2 baseline (so its own samples and the data only are a reference there);",
-            "`gppl ngram`: under a Kneser-Ney 4-gram. Ids are scored as they are. Lower perplexity at lower entropy is",
-            "no gain: compare at equal entropy.",
+            "`gppl ar`: under the GPT-2 baseline (its own samples there are a reference, no result);",
+            "`gppl ngram`: under a Kneser-Ney 4-gram. Ids are scored as they are. A lower perplexity at a lower",
+            "entropy is no gain: compare at equal entropy.",
             "",
             table(results["english"]),
             "",
@@ -264,7 +272,7 @@ def report(results: dict[str, list[Row]]) -> str:
             "Masked diffusion with 8 steps is swept over temperatures, and its perplexity interpolated at the entropy",
             "of each sample set of the flow map.",
             "",
-            "| map's steps | entropy | map, gppl ar | MDLM 8 steps, gppl ar | map, gppl ngram | MDLM 8 steps, gppl ngram |",
+            "| map's steps | entropy | map, gppl ar | MDLM, gppl ar | map, gppl ngram | MDLM, gppl ngram |",
             "| --- | --- | --- | --- | --- | --- |",
             *matched(results["english"], 8),
         ]

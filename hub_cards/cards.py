@@ -32,7 +32,7 @@ BIBTEX = """@article{lee2026flow,
 DATA = {
     "shidoku": (
         "Sudoku grids of 4x4, as 16 digits",
-        "All 288 grids of 4x4 Sudoku (`examples/sudoku/make_grids.py`); the measure is what is valid, not what is new.",
+        "All 288 grids of 4x4 Sudoku (`examples/sudoku/make_grids.py`); they are what is to be learned.",
         "`valid`: share of valid grids among 1,000 per seed; `distinct`: how many different valid ones (of 288).",
     ),
     "sudoku": (
@@ -48,6 +48,11 @@ DATA = {
         "`gppl ar`, `gppl ngram`: generative perplexity under a GPT-2 of the same size and under a Kneser-Ney 4-gram, "
         "both of the same training text; the protocol and the baselines are in `benchmarks/few_step.md`.",
     ),
+}
+
+LIMITS = {
+    "english": "Made to be trained and tried on a laptop: a demonstration of the method, nothing to rely on.",
+    "sudoku": "A demonstration of the method: Sudoku has far better solvers.",
 }
 
 
@@ -103,7 +108,7 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         "",
         "## How it was made",
         "",
-        f"* Method: arXiv 2602.16813"
+        "* Method: arXiv 2602.16813"
         + (
             f"; distilled from [{teacher}](../{teacher}) with the {recipe.training['objective']} objective."
             if is_map
@@ -123,8 +128,7 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         "",
         "## Limits",
         "",
-        "A small model, made to be trained and tried on a laptop: a demonstration of the method, not a language model to "
-        "rely on." if part == "english" else "A demonstration of the method: Sudoku has far better solvers.",
+        LIMITS["english" if part == "english" else "sudoku"],
         "",
         "## Cite",
         "",

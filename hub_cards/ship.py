@@ -28,7 +28,9 @@ def ship(recipe_path: Path, folder: Path, run: Path | None = None) -> None:
     run = run or Path(recipe.training["output_dir"])
     state = run / "trainer_state.json"
     if not state.exists():
-        raise ValueError(f"there is no finished run in {run}: train it first (flm train or flm distill {recipe_path}).")
+        raise ValueError(
+            f"there is no finished run in {run}: train it first (flm train or flm distill {recipe_path})."
+        )
     AutoModel.from_pretrained(run).save_pretrained(folder)
     AutoTokenizer.from_pretrained(run).save_pretrained(folder)
     shutil.copy(recipe_path, folder / "recipe.yaml")

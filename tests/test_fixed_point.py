@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 from training import arguments, history
 from transformers import default_data_collator
-from worlds import World, two_cities
+from worlds import two_cities
 
 from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 from modeling_flm.flow_flm import flow_map_step, semigroup_weight

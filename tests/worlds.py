@@ -55,7 +55,7 @@ class World:
         return state
 
     def carry(self, state: Tensor, start: Tensor, end: Tensor, steps: int) -> Tensor:
-        """The flow of each state (batch, length, V) from its `start` to its `end` < 1, interpolation times (batch,)."""
+        """The flow of each state (batch, length, V) from `start` to `end` < 1, interpolation times (batch,)."""
         now, size = start, (end - start) / steps
         for _ in range(steps):
             state = self._runge_kutta(state, now, now + size)
@@ -75,7 +75,7 @@ class World:
         return state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
     def two_time_denoiser(self, state: Tensor, start: Tensor, end: Tensor, steps: int) -> Tensor:
-        """The exact delta_{s,t}(x) of the flow map, (batch, length, V), for interpolation times s <= t < 1 (batch,)."""
+        """The exact delta_{s,t}(x) of the flow map, (batch, length, V), for interpolation times s <= t < 1."""
         s, t = start.reshape(-1, 1, 1), end.reshape(-1, 1, 1)
         arrived = self.carry(state, start, end, steps)
         apart = (t - s) > 1e-9

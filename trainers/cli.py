@@ -1,12 +1,8 @@
 """The `flm` command. What a subcommand needs is imported when it runs, so that `--help` answers at once."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-DEMO_RECIPE = Path(__file__).parent.parent / "recipes" / "english-small.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,10 +55,10 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="train a small model on shipped English and watch it write",
-        description="Train a small model on shipped public-domain English for a few minutes and watch it write.",
+        help="watch the shipped models write English and fill a Sudoku",
+        description="Watch the shipped models write English in one evaluation and fill a Sudoku.",
     )
-    demo.add_argument("overrides", nargs="*", metavar="section.name=value", help="changes to the demo's recipe")
+    demo.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     demo.set_defaults(run=_demo)
     return parser
 
@@ -120,25 +116,9 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .recipe import load_recipe
-    from .train import build_trainer
+    from .demo import run_demo
 
-    recipe = load_recipe(DEMO_RECIPE, options.overrides)
-    trainer = build_trainer(recipe)
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    print(
-        f"Training a flow language model of {parameters / 1e6:.1f} M parameters for {trainer.args.max_steps} steps on "
-        f"{len(trainer.train_dataset):,} rows of {trainer.model.config.max_position_embeddings} tokens.",
-        flush=True,
-    )
-    trainer.train()
-    trainer.save_model()
-    print("\nValidation loss at fixed noise (nats per token, mean over all times):")
-    for entry in trainer.state.log_history:
-        if "eval_loss" in entry:
-            print(f"  step {entry['step']:>5}  {entry['eval_loss']:.3f}")
-    folder = os.path.relpath(trainer.args.output_dir)
-    print(f"\nThe model is in {folder}. Write more:  flm generate {folder} --num-steps 64 --num-samples 4")
+    run_demo(options.seed)
     return 0
 
 

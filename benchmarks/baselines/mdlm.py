@@ -41,7 +41,7 @@ class MDLMTrainer(FLMTrainer):
 
 
 @torch.no_grad()
-def sample(model: FLMModel, num_steps: int, count: int, seed: int, temperature: float = 1.0) -> Tensor:
+def sample(model: FLMModel, num_steps: int, count: int, temperature: float, seed: int) -> Tensor:
     """Ids (count, length) in `num_steps` evaluations of the network (ancestral sampling).
 
     In each step every masked position is revealed with probability (t - t') / t, by a token drawn from the network's

@@ -4,8 +4,8 @@
 
 writes `4x4/` and `9x9/` next to this file, the same bytes every time. There are 288 grids of 4x4: all of them are the
 training set. Of 9x9 there are 6.7e21: 200,000 are made, in some minutes, by filling at random with backtracking and
-then drawing one of the symmetries of Sudoku (digits, bands, stacks, rows in a band, columns in a stack, transposition);
-so they are random, but not exactly uniform.
+then drawing one of the symmetries of Sudoku (digits, bands, stacks, rows in a band, columns in a stack,
+transposition); so they are random, but not exactly uniform.
 """
 
 from itertools import product
