@@ -1,0 +1,154 @@
+"""The ablation of the paper at the scale of 4x4 Sudoku: writes ablation.json and ablation.md.
+
+    python -m benchmarks.ablation                    # about half an hour of one core
+    python -m benchmarks.ablation lagrangian mse     # some of it; the others stay as they were measured
+
+Every map starts from the shipped flow (hub_cards/flm-shidoku) and gets the same number of steps of the same recipe,
+with one thing changed. Without the clock, tau is the interpolation time itself, in the flow too, which is trained anew
+for as many steps as its map and compared with a pair that is trained so with the clock. One run each: the spread is
+that of the samples, not of the training.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.few_step import GRIDS, HUB, ROOT, Row, over_seeds, show, table, unconditional
+from modeling_flm import FLMModel
+from modeling_flm.flow_flm import Clock
+from trainers import FLMTrainer
+from trainers.recipe import Recipe, load_recipe
+from trainers.train import build_distiller, build_trainer
+
+RESULTS = ROOT / "benchmarks" / "ablation.json"
+STEPS = (1, 2, 4, 8)
+TRAINING_STEPS = 1000
+
+
+class NoClock(Clock):
+    """tau = t."""
+
+    def tau(self, t: Tensor) -> Tensor:
+        return t
+
+    def t(self, tau: Tensor) -> Tensor:
+        return tau
+
+    def dtau_dt(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+def recipe(name: str, **changes) -> Recipe:
+    changes = {
+        "max_steps": TRAINING_STEPS,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_steps": 500,
+        **changes,
+    }
+    read = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    read.training |= changes
+    return read
+
+
+def distilled(teacher: Path | None, clock: type[Clock] = Clock, **changes) -> FLMModel:
+    """A map trained for TRAINING_STEPS from the flow in `teacher` (None: from itself, with fresh weights)."""
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = recipe("shidoku-fmlm", output_dir=folder, **changes)
+        wanted.teacher = None if teacher is None else str(teacher)
+        if teacher is None:
+            wanted.model = recipe("shidoku").model
+        return _trained(build_distiller(wanted), clock)
+
+
+def _trained(trainer: FLMTrainer, clock: type[Clock]) -> FLMModel:
+    """The model with its averaged weights."""
+    for network in (trainer.model, getattr(trainer, "teacher", None)):
+        if network is not None:
+            network._clock = clock(network.config.vocab_size)
+    trainer.train()
+    trainer.save_model()
+    model = type(trainer.model).from_pretrained(trainer.args.output_dir)
+    model._clock = clock(model.config.vocab_size)
+    return model
+
+
+def pair(clock: type[Clock]) -> FLMModel:
+    """A flow and its map, both trained for TRAINING_STEPS with this clock."""
+    with tempfile.TemporaryDirectory() as folder:
+        _trained(build_trainer(recipe("shidoku", output_dir=folder)), clock)
+        return distilled(Path(folder), clock)
+
+
+FLOW = HUB / "flm-shidoku"
+VARIANTS: dict[str, Callable[[], FLMModel]] = {
+    "semigroup": partial(distilled, FLOW),
+    "lagrangian": partial(distilled, FLOW, objective="lagrangian"),
+    "eulerian": partial(distilled, FLOW, objective="eulerian"),
+    "mse": partial(distilled, FLOW, loss_type="mse"),
+    "official-split": partial(distilled, FLOW, diagonal_fraction=0.5, boundary_prob=32),
+    "self-distilled": partial(distilled, None),
+    "clock": partial(pair, Clock),
+    "no-clock": partial(pair, NoClock),
+}
+NOTES = {
+    "semigroup": "the recipe",
+    "mse": "semigroup with squared error instead of cross entropy",
+    "official-split": "semigroup, half of each batch on the diagonal, 1 in 32 jumps the whole way",
+    "self-distilled": "semigroup, no teacher, fresh weights",
+    "clock": f"flow and map of {TRAINING_STEPS:,} steps each",
+    "no-clock": "the same with tau = t",
+}
+
+
+def measure(name: str) -> list[Row]:
+    model = VARIANTS[name]().eval()
+    rows = [{"map": name, "steps": n} | over_seeds(partial(unconditional, model, n, GRIDS)) for n in STEPS]
+    for row in rows:
+        show(row)
+    return rows
+
+
+def report(results: dict[str, list[Row]]) -> str:
+    rows = []
+    for name in VARIANTS:
+        if name in results:
+            cells = {f"valid, {row['steps']}": row["valid"] for row in results[name]}
+            spread = {f"valid, {row['steps']}_sd": row["valid_sd"] for row in results[name]}
+            rows.append({"map": name} | cells | spread | {"what": NOTES.get(name, f"the {name} objective")})
+    return (
+        "\n".join(
+            [
+                "# Ablation",
+                "",
+                f"`python -m benchmarks.ablation`: maps of 4x4 Sudoku, {TRAINING_STEPS:,} steps each (the shipped map "
+                "got more),",
+                f"share of valid grids at 1 to 8 evaluations, {GRIDS:,} grids for each of three seeds,",
+                "± standard deviation over the seeds. One training run each.",
+                "",
+                table(rows),
+            ]
+        )
+        + "\n"
+    )
+
+
+def main() -> None:
+    unknown = set(sys.argv[1:]) - VARIANTS.keys()
+    if unknown:
+        sys.exit(f"unknown variant {', '.join(sorted(unknown))}: choose from {', '.join(VARIANTS)}.")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in sys.argv[1:] or VARIANTS:
+        results[name] = measure(name)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(report(results))
+
+
+if __name__ == "__main__":
+    main()
