@@ -4,7 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-from training import by_step, counting_rows, fresh_model, history, make_trainer, padded_rows
+from training import arguments, by_step, counting_rows, fresh_model, history, make_trainer, padded_rows
+from transformers import default_data_collator
+
+from modeling_flm import FMLMModel
+from trainers import FMLMTrainer, FMLMTrainingArguments
 
 RESUMED_FROM = 2
 CASES = {
@@ -13,7 +17,24 @@ CASES = {
     "padded and conditional": {"train_dataset": padded_rows(32), "conditioning_rate": 0.5},
     "weighted": {"learned_loss_weighting": True},
     "streamed": {"train_dataset": counting_rows(64).to_iterable_dataset()},
+    "semigroup": {"objective": "semigroup"},
+    "lagrangian": {"objective": "lagrangian", "gradient_accumulation_steps": 2},
+    "eulerian": {"objective": "eulerian", "conditioning_rate": 0.5},
 }
+
+
+def make_distiller(folder: Path, seed: int, **changes) -> FMLMTrainer:
+    """A trainer that distils a fresh flow; its learned output layer is no longer zero."""
+    teacher = fresh_model(seed=9)
+    teacher.lm_head.weight.data.normal_(std=0.1)
+    return FMLMTrainer(
+        fresh_model(seed, kind=FMLMModel),
+        teacher,
+        arguments(folder, kind=FMLMTrainingArguments, **changes),
+        train_dataset=counting_rows(64),
+        eval_dataset=counting_rows(11, start=40),
+        data_collator=default_data_collator,
+    )
 
 
 def run(folder: Path, case: str, batch_size: int, resume: str | None = None, **changes) -> dict:
@@ -23,8 +44,11 @@ def run(folder: Path, case: str, batch_size: int, resume: str | None = None, **c
     sizes = {"per_device_train_batch_size": batch_size, "per_device_eval_batch_size": batch_size}
     # Adam divides rounding errors by gradients that are nearly zero: not with this epsilon.
     others = {"num_samples": 1, "sample_num_steps": [2], "adam_epsilon": 1e-4}
-    model = fresh_model(seed=1 if resume else 0)
-    trainer = make_trainer(folder, model, **options, **sizes, **others, **CASES[case], **changes)
+    seed, settings = 1 if resume else 0, options | sizes | others | CASES[case] | changes
+    if "objective" in settings:
+        trainer = make_distiller(folder, seed, **settings)
+    else:
+        trainer = make_trainer(folder, fresh_model(seed), **settings)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     logged = {name: by_step(trainer, name) for name in ("loss", "grad_norm", "eval_loss", "eval_loss_tau_0.0_0.2")}
