@@ -111,7 +111,7 @@ def test_the_exact_map_is_the_fixed_point(objective):
 
 
 # Root mean square error of the two-time denoiser (probabilities) over random times, and where it must end.
-BOUNDS = {"semigroup": 0.05, "lagrangian": 0.05, "eulerian": 0.05}
+BOUNDS = {"semigroup": 0.06, "lagrangian": 0.08, "eulerian": 0.08}
 
 
 @pytest.mark.parametrize("objective", BOUNDS)
