@@ -1,4 +1,4 @@
-"""What `hub_cards/` ships: repositories that stand alone, with the package's code and cards that hold what was measured."""
+"""What `hub_cards/` ships: repositories that stand alone, with the package's code, and cards of what was measured."""
 
 import json
 import shutil

@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="watch the shipped models write English and fill a Sudoku",
-        description="Watch the shipped models write English in one evaluation and fill a Sudoku.",
+        help="watch the shipped models write English and Sudoku grids in one evaluation",
+        description="Watch the shipped models write English and Sudoku grids in one evaluation of the network.",
     )
     demo.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     demo.set_defaults(run=_demo)

@@ -1,0 +1,70 @@
+"""The Sudoku data, and rows of which each document is one."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from worlds import shidoku
+
+from trainers.data import load_tokenizer, one_row_each
+from trainers.recipe import load_recipe
+from trainers.train import build_trainer
+
+ROOT = Path(__file__).parent.parent
+SUDOKU = ROOT / "examples" / "sudoku"
+sys.path.insert(0, str(SUDOKU))
+
+from make_grids import all_4x4, image, is_valid, random_9x9, tokenizer  # noqa: E402
+
+GRID = np.array([int(c) for c in "534678912672195348198342567859761423426853791713924856961537284287419635345286179"])
+
+
+def test_the_288_grids():
+    grids = all_4x4()
+    assert is_valid(grids).all() and len(np.unique(grids, axis=0)) == 288
+    assert {tuple(grid) for grid in grids - 1} == {tuple(grid) for grid in shidoku().ids.tolist()}
+
+
+def test_random_grids_are_valid_and_differ():
+    rng = np.random.default_rng(0)
+    grids = np.array([image(random_9x9(rng), rng) for _ in range(30)])
+    assert is_valid(grids).all() and len(np.unique(grids, axis=0)) == 30
+    assert is_valid(np.array([image(GRID, rng) for _ in range(100)])).all()
+
+
+def test_what_is_not_valid():
+    twice, swapped = GRID.copy(), GRID.copy()
+    twice[0] = twice[1]
+    swapped[[0, 9]] = swapped[[9, 0]]  # the column stays right, two rows do not
+    columns = np.tile(np.arange(1, 10), 9)
+    boxes_only_wrong = np.array([[(r + c) % 9 + 1 for c in range(9)] for r in range(9)]).ravel()
+    assert is_valid(np.array([GRID, twice, swapped, columns, boxes_only_wrong])).tolist() == [True] + 4 * [False]
+
+
+@pytest.mark.parametrize("size", [4, 9])
+def test_ids_are_digits_and_the_blank_is_the_mask(size, tmp_path):
+    made = tokenizer(size)
+    shipped = load_tokenizer(str(SUDOKU / f"{size}x{size}" / "tokenizer"), for_wrapping=False)
+    for one in (made, shipped):
+        assert one("12.4").input_ids == [1, 2, 0, 4] and one.decode([1, 2, 0, 4]) == "12.4"
+        assert one.mask_token_id == 0 and len(one) == size + 1
+
+
+def test_one_row_each():
+    digits = tokenizer(4)
+    documents = Dataset.from_dict({"text": ["1234", "43.1"], "more": [1, 2]})
+    for source in (documents, documents.to_iterable_dataset()):
+        assert list(one_row_each(source, digits, 4)) == [{"input_ids": [1, 2, 3, 4]}, {"input_ids": [4, 3, 0, 1]}]
+    with pytest.raises(ValueError, match="'1234' has 4 tokens, but the model's rows have 5"):
+        one_row_each(documents, digits, 5)
+    with pytest.raises(ValueError, match="There is no column `grid`"):
+        one_row_each(documents, digits, 4, text_column="grid")
+
+
+def test_the_recipe_of_4x4(tmp_path):
+    recipe = load_recipe(ROOT / "recipes" / "shidoku.yaml", [f"training.output_dir={tmp_path}"])
+    trainer = build_trainer(recipe)
+    assert trainer.model.config.vocab_size == 5 and trainer.model.config.mask_token_id == 0
+    assert len(trainer.train_dataset) == 28_800 and is_valid(np.array(trainer.train_dataset[:288]["input_ids"])).all()
