@@ -156,9 +156,7 @@ def english() -> list[Row]:
     def autoregressive(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         start = torch.full((TEXTS, 1), scorers.tokenizer.bos_token_id)
-        settings = dict(do_sample=True, top_k=0, max_new_tokens=127, min_new_tokens=127)
-        # every row of the training text has its special tokens at both ends and between documents: they go on
-        return scorers.ar.generate(start, eos_token_id=-1, pad_token_id=0, **settings)
+        return scorers.ar.generate(start)
 
     add("held-out text", None, real)
     add("ar-english-small", 127, autoregressive)

@@ -4,6 +4,7 @@ import statistics
 import textwrap
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ def _english(seed: int) -> None:
     print(f"English, {length} tokens, from a flow map of {size:.1f} M parameters and a GPT-2 of the same size (CPU).")
     times = []
     for steps in STEPS:
-        ids, seconds = _timed(lambda steps=steps: model.generate(num_steps=steps, seed=seed))
+        ids, seconds = _timed(partial(model.generate, num_steps=steps, seed=seed))
         _show(f"flow map, {steps} evaluation{'s' * (steps > 1)}", tokenizer.decode(ids[0]), seconds)
         times.append(seconds)
     gpt2 = GPT2LMHeadModel.from_pretrained(ROOT / "benchmarks" / "baselines" / "ar-english-small").eval()
@@ -52,10 +53,7 @@ def _english(seed: int) -> None:
 
     def autoregressive() -> Tensor:
         torch.manual_seed(seed)
-        new = length - 1
-        return gpt2.generate(
-            start, do_sample=True, top_k=0, max_new_tokens=new, min_new_tokens=new, eos_token_id=-1, pad_token_id=0
-        )
+        return gpt2.generate(start)
 
     ids, seconds = _timed(autoregressive)
     _show(f"GPT-2 with its cache, {length - 1} evaluations", tokenizer.decode(ids[0]), seconds)

@@ -10,6 +10,7 @@ import sys
 
 from transformers import (
     DataCollatorForLanguageModeling,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     Trainer,
@@ -49,6 +50,14 @@ def main() -> None:
     set_seed(args.seed)
     model = GPT2LMHeadModel._from_config(config, attn_implementation="eager")  # the fastest here in bfloat16
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    # Plain sampling of whole rows: EOS stands between documents and at the end of a row, it stops nothing.
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        max_length=config.n_positions,
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
     data = load_data(recipe, tokenizer, config.n_positions, args.seed)
     data["data_collator"] = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     trainer = Trainer(model, args, **data)
