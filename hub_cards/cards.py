@@ -42,7 +42,7 @@ DATA = {
         "grid given, that are completed to a valid grid.",
     ),
     "english": (
-        "English as in the corpus, mostly of the 19th century, in pieces of 128 tokens",
+        "English like that of its corpus (addresses, Bibles, sermons, plays, novels), 128 tokens at a time",
         "47 million characters of public-domain English (`examples/corpus`, with sources and rights); byte-level BPE "
         "of 4,096 tokens.",
         "`gppl ar`, `gppl ngram`: generative perplexity under a GPT-2 of the same size and under a Kneser-Ney 4-gram, "
