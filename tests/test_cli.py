@@ -113,7 +113,17 @@ def test_help_and_a_wrong_recipe_do_not_wait_for_torch(tmp_path):
     assert result.stderr == "flm: the recipe missing.yaml cannot be read: No such file or directory.\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["generate", "x", "--sampler", "heun"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["trian"],
+        ["train"],
+        ["train", "x", "--resme"],
+        ["generate", "x", "y"],
+        ["generate", "x", "--sampler", "heun"],
+    ],
+)
 def test_a_wrong_command_line_ends_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -197,7 +207,7 @@ def test_training_leaves_a_model_checkpoints_and_samples(trained):
 
 def test_resuming_goes_on_to_the_model_of_one_run(project, trained, tmp_path, capsys):
     assert train(project, tmp_path, "training.max_steps=2") == 0
-    assert train(project, tmp_path, "--resume") == 0
+    assert train(project, tmp_path, "--resume", "training.disable_tqdm=true") == 0
     assert f"The model is in {tmp_path}." in capsys.readouterr().out
     assert same(weights(FLMModel.from_pretrained(tmp_path)), weights(FLMModel.from_pretrained(trained)))
 

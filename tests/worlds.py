@@ -88,9 +88,9 @@ class World:
         return torch.where(same.any(-1), same.int().argmax(-1), -1)
 
 
-def two_cities() -> World:
-    """{"new york", "san diego"}, with unequal weights: independent tokens would give spurious pairs."""
-    return World(torch.tensor([[0, 1], [2, 3]]), 4, torch.tensor([0.7, 0.3]))
+def two_cities(share: float = 0.7) -> World:
+    """{"new york", "san diego"}, `share` of them the first: independent tokens would give spurious pairs."""
+    return World(torch.tensor([[0, 1], [2, 3]]), 4, torch.tensor([share, 1 - share]))
 
 
 @cache
