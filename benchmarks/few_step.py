@@ -23,8 +23,8 @@ from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
 from evaluation.ngram import KneserNey
+from evaluation.sudoku import is_valid
 from evaluation.text import causal_losses, distinct_n, self_bleu, token_entropy
-from examples.sudoku.make_grids import is_valid
 from trainers.data import pack
 
 ROOT = Path(__file__).parent.parent

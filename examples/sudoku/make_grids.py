@@ -79,16 +79,6 @@ def image(grid: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (square.T if rng.random() < 0.5 else square).flatten()
 
 
-def is_valid(grids: np.ndarray) -> np.ndarray:
-    """Which of the grids (n, 16) or (n, 81) have every digit once in each row, column and box: (n,) bool."""
-    size = {16: 4, 81: 9}[grids.shape[1]]
-    box = {4: 2, 9: 3}[size]
-    rows = grids.reshape(-1, size, size)
-    boxes = rows.reshape(-1, box, box, box, box).swapaxes(2, 3).reshape(-1, size, size)
-    units = np.concatenate([rows, rows.swapaxes(1, 2), boxes], axis=1)
-    return (np.sort(units, axis=2) == np.arange(1, size + 1)).all(axis=(1, 2))
-
-
 def tokenizer(size: int) -> PreTrainedTokenizerFast:
     """The blank is token 0, a digit its own value: ids are grids."""
     vocabulary = {BLANK: 0} | {str(digit): digit for digit in range(1, size + 1)}
