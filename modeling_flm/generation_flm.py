@@ -1,10 +1,11 @@
 """Text from a flow: `generate`, its configuration and its output.
 
-Sampling integrates the probability flow from noise (tau = 0) to data (tau = 1) on a uniform grid of tau. The state
-stays in the embedded space; every step re-embeds a prediction blockwise over the vocabulary, and the last one takes
-its argmax.
+Sampling carries a state from noise (tau = 0) to data (tau = 1) on a grid of tau, uniform unless given, with one of
+the samplers of `samplers_flm.py`. The state stays in the embedded space; every step re-embeds a prediction blockwise
+over the vocabulary, and the last one takes its tokens.
 """
 
+import itertools
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +16,15 @@ from torch import Tensor
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
-from .flow_flm import as_seeds, flow_map_step
-
-SAMPLERS = ("euler", "flow_map")
+from .flow_flm import as_seeds, step_seeds, white_noise
+from .samplers_flm import SAMPLERS, SETTINGS, Noise
 
 # What `generate` makes use of; it refuses every other argument, so that none is ignored in silence.
 _HONOURED = {
     "num_steps",
+    "timesteps",
     "sampler",
+    *SETTINGS,
     "do_sample",
     "max_length",
     "max_new_tokens",
@@ -40,8 +42,20 @@ class FlowGenerationConfig(GenerationConfig):
     Args:
         num_steps (`int`, *optional*): evaluations of the network, >= 1. A model's own default is 1 for a flow map
             (FMLM) and 64 for a denoiser (FLM).
-        sampler (`str`, *optional*): "euler", the Euler scheme of the probability flow (any model), or "flow_map",
-            jumps of the flow map (FMLM), the default where there is one.
+        timesteps (`list[float]`, *optional*): tau of each evaluation instead of an even grid of `num_steps`:
+            ascending, from 0, below 1.
+        sampler (`str`, *optional*): of any model "euler", the Euler scheme of the probability flow; "multistep", a
+            second-order scheme at the same cost; "bridge", which draws tokens and takes a temperature. Of a flow map
+            (FMLM) "flow_map", its jumps, the default where there is one.
+        temperature (`float`, *optional*): of "bridge": of the drawn tokens, >= 0, where 0 takes the likeliest.
+            Default 1.
+        top_k (`int`, *optional*): of "bridge": draw among the so many likeliest tokens, >= 1.
+        top_p (`float`, *optional*): of "bridge": draw among the likeliest tokens of this probability together, in
+            (0, 1].
+        gamma (`float`, *optional*): of "flow_map": strength of the noise put back after each jump, in [0, 1]. Default
+            0, none.
+        renoise (`str`, *optional*): of "flow_map" with gamma: "official", as published, the default, or "markov",
+            which keeps the marginals for every gamma.
         max_length, max_new_tokens, num_return_sequences, return_dict_in_generate and the special ids mean what they
             mean in [`~transformers.GenerationConfig`].
 
@@ -51,13 +65,16 @@ class FlowGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs):
         self.num_steps = kwargs.pop("num_steps", None)
+        self.timesteps = kwargs.pop("timesteps", None)
         self.sampler = kwargs.pop("sampler", None)
+        self.gamma = kwargs.pop("gamma", None)
+        self.renoise = kwargs.pop("renoise", None)
         kwargs.setdefault("do_sample", True)  # noise makes every generation a sample
         super().__init__(**kwargs)
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
-        for name in ("num_steps", "num_return_sequences", "max_length", "max_new_tokens"):
+        for name in ("num_steps", "num_return_sequences", "max_length", "max_new_tokens", "top_k"):
             value = getattr(self, name)
             is_int = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and not (is_int and value >= 1):
@@ -66,8 +83,28 @@ class FlowGenerationConfig(GenerationConfig):
             raise ValueError(
                 "`do_sample=False` is not possible: a flow starts from noise. Fix `seed` for a repeatable text."
             )
-        if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise ValueError(f"`sampler` must be one of {', '.join(SAMPLERS)}, but is {self.sampler!r}.")
+        for name, names in (("sampler", tuple(SAMPLERS)), ("renoise", ("official", "markov"))):
+            value = getattr(self, name)
+            if value is not None and value not in names:
+                raise ValueError(f"`{name}` must be one of {', '.join(names)}, but is {value!r}.")
+        for name, rule, allowed in (
+            ("temperature", ">= 0", lambda x: 0 <= x < float("inf")),
+            ("top_p", "in (0, 1]", lambda x: 0 < x <= 1),
+            ("gamma", "in [0, 1]", lambda x: 0 <= x <= 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and allowed(value)):
+                raise ValueError(f"`{name}` must be a number {rule}, but is {value!r}.")
+        if self.timesteps is not None:
+            grid = self.timesteps
+            if not (
+                isinstance(grid, list | tuple)
+                and all(_is_number(tau) for tau in grid)
+                and len(grid) > 0
+                and grid[0] == 0
+                and all(now < then for now, then in itertools.pairwise([*grid, 1]))
+            ):
+                raise ValueError(f"`timesteps` must ascend from 0 and stay below 1 (tau), but is {grid!r}.")
 
     @classmethod
     def from_model_config(cls, model_config) -> "FlowGenerationConfig":
@@ -96,8 +133,8 @@ class FlowGenerationOutput(ModelOutput):
 
 
 class FlowGenerationMixin(GenerationMixin):
-    """`generate` for models with a clock, `embed_state`, `embed_noise`, `embed_prediction`, `decode_prediction`,
-    `denoise`.
+    """`generate` for models with a clock, `embed_tokens`, `embed_state`, `embed_noise`, `embed_prediction`,
+    `decode_prediction`, `denoise`.
     """
 
     def adjust_generation_fn(
@@ -144,7 +181,13 @@ class FlowGenerationMixin(GenerationMixin):
         attention_mask: Tensor | None = None,
         conditioning_mask: Tensor | None = None,
         num_steps: int | None = None,
+        timesteps: Sequence[float] | None = None,
         sampler: str | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        gamma: float | None = None,
+        renoise: str | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         batch_size: int | None = None,
@@ -167,7 +210,8 @@ class FlowGenerationMixin(GenerationMixin):
             conditioning_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, which of the `input_ids` to keep; the
                 others are filled in. Default: all but the blanks.
             num_steps (`int`, *optional*): evaluations of the network, >= 1.
-            sampler (`str`, *optional*): "euler" or "flow_map".
+            timesteps, sampler, temperature, top_k, top_p, gamma, renoise (*optional*): see [`FlowGenerationConfig`].
+                Naming another `sampler` drops the settings that the configuration has for its own.
             max_length (`int`, *optional*): ids per sequence, prompt included; default and most: the model's
                 `max_position_embeddings`.
             max_new_tokens (`int`, *optional*): ids per sequence after the prompt, instead of `max_length`.
@@ -186,7 +230,13 @@ class FlowGenerationMixin(GenerationMixin):
         """
         given = dict(
             num_steps=num_steps,
+            timesteps=None if timesteps is None else list(timesteps),
             sampler=sampler,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            gamma=gamma,
+            renoise=renoise,
             max_length=max_length,
             max_new_tokens=max_new_tokens,
             num_return_sequences=num_return_sequences,
@@ -200,8 +250,7 @@ class FlowGenerationMixin(GenerationMixin):
         prompt, keep = (F.pad(x, (0, rest)).repeat_interleave(repeats, dim=0) for x in (prompt, keep))
         seeds = _spread_seeds(seed, generator, len(prompt))
 
-        state = self.embed_noise(len(prompt), length, seeds=seeds)
-        sequences = self._integrate(state, prompt, keep, config.num_steps, config.sampler)
+        sequences = self._integrate(prompt, keep, seeds, config)
         if not config.return_dict_in_generate:
             return sequences
         return FlowGenerationOutput(
@@ -211,23 +260,36 @@ class FlowGenerationMixin(GenerationMixin):
             seeds=seeds,
         )
 
-    def _integrate(self, state: Tensor, prompt: Tensor, keep: Tensor, num_steps: int, sampler: str) -> Tensor:
-        """From an embedded state (batch, length, d) at tau = 0 to ids (batch, length), those of `prompt` (batch,
-        length) clamped where `keep` (batch, length)."""
-        batch = len(state)
+    def _integrate(self, prompt: Tensor, keep: Tensor, seeds: list[int], config: FlowGenerationConfig) -> Tensor:
+        """Ids (batch, length), those of `prompt` (batch, length) clamped where `keep` (batch, length)."""
+        batch, length = prompt.shape
+        steps = config.num_steps
+        even = torch.arange(steps) / steps
+        tau = torch.cat([torch.tensor(config.timesteps) if config.timesteps else even, torch.ones(1)])
+        tau = tau.to(self.device, torch.float32)
+        sampler = SAMPLERS[config.sampler](self, config, tau, self._fresh_noise(seeds, length))
         clean = self.embed_state(prompt)
-        tau = torch.linspace(0, 1, num_steps + 1, device=state.device)
-        t = self.clock.t(tau)
-        for step in range(num_steps):
+        state = self.embed_noise(batch, length, seeds=seeds)
+        for step in range(steps):
             state = torch.where(keep[..., None], clean, state)
-            target = tau[step + 1].expand(batch) if sampler == "flow_map" else None
-            hidden = self.denoise(state, tau[step].expand(batch), target)
-            if step < num_steps - 1:
-                state = flow_map_step(state, self.embed_prediction(hidden), t[step], t[step + 1])
-        sequences = torch.where(keep, prompt, self.decode_prediction(hidden))
+            target = sampler.target(step)
+            hidden = self.denoise(state, tau[step].expand(batch), None if target is None else target.expand(batch))
+            if step < steps - 1:
+                state = sampler.advance(state, hidden, step)
+        sequences = torch.where(keep, prompt, sampler.finish(hidden))
         if (sequences < 0).any():
             raise ValueError("the network's output is not finite: look for NaN or infinite weights.")
         return sequences
+
+    def _fresh_noise(self, seeds: list[int], length: int) -> Noise:
+        """Embedded noise and uniform numbers for one step after the other, of each sequence's own seed."""
+        vocab_size, width = self.config.vocab_size, self.config.hidden_size
+        size, longest = min(vocab_size, width), self.config.max_position_embeddings
+        # Noise is linear in the white noise that it is made of: the factor is worked out once for all steps.
+        factor = self.embed_tokens(torch.eye(size, device=self.device), white=vocab_size > width)
+        for step in itertools.count(1):
+            white, _ = white_noise(step_seeds(seeds, step), length, size + 1, self.device, longest)
+            yield white[..., :size] @ factor, torch.special.ndtr(white[..., size])
 
     def _merge_generation_config(
         self, generation_config: GenerationConfig | None, given: dict
@@ -244,20 +306,42 @@ class FlowGenerationMixin(GenerationMixin):
                 "generation_config, attention_mask, conditioning_mask, batch_size, seed, generator, "
                 f"{', '.join(sorted(_HONOURED))}."
             )
-        settings: dict = {}
-        for layer in (own, passed, given):
-            if "max_length" in layer:
-                settings.pop("max_new_tokens", None)  # of a lower layer, which would go before it
-            settings |= layer
-        config = FlowGenerationConfig(**settings)
         default = FlowGenerationConfig.from_model_config(self.config)
+        settings: dict = {"sampler": default.sampler}
+        for layer in (own, passed, given):
+            # What a layer says goes before another name for it, and before the details of another choice, below.
+            replaced = {"max_new_tokens"} if "max_length" in layer else set()
+            if "num_steps" in layer or "timesteps" in layer:
+                replaced |= {"num_steps", "timesteps"}
+            if layer.get("sampler", settings["sampler"]) != settings["sampler"]:
+                replaced |= set(SETTINGS)
+            settings = {name: value for name, value in settings.items() if name not in replaced} | layer
+        config = FlowGenerationConfig(**settings)
+        if config.timesteps is not None:
+            if config.num_steps not in (None, len(config.timesteps)):
+                raise ValueError(
+                    f"`num_steps` is {config.num_steps}, but `timesteps` has {len(config.timesteps)} entries: one is "
+                    "enough."
+                )
+            config.num_steps = len(config.timesteps)
         config.num_steps = config.num_steps or default.num_steps
-        config.sampler = config.sampler or default.sampler
-        if config.sampler == "flow_map" and self.config.model_type != "fmlm":
-            raise ValueError(
-                'sampler="flow_map" needs a two-time model (FMLM); this denoiser (FLM) samples with "euler".'
-            )
+        self._check_sampler(config)
         return config
+
+    def _check_sampler(self, config: FlowGenerationConfig) -> None:
+        """That the sampler can work with this model, and has a use for every setting."""
+        chosen = SAMPLERS[config.sampler]
+        if chosen.two_time and self.config.model_type != "fmlm":
+            others = ", ".join(f'"{name}"' for name, sampler in SAMPLERS.items() if not sampler.two_time)
+            raise ValueError(
+                f'sampler="{config.sampler}" needs a two-time model (FMLM); this denoiser (FLM) samples with {others}.'
+            )
+        for name in SETTINGS:
+            if getattr(config, name) is not None and name not in chosen.settings:
+                owner = next(sampler for sampler, its in SAMPLERS.items() if name in its.settings)
+                raise ValueError(f'`{name}` is a setting of sampler="{owner}"; "{config.sampler}" has no use for it.')
+        if config.renoise is not None and config.gamma is None:
+            raise ValueError("`renoise` says how noise of strength `gamma` is put back, but there is no `gamma`.")
 
     def _check_prompt(
         self,
@@ -325,6 +409,10 @@ def _set_values(config: GenerationConfig) -> dict:
         for name, value in config.to_diff_dict().items()
         if value is not None and not name.startswith("_") and name != "transformers_version"
     }
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _spread_seeds(seed: int | Sequence[int] | None, generator: torch.Generator | None, count: int) -> list[int]:

@@ -187,17 +187,34 @@ GENERATE = [
     *(case(f"`num_return_sequences` .*{value!r}", num_return_sequences=value) for value in (0, -1, 1.5, True)),
     *(case(f"`batch_size` {INTEGER} {value!r}", batch_size=value) for value in (0, -1, 1.5, True, "2")),
     case("`num_steps` .* but is 0", generation_config=GenerationConfig(), num_steps=0),
-    case("`sampler` must be one of euler, flow_map, but is 'heun'", sampler="heun"),
-    case("`sampler` must be one of euler, flow_map, but is 3", sampler=3),
+    case("`sampler` must be one of euler, multistep, flow_map, bridge, but is 'heun'", sampler="heun"),
+    case("`sampler` must be one of euler, multistep, flow_map, bridge, but is 3", sampler=3),
     case("flow_map.*needs a two-time model", sampler="flow_map"),
     case("`do_sample=False` is not possible", do_sample=False),
     case("`do_sample=False` is not possible", generation_config=GenerationConfig(do_sample=False)),
-    case("does not use: temperature\\. It takes", temperature=0.7),
-    case("does not use: temperature", generation_config=GenerationConfig(do_sample=True, temperature=0.7)),
-    case("does not use: num_beams, top_p", top_p=0.9, num_beams=2),
+    case("does not use: min_p\\. It takes", min_p=0.7),
+    case("does not use: min_p", generation_config=GenerationConfig(do_sample=True, min_p=0.7)),
+    case("does not use: min_p, num_beams", min_p=0.9, num_beams=2),
     case("does not use: inputs\\. It takes input_ids", inputs=IDS),
     case("does not use: num_stps\\. It takes .*num_steps", num_stps=4),
     case("`generation_config` must be a GenerationConfig", generation_config={"num_steps": 4}),
+    # samplers
+    case('`temperature` is a setting of sampler="bridge"; "euler" has no use for it', temperature=0.7),
+    case("`temperature` is a setting", generation_config=GenerationConfig(do_sample=True, temperature=0.7)),
+    case('`gamma` is a setting of sampler="flow_map"; "bridge" has no use', sampler="bridge", gamma=0.5),
+    *(
+        case("`temperature` must be a number >= 0", sampler="bridge", temperature=value)
+        for value in (-0.1, NAN, INF, "hot", True)
+    ),
+    *(case("`top_p` must be a number in \\(0, 1\\]", sampler="bridge", top_p=value) for value in (0, 1.1, NAN)),
+    *(case("`top_k` must be an integer >= 1", sampler="bridge", top_k=value) for value in (0, 2.0, -1)),
+    *(case("`gamma` must be a number in \\[0, 1\\]", gamma=value) for value in (-0.1, 1.1)),
+    case("`renoise` must be one of official, markov, but is 'no'", renoise="no"),
+    *(
+        case("`timesteps` must ascend from 0 and stay below 1", timesteps=value)
+        for value in ([], [0.1], [0, 0.5, 0.5], [0, 1.0], [0, "a"], [0, NAN])
+    ),
+    case("`num_steps` is 3, but `timesteps` has 2 entries", num_steps=3, timesteps=[0, 0.5]),
     # lengths
     case("13 ids are asked for.*max_position_embeddings\\) is 12: lower", max_length=13),
     case("13 ids are asked for", input_ids=PROMPT, max_new_tokens=9),

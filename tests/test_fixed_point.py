@@ -1,18 +1,18 @@
 """The exact flow map of a small world: its identities, and that every objective has it as its fixed point and goal.
 
-Exact is an ODE solved to 1e-8 with the closed-form denoiser of the world, dressed as a model so that the trainer's own
-code meets it: identity tables, and the logarithm of the prediction for a hidden state.
+Exact is an ODE solved to 1e-8 with the closed-form denoiser of the world.
 """
 
 import pytest
 import torch
 from datasets import Dataset
+from exact_models import exact_denoiser, exact_map
 from torch import Tensor
 from training import arguments, history
 from transformers import default_data_collator
 from worlds import two_cities
 
-from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
+from modeling_flm import FMLMConfig, FMLMModel
 from modeling_flm.flow_flm import flow_map_step, semigroup_weight
 from trainers import FMLMTrainer, FMLMTrainingArguments
 from trainers.distillation import Network, States, eulerian_target, lagrangian_target, semigroup_target
@@ -20,40 +20,6 @@ from trainers.distillation import Network, States, eulerian_target, lagrangian_t
 WORLD = two_cities()
 STEPS = 400  # of the ODE solver, from any s to any t <= LATEST
 LATEST = 0.9
-
-
-def _dress(model: FLMModel) -> FLMModel:
-    identity = torch.eye(WORLD.vocab_size)
-    with torch.no_grad():
-        model.embed_tokens.weight.copy_(identity)
-        model.lm_head.weight.copy_(identity)
-        model.lm_head.bias.zero_()
-    return model.eval()
-
-
-def _exact_config(kind) -> FLMConfig:
-    return kind(
-        vocab_size=WORLD.vocab_size,
-        hidden_size=WORLD.vocab_size,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        intermediate_size=4,
-        max_position_embeddings=2,
-        final_logit_softcapping=None,
-    )
-
-
-class ExactDenoiser(FLMModel):
-    def denoise(self, state, timesteps, target_timesteps=None, attention_mask=None, all_hidden=None) -> Tensor:
-        t = self.clock.t(timesteps.double()).clamp(max=1 - 1e-6)
-        return WORLD.denoise(state.double(), t).clamp(min=1e-30).log().to(state.dtype)
-
-
-class ExactMap(FMLMModel):
-    def denoise(self, state, timesteps, target_timesteps=None, attention_mask=None, all_hidden=None) -> Tensor:
-        end = timesteps if target_timesteps is None else target_timesteps
-        s, t = self.clock.t(timesteps.double()), self.clock.t(end.double())
-        return WORLD.two_time_denoiser(state.double(), s, t, STEPS).clamp(min=1e-30).log().to(state.dtype)
 
 
 def random_times(count: int, number: int) -> list[Tensor]:
@@ -92,8 +58,8 @@ def test_semigroup_identity_of_the_exact_map():
 
 @pytest.mark.parametrize("objective", ["semigroup", "lagrangian", "eulerian"])
 def test_the_exact_map_is_the_fixed_point(objective):
-    exact = Network(_dress(ExactMap(_exact_config(FMLMConfig))))
-    teacher = Network(_dress(ExactDenoiser(_exact_config(FLMConfig))))
+    exact = Network(exact_map(WORLD, STEPS))
+    teacher = Network(exact_denoiser(WORLD))
     start, middle, end = (tau.float() for tau in random_times(48, 3))
     state = states_at(start.double()).float()
     nothing = torch.zeros(state.shape[:2], dtype=torch.bool)
@@ -116,7 +82,7 @@ BOUNDS = {"semigroup": 0.06, "lagrangian": 0.08, "eulerian": 0.08}
 
 @pytest.mark.parametrize("objective", BOUNDS)
 def test_every_objective_drives_a_student_to_the_exact_map(objective, tmp_path):
-    teacher = _dress(ExactDenoiser(_exact_config(FLMConfig)))
+    teacher = exact_denoiser(WORLD)
     torch.manual_seed(0)
     student = FMLMModel(
         FMLMConfig(

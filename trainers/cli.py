@@ -52,7 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("model", help="a model folder or a name on the Hub")
     generate.add_argument("--prompt", help="text that every sample begins with")
     generate.add_argument("--num-steps", type=int, help="evaluations of the network (default: the model's own)")
-    generate.add_argument("--sampler", choices=("euler", "flow_map"), help="default: the model's own")
+    samplers = ("euler", "multistep", "flow_map", "bridge")
+    generate.add_argument("--sampler", choices=samplers, help="default: the model's own")
+    generate.add_argument("--temperature", type=float, help="of the bridge sampler (default: 1)")
+    generate.add_argument("--top-p", type=float, help="of the bridge sampler: draw among the likeliest tokens only")
+    generate.add_argument("--gamma", type=float, help="of the flow_map sampler: noise put back, 0 to 1 (default: 0)")
     generate.add_argument("--num-samples", type=int, default=1, help="default: %(default)s")
     generate.add_argument("--max-length", type=int, help="tokens, prompt included (default: the model's context)")
     generate.add_argument("--seed", type=int, help="the i-th sample takes seed + i (default: a random seed)")
@@ -112,6 +116,9 @@ def _generate(options: argparse.Namespace) -> int:
         prompt,
         num_steps=options.num_steps,
         sampler=options.sampler,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        gamma=options.gamma,
         num_return_sequences=options.num_samples,
         max_length=options.max_length,
         seed=options.seed,

@@ -1,0 +1,60 @@
+"""The exact denoiser and the exact flow map of a small world, dressed as models so that the package's own code meets
+them: identity tables, and the logarithm of the prediction for a hidden state."""
+
+import torch
+from torch import Tensor
+from worlds import World
+
+from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
+
+LATEST = 0.97  # tau: what is asked of later times is answered for this one, where the text is as good as certain
+
+
+def exact_denoiser(world: World) -> FLMModel:
+    return _dress(_ExactDenoiser(_config(FLMConfig, world)), world)
+
+
+def exact_map(world: World, solver_steps: int) -> FMLMModel:
+    """The map by an ODE solver of so many steps from any s to any t."""
+    model = _dress(_ExactMap(_config(FMLMConfig, world)), world)
+    model.solver_steps = solver_steps
+    return model
+
+
+def _config(kind: type[FLMConfig], world: World) -> FLMConfig:
+    return kind(
+        vocab_size=world.vocab_size,
+        hidden_size=world.vocab_size,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=4,
+        max_position_embeddings=world.ids.shape[1],
+        final_logit_softcapping=None,
+    )
+
+
+def _dress(model, world: World):
+    identity = torch.eye(world.vocab_size)
+    with torch.no_grad():
+        model.embed_tokens.weight.copy_(identity)
+        model.lm_head.weight.copy_(identity)
+        model.lm_head.bias.zero_()
+    model.world = world
+    return model.eval()
+
+
+def _hidden(prediction: Tensor, like: Tensor) -> Tensor:
+    return prediction.clamp(min=1e-30).log().to(like.dtype)
+
+
+class _ExactDenoiser(FLMModel):
+    def denoise(self, state, timesteps, target_timesteps=None, attention_mask=None, all_hidden=None) -> Tensor:
+        t = self.clock.t(timesteps.double()).clamp(max=1 - 1e-6)
+        return _hidden(self.world.denoise(state.double(), t), state)
+
+
+class _ExactMap(FMLMModel):
+    def denoise(self, state, timesteps, target_timesteps=None, attention_mask=None, all_hidden=None) -> Tensor:
+        end = timesteps if target_timesteps is None else target_timesteps
+        s, t = (self.clock.t(tau.double().clamp(max=LATEST)) for tau in (timesteps, end))
+        return _hidden(self.world.two_time_denoiser(state.double(), s, t, self.solver_steps), state)

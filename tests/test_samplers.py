@@ -1,0 +1,275 @@
+"""The samplers on worlds where the exact denoiser and the exact flow map are known, and their steps by themselves."""
+
+import math
+from itertools import repeat
+
+import pytest
+import torch
+from exact_models import exact_denoiser, exact_map
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import random_ids, tiny_model
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from worlds import shidoku, two_cities
+
+from modeling_flm import FlowGenerationConfig, flow_flm
+from modeling_flm.flow_flm import bridge_step, draw_token, renoise, step_seeds
+from modeling_flm.samplers_flm import SAMPLERS, SETTINGS
+from trainers.cli import _parser
+
+CITIES = two_cities()
+SPREAD = (0.7 * 0.3) ** 0.5  # of one draw of the first city
+
+
+def share_of_the_first(model, count: int = 8000, **settings) -> float:
+    items = CITIES.items(model.generate(num_return_sequences=count, seed=0, **settings))
+    assert (items >= 0).all(), "a pair that is none"
+    return (items == 0).double().mean().item()
+
+
+# -- samplers of the denoiser -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, order", [("euler", 1), ("multistep", 2)])
+@pytest.mark.parametrize("world", [two_cities, shidoku], ids=["two cities", "4x4 Sudoku"])
+def test_order_of_convergence(name, order, world):
+    """Halving the steps divides the error at tau = 0.8 by 2 ** order."""
+    world = world()
+    model = exact_denoiser(world)
+    noise = world.noise(100, seed=1)
+    exact = world.flow(noise, 200, end=0.8)
+    errors = []
+    for steps in (16, 32, 64):
+        tau = torch.linspace(0, 0.8, steps + 1)
+        sampler, state = SAMPLERS[name](model, FlowGenerationConfig(), tau, repeat(None)), noise.float()
+        for step in range(steps):
+            state = sampler.advance(state, model.denoise(state, tau[step].expand(100)), step)
+        errors.append((state - exact).square().mean().sqrt().item())
+    for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+        assert 2 ** (order - 0.25) < coarse / fine < 2 ** (order + 0.45), errors
+
+
+def test_the_bridge_comes_to_the_data_as_steps_grow():
+    model = exact_denoiser(CITIES)
+    few, many = (
+        CITIES.items(model.generate(num_steps=n, sampler="bridge", num_return_sequences=8000, seed=0)) for n in (1, 64)
+    )
+    assert (few < 0).double().mean() == pytest.approx(2 * 0.7 * 0.3, abs=0.03)  # independent tokens
+    assert (many < 0).double().mean() < 0.005
+    assert (many == 0).double().mean() == pytest.approx(0.7, abs=4 * SPREAD / 8000**0.5)
+
+
+def test_the_bridge_covers_4x4_sudoku_evenly():
+    world = shidoku()
+    items = world.items(
+        exact_denoiser(world).generate(num_steps=128, sampler="bridge", num_return_sequences=2880, seed=0)
+    )
+    assert (items < 0).double().mean() < 0.02
+    counts = torch.bincount(items[items >= 0], minlength=288)
+    expected = counts.sum() / 288
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    assert abs(statistic - 287) < 4 * (2 * 287) ** 0.5
+
+
+def test_temperature_sharpens():
+    model = exact_denoiser(CITIES)
+    shares = [
+        (model.generate(num_steps=8, sampler="bridge", temperature=t, num_return_sequences=2000, seed=0) == 0)[:, 0]
+        .double()
+        .mean()
+        .item()
+        for t in (2.0, 1.0, 0.5, 0)
+    ]
+    assert shares == sorted(shares) and shares[0] < 0.67 and shares[2] > 0.75 and shares[3] > 0.8
+
+
+# -- samplers of the map ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"gamma": 1.0}, {"gamma": 1.0, "renoise": "markov"}, {"gamma": 0.5, "renoise": "markov"}],
+    ids=str,
+)
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_the_exact_map_keeps_the_marginals(num_steps, settings):
+    share = share_of_the_first(exact_map(CITIES, 50), 4000, num_steps=num_steps, **settings)
+    assert share == pytest.approx(0.7, abs=4 * SPREAD / 4000**0.5)
+
+
+def test_no_gamma_is_the_deterministic_map_and_the_official_form_is_by_default():
+    model = tiny_model("fmlm")
+    plain, zero, half, official, markov, whole, whole_markov = (
+        model.generate(num_steps=4, num_return_sequences=4, seed=0, **settings)
+        for settings in (
+            {},
+            {"gamma": 0},
+            {"gamma": 0.5},
+            {"gamma": 0.5, "renoise": "official"},
+            {"gamma": 0.5, "renoise": "markov"},
+            {"gamma": 1},
+            {"gamma": 1, "renoise": "markov"},
+        )
+    )
+    assert torch.equal(plain, zero) and torch.equal(half, official) and torch.equal(whole, whole_markov)
+    assert not torch.equal(plain, half) and not torch.equal(half, markov)
+
+
+# -- the steps --------------------------------------------------------------------------------------------------------
+
+times = st.lists(st.floats(0.01, 0.99), min_size=3, max_size=3, unique=True).map(sorted)
+
+
+def coefficients(s: float, t: float) -> tuple[float, float, float]:
+    """a, b and sqrt(v) of the bridge from s to t."""
+    s, t = torch.tensor(s, dtype=torch.float64), torch.tensor(t, dtype=torch.float64)
+    units = torch.eye(3, dtype=torch.float64)[..., None]
+    return tuple(bridge_step(units[0], units[1], units[2], s, t).flatten().tolist())
+
+
+@given(times)
+def test_the_bridge_has_the_law_of_the_interpolant(grid):
+    """Given x_1 = y, x_t ~ N(t y, (1-t)^2) wherever the bridge comes from; two bridges in a row are one."""
+    s, u, t = grid
+    a, b, spread = coefficients(s, t)
+    assert a * s + b == pytest.approx(t)
+    assert a**2 * (1 - s) ** 2 + spread**2 == pytest.approx((1 - t) ** 2)
+    assert a * (1 - s) ** 2 == pytest.approx(s / t * (1 - t) ** 2)  # the covariance with x_s, that of the noising
+    (a1, b1, spread1), (a2, b2, spread2) = coefficients(s, u), coefficients(u, t)
+    assert a1 * a2 == pytest.approx(a) and a2 * b1 + b2 == pytest.approx(b)
+    assert math.hypot(a2 * spread1, spread2) == pytest.approx(spread)
+
+
+@given(times)
+def test_noising_undoes_the_time_and_keeps_the_law(grid):
+    t, _, s = (torch.tensor(x, dtype=torch.float64) for x in grid)
+    units = torch.eye(2, dtype=torch.float64)[..., None]
+    kept, spread = renoise(units[0], units[1], s, t).flatten().tolist()
+    assert kept * s.item() == pytest.approx(t.item())
+    assert kept**2 * (1 - s.item()) ** 2 + spread**2 == pytest.approx((1 - t.item()) ** 2)
+
+
+# -- drawing tokens ---------------------------------------------------------------------------------------------------
+
+
+def head(vocab_size: int = 61, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*shape, generator=generator) for shape in ((5, 8), (vocab_size, 8), (vocab_size,)))
+
+
+def test_tokens_are_drawn_by_their_probability(monkeypatch):
+    monkeypatch.setattr(flow_flm, "_BLOCK", 200)  # three rows at a time
+    hidden, weight, bias = head()
+    count = 20_000
+    uniform = (torch.arange(count) + 0.5) / count  # even: the counts are the probabilities, to one in `count`
+    drawn = draw_token(hidden.repeat_interleave(count, 0), weight, bias, uniform.repeat(5), 3.0, 0.7).view(5, count)
+    logits = 3 * torch.tanh((hidden @ weight.T + bias) / 3)
+    counts = torch.stack([torch.bincount(row, minlength=61) for row in drawn])
+    torch.testing.assert_close(counts / count, (logits / 0.7).softmax(-1), atol=2 / count, rtol=0)
+
+
+@pytest.mark.parametrize("top_k, top_p", [(3, None), (None, 0.6), (10, 0.5), (100, None), (None, 1.0), (1, 0.1)])
+def test_filters_are_those_of_transformers(top_k, top_p):
+    hidden, weight, bias = head()
+    count = 4000
+    uniform = ((torch.arange(count) + 0.5) / count).repeat(5)
+    rows = hidden.repeat_interleave(count, 0)
+    drawn = draw_token(rows, weight, bias, uniform, None, 1.5, top_k, top_p).view(5, count)
+    logits = TemperatureLogitsWarper(1.5)(None, hidden @ weight.T + bias)
+    if top_k is not None:
+        logits = TopKLogitsWarper(top_k)(None, logits)
+    if top_p is not None:
+        logits = TopPLogitsWarper(top_p)(None, logits)
+    counts = torch.stack([torch.bincount(row, minlength=61) for row in drawn])
+    torch.testing.assert_close(counts / count, logits.softmax(-1), atol=2 / count, rtol=0)
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_the_ends_of_the_distribution(top_k):
+    """A uniform number of exactly 0 or 1 draws a token that can be."""
+    hidden, weight = torch.ones(2, 1), torch.tensor([[-1e4], [0.0], [1.0], [-1e4]])
+    drawn = draw_token(hidden, weight, torch.zeros(4), torch.tensor([0.0, 1.0]), None, 1.0, top_k)
+    assert sorted(drawn.tolist()) == [1, 2]
+
+
+def test_a_distribution_that_is_none():
+    assert draw_token(torch.tensor([[torch.nan]]), torch.ones(3, 1), torch.zeros(3), torch.zeros(1)).tolist() == [-1]
+
+
+# -- in generate ------------------------------------------------------------------------------------------------------
+
+STOCHASTIC = [
+    ("flm", {"sampler": "bridge", "temperature": 0.8, "top_p": 0.9}),
+    ("fmlm", {"sampler": "bridge"}),
+    ("fmlm", {"gamma": 0.7}),
+]
+
+
+@pytest.mark.parametrize("kind, settings", STOCHASTIC, ids=str)
+def test_a_sequence_depends_on_its_seed_alone(kind, settings):
+    model = tiny_model(kind)
+    many = model.generate(num_steps=4, seed=[3, 4, 5, 6], num_return_sequences=4, **settings)
+    two = model.generate(num_steps=4, seed=[5, 3], num_return_sequences=2, **settings)
+    assert torch.equal(two, many[[2, 0]])
+    assert not torch.equal(many, model.generate(num_steps=4, seed=7, num_return_sequences=4, **settings))
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    model.generate(num_steps=4, seed=1, **settings)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("kind, settings", STOCHASTIC, ids=str)
+def test_prompts_are_kept_by_every_sampler(kind, settings):
+    prompt = random_ids(2, 4)
+    ids = tiny_model(kind).generate(prompt, num_steps=3, seed=0, **settings)
+    assert ids.shape == (2, 12) and torch.equal(ids[:, :4], prompt)
+
+
+@pytest.mark.parametrize("vocab_size", [23, 61])  # dense noise, and embedded noise
+def test_the_noise_of_the_steps_has_the_law_of_embedded_noise(vocab_size):
+    model = tiny_model(vocab_size=vocab_size)
+    source = model._fresh_noise(list(range(400)), 12)
+    (first, uniform), (second, _) = next(source), next(source)
+    table = model.embed_tokens.weight.detach()
+    for noise in (first, second):
+        rows = noise.flatten(0, 1)
+        got, exact = rows.T @ rows / len(rows), table.T @ table
+        assert (got - exact).norm() < 0.1 * exact.norm()
+    together = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+    assert abs(together) < 0.02 and uniform.shape == (400, 12)
+    assert uniform.mean() == pytest.approx(0.5, abs=0.02) and uniform.var() == pytest.approx(1 / 12, abs=0.01)
+
+
+def test_seeds_of_the_steps_differ():
+    seeds = [0, 1, 2**63, -1]
+    assert step_seeds(seeds, 0) == seeds
+    drawn = [seed for step in range(1, 50) for seed in step_seeds(seeds, step)]
+    assert len(set(drawn)) == len(drawn) and all(0 <= seed < 2**64 for seed in drawn)
+
+
+def test_a_grid_of_ones_own():
+    model = tiny_model()
+    even = model.generate(num_steps=4, seed=0)
+    assert torch.equal(even, model.generate(timesteps=[0, 0.25, 0.5, 0.75], seed=0))
+    out = model.generate(timesteps=(0, 0.1), seed=0, return_dict_in_generate=True)
+    assert out.num_function_evaluations == 2 and not torch.equal(out.sequences, model.generate(num_steps=2, seed=0))
+
+
+def test_another_sampler_drops_the_settings_of_the_configured_one(tmp_path):
+    model = tiny_model("fmlm")
+    model.generation_config = FlowGenerationConfig(sampler="flow_map", gamma=0.5, timesteps=[0, 0.5])
+    model.save_pretrained(tmp_path)
+    model = type(model).from_pretrained(tmp_path).eval()
+    assert model.generation_config.gamma == 0.5 and model.generation_config.timesteps == [0, 0.5]
+    noisy = model.generate(seed=0, num_return_sequences=4)
+    assert not torch.equal(noisy, model.generate(seed=0, num_return_sequences=4, gamma=0))
+    euler = model.generate(seed=0, num_return_sequences=4, sampler="euler", num_steps=3)
+    assert torch.equal(
+        euler, tiny_model("fmlm").generate(seed=0, num_return_sequences=4, sampler="euler", num_steps=3)
+    )
+
+
+def test_the_command_line_knows_every_sampler():
+    for name in SAMPLERS:
+        assert _parser().parse_args(["generate", "model", "--sampler", name]).sampler == name
+    assert {"temperature", "top_p", "gamma"} <= set(SETTINGS)
