@@ -1,6 +1,6 @@
 """Quality against the number of network evaluations, for every shipped model: writes few_step.json and few_step.md.
 
-    python -m benchmarks.few_step              # all of it, about half an hour on 2 cores
+    python -m benchmarks.few_step              # all of it, about an hour on 2 cores
     python -m benchmarks.few_step shidoku      # one part; the others stay as they were measured
 
 Sudoku: the share of valid grids, and how many different valid ones there are. English: generative perplexity under
@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,13 @@ HUB, BASELINES, CORPUS = ROOT / "hub_cards", ROOT / "benchmarks" / "baselines", 
 RESULTS = ROOT / "benchmarks" / "few_step.json"
 STEPS = (1, 2, 4, 8, 16, 64)
 SEEDS = (1, 2, 3)
-GRIDS = 1000  # per seed
-CLUES = 30  # of the 81 cells
-PUZZLES = 500  # per seed, the same grids with other clues
-TEXTS = 128  # per seed
-MDLM_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
+GRIDS = 500  # per seed, of 4x4
+LARGE_GRIDS = 200  # per seed, of 9x9
+PUZZLES = 200  # per seed, the same grids with other clues
+CLUES = (50, 40, 30)  # of the 81 cells
+TEXTS = 64  # per seed
+SAMPLERS = {"flm": ("euler", "bridge"), "fmlm": ("flow_map",)}
+MDLM_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)  # at 8 steps, else 1
 
 Row = dict[str, object]
 
@@ -62,15 +65,17 @@ def shidoku() -> list[Row]:
     rows: list[Row] = []
     for name in ("flm-shidoku", "fmlm-shidoku"):
         model = load(HUB / name)
-        for steps in STEPS:
-            rows.append({"model": name, "steps": steps} | over_seeds(partial(unconditional, model, steps, GRIDS)))
+        for sampler, steps in product(SAMPLERS[name.split("-")[0]], STEPS):
+            measured = over_seeds(partial(unconditional, model, sampler, steps, GRIDS))
+            rows.append({"model": name, "sampler": sampler, "steps": steps} | measured)
             show(rows[-1])
     return rows
 
 
 def coverage() -> list[Row]:
     """How many of the 288 grids 10,000 one-step samples contain."""
-    return [{"model": "fmlm-shidoku", "steps": 1} | unconditional(load(HUB / "fmlm-shidoku"), 1, 10_000, 0)]
+    measured = unconditional(load(HUB / "fmlm-shidoku"), "flow_map", 1, 10_000, 0)
+    return [{"model": "fmlm-shidoku", "steps": 1} | measured]
 
 
 def sudoku() -> list[Row]:
@@ -80,32 +85,33 @@ def sudoku() -> list[Row]:
     solutions = np.array([[int(digit) for digit in line] for line in text[:PUZZLES]])
     for name in ("flm-sudoku", "fmlm-sudoku"):
         model = load(HUB / name)
-        for steps in STEPS:
-            row = over_seeds(partial(unconditional, model, steps, GRIDS))
-            row |= over_seeds(partial(solved, model, steps, solutions))
-            rows.append({"model": name, "steps": steps} | row)
+        for sampler, steps in product(SAMPLERS[name.split("-")[0]], STEPS):
+            row = over_seeds(partial(unconditional, model, sampler, steps, LARGE_GRIDS))
+            for clues in CLUES:
+                row |= over_seeds(partial(solved, model, sampler, steps, solutions, clues))
+            rows.append({"model": name, "sampler": sampler, "steps": steps} | row)
             show(rows[-1])
     return rows
 
 
-def unconditional(model, steps: int, count: int, seed: int) -> Row:
-    first = 1_000_000 * seed
-    seeds = np.arange(first, first + count)
-    parts = [model.generate(num_steps=steps, num_return_sequences=len(s), seed=s.tolist()) for s in _parts(seeds)]
-    grids = torch.cat(parts).numpy()
+def unconditional(model, sampler: str, steps: int, count: int, seed: int) -> Row:
+    seeds = 1_000_000 * seed + np.arange(count)
+    draw = partial(model.generate, num_steps=steps, sampler=sampler)
+    grids = torch.cat([draw(num_return_sequences=len(s), seed=s.tolist()) for s in _parts(seeds)]).numpy()
     valid = is_valid(grids)
     return {"valid": float(valid.mean()), "distinct": len(np.unique(grids[valid], axis=0))}
 
 
-def solved(model, steps: int, solutions: np.ndarray, seed: int) -> Row:
-    """Share of the puzzles, with CLUES random cells of a valid grid given, that are completed to a valid grid."""
+def solved(model, sampler: str, steps: int, solutions: np.ndarray, clues: int, seed: int) -> Row:
+    """Share of the puzzles, with `clues` random cells of a valid grid given, that are completed to a valid grid."""
     rng = np.random.default_rng(seed)
-    given = rng.random(solutions.shape).argsort(axis=1) < CLUES
+    given = rng.random(solutions.shape).argsort(axis=1) < clues
     puzzles = torch.from_numpy(np.where(given, solutions, 0))
     seeds = 1_000_000 * seed + np.arange(len(puzzles))
+    draw = partial(model.generate, num_steps=steps, sampler=sampler)
     parts = zip(_parts(puzzles), _parts(seeds), strict=True)
-    grids = torch.cat([model.generate(p, num_steps=steps, seed=s.tolist()) for p, s in parts]).numpy()
-    return {"solved": float(is_valid(grids).mean())}
+    grids = torch.cat([draw(p, seed=s.tolist()) for p, s in parts]).numpy()
+    return {f"solved, {clues} clues": float(is_valid(grids).mean())}
 
 
 def _parts(items, size: int = 250):
@@ -166,7 +172,7 @@ def english() -> list[Row]:
             add(name, steps, partial(write, model, steps))
     model = load(BASELINES / "mdlm-english-small")
     for steps in STEPS:
-        for temperature in MDLM_TEMPERATURES if steps in (8, 64) else (1.0,):
+        for temperature in MDLM_TEMPERATURES if steps == 8 else (1.0,):
             draw = partial(mdlm.sample, model, steps, TEXTS, temperature)
             add("mdlm-english-small", steps, draw, temperature=temperature)
     return rows
@@ -250,7 +256,7 @@ def report(results: dict[str, list[Row]]) -> str:
     if "sudoku" in results:
         text += [
             "",
-            f"## 9x9 Sudoku ({GRIDS:,} grids per seed; solved: {CLUES} random cells given)",
+            f"## 9x9 Sudoku ({LARGE_GRIDS} grids and {PUZZLES} puzzles per seed: random cells of a held-out grid)",
             "",
             table(results["sudoku"]),
         ]

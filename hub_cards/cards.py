@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from safetensors import safe_open
 
-from benchmarks.few_step import Row, table
+from benchmarks.few_step import GRIDS, LARGE_GRIDS, PUZZLES, Row, table
 from trainers.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -33,13 +33,13 @@ DATA = {
     "shidoku": (
         "Sudoku grids of 4x4, as 16 digits",
         "All 288 grids of 4x4 Sudoku (`examples/sudoku/make_grids.py`); they are what is to be learned.",
-        "`valid`: share of valid grids among 1,000 per seed; `distinct`: how many different valid ones (of 288).",
+        f"`valid`: share of valid grids among {GRIDS} per seed; `distinct`: how many different valid ones (of 288).",
     ),
     "sudoku": (
         "Sudoku grids of 9x9, as 81 digits",
         "200,000 grids made at random (`examples/sudoku/make_grids.py`); there are 6.7e21.",
-        "`valid`, `distinct`: of 1,000 grids per seed; `solved`: share of 500 puzzles, 30 random cells of a held-out "
-        "grid given, that are completed to a valid grid.",
+        f"`valid`, `distinct`: of {LARGE_GRIDS} grids per seed; `solved`: share of {PUZZLES} puzzles, so many random "
+        "cells of a held-out grid given, that are completed to a valid grid.",
     ),
     "english": (
         "English like that of its corpus (addresses, Bibles, sermons, plays, novels), 128 tokens at a time",
@@ -74,8 +74,10 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         raise ValueError(f"{name} is not in benchmarks/few_step.json: python -m benchmarks.few_step {part}")
     with safe_open(folder / "model.safetensors", framework="np") as weights:
         size = sum(_product(weights.get_slice(key).get_shape()) for key in weights.keys())
-    runtime = next(entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry)
     steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
+    end = next(entry for entry in reversed(log) if "train_runtime" in entry)
+    resumed = end.get("resumed_at", 0)
+    runtime = end["train_runtime"] * steps / (steps - resumed)
     teacher = f"flm-{name.split('-', 1)[1]}"
     head = {
         "library_name": "transformers",
@@ -116,7 +118,8 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         ),
         f"* Data: {data}",
         f"* Recipe: `recipe.yaml` ({steps:,} steps of {batch} rows, seed {recipe.training.get('seed', 42)}); log: "
-        f"`training_log.jsonl`; {runtime / 60:.0f} minutes on one CPU core, shared with other work.",
+        f"`training_log.jsonl`; {runtime / 60:.0f} minutes on one CPU core, shared with other work"
+        + (f" (from the last {steps - resumed:,} steps: it was interrupted)." if resumed else "."),
         f"* Conditioning: {kept:.0%} of the rows were trained with a random part of their tokens given"
         + (", so prompts and blanks (the mask token) are honoured." if kept else "; prompts were not trained for."),
         "",

@@ -18,8 +18,9 @@ import modeling_flm  # noqa: F401  registers the model types
 from trainers.recipe import load_recipe
 
 
-def ship(recipe_path: Path, folder: Path, run: Path | None = None) -> None:
-    """Write the repository `folder` from a run: `run`, or the output directory of the recipe.
+def ship(recipe_path: Path, folder: Path, run: Path | None = None, resumed_at: int = 0) -> None:
+    """Write the repository `folder` from a run: `run`, or the output directory of the recipe. `resumed_at` is the step
+    from which an interrupted run went on: the training time that it logged counts from there.
 
     Raises:
         ValueError: there is no finished run there.
@@ -35,6 +36,8 @@ def ship(recipe_path: Path, folder: Path, run: Path | None = None) -> None:
     AutoTokenizer.from_pretrained(run).save_pretrained(folder)
     shutil.copy(recipe_path, folder / "recipe.yaml")
     log = json.loads(state.read_text())["log_history"]
+    if resumed_at:
+        next(entry for entry in reversed(log) if "train_runtime" in entry)["resumed_at"] = resumed_at
     (folder / "training_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
 
 
@@ -43,8 +46,9 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--run", type=Path, help="default: the recipe's training.output_dir")
+    parser.add_argument("--resumed-at", type=int, default=0, help="the last step that an interrupted run resumed at")
     options = parser.parse_args()
-    ship(options.recipe, options.folder, options.run)
+    ship(options.recipe, options.folder, options.run, options.resumed_at)
 
 
 if __name__ == "__main__":
