@@ -206,7 +206,8 @@ class FlowGenerationMixin(GenerationMixin):
                 their embedding at every state. The tokenizer's mask token is a blank, to be filled in. None to write
                 from nothing.
             generation_config (`GenerationConfig`, *optional*): settings, usually a [`FlowGenerationConfig`].
-            attention_mask (`Tensor`, *optional*): of the prompts, all ones: prompts of one batch have one length.
+            attention_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, where 0 is padding of a shorter prompt, on
+                either side: every prompt is put at the beginning of its sequence, which is written on from there.
             conditioning_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, which of the `input_ids` to keep; the
                 others are filled in. Default: all but the blanks.
             num_steps (`int`, *optional*): evaluations of the network, >= 1.
@@ -369,19 +370,18 @@ class FlowGenerationMixin(GenerationMixin):
         for name, mask in masks.items():
             if mask is not None and getattr(mask, "shape", None) != input_ids.shape:
                 raise ValueError(f"`{name}` must be a tensor as `input_ids`, of shape {tuple(input_ids.shape)}.")
-        if attention_mask is not None and not attention_mask.bool().all():
-            raise ValueError(
-                "`attention_mask` has padding, but prompts of different lengths cannot share a batch: "
-                "generate for each length by itself."
-            )
-        ids = input_ids.to("cpu")  # one look at the values, where it costs no wait
+        ids = input_ids.to("cpu", torch.long)  # one look at the values, where it costs no wait
         self._check_ids("input_ids", ids)
         blank = self.config.mask_token_id
         if conditioning_mask is not None:
-            keep = conditioning_mask.bool()
+            keep = conditioning_mask.to("cpu").bool()
         else:
             keep = torch.ones_like(ids, dtype=torch.bool) if blank is None else ids != blank
-        return input_ids.to(self.device, torch.long), keep.to(self.device)
+        if attention_mask is not None:
+            padding = attention_mask.to("cpu") == 0
+            order = padding.int().argsort(dim=1, stable=True)  # what is no padding goes to the front of its row
+            ids, keep = ids.gather(1, order), (keep & ~padding).gather(1, order)
+        return ids.to(self.device), keep.to(self.device)
 
     def _output_length(self, prompt_length: int, all_kept: bool, config: FlowGenerationConfig) -> int:
         longest = self.config.max_position_embeddings

@@ -232,7 +232,6 @@ GENERATE = [
     case("`input_ids` must be an integer tensor", input_ids=PROMPT.tolist()),
     case("`input_ids` must be .* batch >= 1", input_ids=PROMPT[:0]),
     case("`batch_size` is 3, but there are 2 prompts", input_ids=PROMPT, batch_size=3),
-    case("`attention_mask` has padding", input_ids=PROMPT, attention_mask=torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])),
     case("`attention_mask` must be .*\\(2, 4\\)", input_ids=PROMPT, attention_mask=torch.ones(2, 5)),
     case("`attention_mask` must be .*\\(2, 4\\)", input_ids=PROMPT, attention_mask=[[1] * 4] * 2),
     case("`attention_mask` .* no `input_ids`", attention_mask=torch.ones(2, 4)),

@@ -81,6 +81,17 @@ def test_blanks_are_filled_and_the_rest_is_kept():
     assert other[0, 0] == 7 and model.generate(ids[:, :4], seed=0).shape == (1, 12)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prompts_of_different_lengths(model, side):
+    """Each sequence is that of its prompt alone, wherever the padding was."""
+    padded = torch.cat([PROMPT[1:, :1] * 0, PROMPT[1:, :3]], 1) if side == "left" else PROMPT[1:]
+    mask = torch.ones(2, 4)
+    mask[1, 0 if side == "left" else 3] = 0
+    ids = model.generate(torch.cat([PROMPT[:1], padded]), attention_mask=mask, seed=[0, 1])
+    assert torch.equal(ids[:1], model.generate(PROMPT[:1], seed=0))
+    assert torch.equal(ids[1:], model.generate(PROMPT[1:, :3], seed=1))
+
+
 def test_prompts_are_clean_at_every_state(model, monkeypatch):
     calls = spy(monkeypatch, model, "denoise")
     model.generate(PROMPT, num_steps=4, seed=0)
