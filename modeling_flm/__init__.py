@@ -6,7 +6,7 @@ Importing the package registers both model types with transformers' Auto classes
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from .configuration_flm import FLMConfig, FMLMConfig
-from .generation_flm import FlowGenerationConfig, FlowGenerationOutput
+from .generation_flm import DraftStreamer, FlowGenerationConfig, FlowGenerationOutput
 from .modeling_flm import FLMModel, FLMOutput, FLMPreTrainedModel, FMLMModel
 
 for _config, _model in ((FLMConfig, FLMModel), (FMLMConfig, FMLMModel)):
@@ -15,6 +15,7 @@ for _config, _model in ((FLMConfig, FLMModel), (FMLMConfig, FMLMModel)):
         _auto.register(_config, _model)
 
 __all__ = [
+    "DraftStreamer",
     "FLMConfig",
     "FLMModel",
     "FLMOutput",

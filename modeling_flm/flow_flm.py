@@ -346,6 +346,17 @@ def most_likely_token(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def token_probability(hidden: Tensor, token: Tensor, weight: Tensor, bias: Tensor, cap: float | None = None) -> Tensor:
+    """The probability of `token` (tokens,) in `softmax(softcap(hidden W^T + b))`, float32 (tokens,), blockwise."""
+    normaliser = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+    for block in _vocabulary_blocks(len(hidden), len(weight)):
+        scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
+        normaliser = torch.logaddexp(normaliser, scores.logsumexp(1))
+    own = softcap(((hidden * weight[token]).sum(1) + bias[token]).float(), cap)
+    return (own - normaliser).exp()
+
+
+@torch.no_grad()
 def draw_token(
     hidden: Tensor,
     weight: Tensor,

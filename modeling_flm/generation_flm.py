@@ -7,13 +7,17 @@ over the vocabulary, and the last one takes its tokens.
 
 import itertools
 import numbers
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 
 from .flow_flm import as_seeds, step_seeds, white_noise
@@ -124,12 +128,18 @@ class FlowGenerationOutput(ModelOutput):
         num_function_evaluations (`int`): forward passes of the network, each over the whole batch.
         tokens_per_forward (`float`): new tokens of a sequence per forward pass.
         seeds (`list[int]`): the seed of each sequence; `generate(seed=seeds)` writes the same sequences again.
+        trajectory (`Tensor`, with `output_trajectory`): (steps, batch, length) int64, the draft at each evaluation:
+            the likeliest tokens, and at the last one the sequences.
+        confidence (`Tensor`, with `output_trajectory`): (steps, batch, length) float32, the probability that the
+            network gave each token of the drafts; 1 where it was given.
     """
 
     sequences: Tensor | None = None
     num_function_evaluations: int | None = None
     tokens_per_forward: float | None = None
     seeds: list[int] | None = None
+    trajectory: Tensor | None = None
+    confidence: Tensor | None = None
 
 
 class FlowGenerationMixin(GenerationMixin):
@@ -195,6 +205,8 @@ class FlowGenerationMixin(GenerationMixin):
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         return_dict_in_generate: bool | None = None,
+        output_trajectory: bool = False,
+        streamer: BaseStreamer | None = None,
         **kwargs,
     ) -> Tensor | FlowGenerationOutput:
         """Write sequences of ids in `num_steps` evaluations of the network.
@@ -222,6 +234,10 @@ class FlowGenerationMixin(GenerationMixin):
                 depends on its seed alone, not on the batch around it. Default: drawn from `generator`.
             generator (`torch.Generator`, *optional*): source of the seeds; None for torch's global one.
             return_dict_in_generate (`bool`, *optional*): return a [`FlowGenerationOutput`] instead of the ids.
+            output_trajectory (`bool`): keep the draft of every step in the output, which then is a
+                [`FlowGenerationOutput`].
+            streamer (`BaseStreamer`, *optional*): is put the draft of every step, ids (batch, length) on the CPU, such
+                as a [`DraftStreamer`].
 
         Returns:
             int64 ids (batch * num_return_sequences, length), or a [`FlowGenerationOutput`].
@@ -251,18 +267,31 @@ class FlowGenerationMixin(GenerationMixin):
         prompt, keep = (F.pad(x, (0, rest)).repeat_interleave(repeats, dim=0) for x in (prompt, keep))
         seeds = _spread_seeds(seed, generator, len(prompt))
 
-        sequences = self._integrate(prompt, keep, seeds, config)
-        if not config.return_dict_in_generate:
+        drafts: list[tuple[Tensor, Tensor]] | None = [] if output_trajectory else None
+        sequences = self._integrate(prompt, keep, seeds, config, drafts, streamer)
+        if not config.return_dict_in_generate and not output_trajectory:
             return sequences
+        trajectory, confidence = (torch.stack(kept) for kept in zip(*drafts, strict=True)) if drafts else (None, None)
         return FlowGenerationOutput(
             sequences=sequences,
             num_function_evaluations=config.num_steps,
             tokens_per_forward=(~keep).sum().item() / len(keep) / config.num_steps,
             seeds=seeds,
+            trajectory=trajectory,
+            confidence=confidence,
         )
 
-    def _integrate(self, prompt: Tensor, keep: Tensor, seeds: list[int], config: FlowGenerationConfig) -> Tensor:
-        """Ids (batch, length), those of `prompt` (batch, length) clamped where `keep` (batch, length)."""
+    def _integrate(
+        self,
+        prompt: Tensor,
+        keep: Tensor,
+        seeds: list[int],
+        config: FlowGenerationConfig,
+        drafts: list[tuple[Tensor, Tensor]] | None,
+        streamer: BaseStreamer | None,
+    ) -> Tensor:
+        """Ids (batch, length), those of `prompt` (batch, length) clamped where `keep` (batch, length). The draft of
+        each step and its confidence are added to `drafts`, if there are any, and put to the streamer."""
         batch, length = prompt.shape
         steps = config.num_steps
         even = torch.arange(steps) / steps
@@ -275,12 +304,21 @@ class FlowGenerationMixin(GenerationMixin):
             state = torch.where(keep[..., None], clean, state)
             target = sampler.target(step)
             hidden = self.denoise(state, tau[step].expand(batch), None if target is None else target.expand(batch))
-            if step < steps - 1:
+            last = step == steps - 1
+            if last or drafts is not None or streamer is not None:
+                tokens = sampler.finish(hidden) if last else self.decode_prediction(hidden)
+                draft = torch.where(keep, prompt, tokens)
+                if (draft < 0).any():
+                    raise ValueError("the network's output is not finite: look for NaN or infinite weights.")
+                if drafts is not None:
+                    drafts.append((draft, self.confidence(hidden, draft).masked_fill(keep, 1)))
+                if streamer is not None:
+                    streamer.put(draft.cpu())
+            if not last:
                 state = sampler.advance(state, hidden, step)
-        sequences = torch.where(keep, prompt, sampler.finish(hidden))
-        if (sequences < 0).any():
-            raise ValueError("the network's output is not finite: look for NaN or infinite weights.")
-        return sequences
+        if streamer is not None:
+            streamer.end()
+        return draft
 
     def _fresh_noise(self, seeds: list[int], length: int) -> Noise:
         """Embedded noise and uniform numbers for one step after the other, of each sequence's own seed."""
@@ -400,6 +438,40 @@ class FlowGenerationMixin(GenerationMixin):
                 "the prompt, raise max_length, or leave blanks in it."
             )
         return length
+
+
+class DraftStreamer(BaseStreamer):
+    """Shows the whole draft of every sequence at each step of `generate(streamer=...)`, one in place of the other.
+
+    ```python
+    model.generate(num_steps=16, num_return_sequences=2, streamer=DraftStreamer(tokenizer))
+    ```
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): that of the model.
+        file (`TextIO`, *optional*): where to; default: standard output. In a terminal each draft takes the place of
+            the one before; elsewhere they follow one another.
+        decode_kwargs: for `tokenizer.decode`, such as `skip_special_tokens=True`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, file: TextIO | None = None, **decode_kwargs):
+        self.tokenizer, self.file, self.decode_kwargs = tokenizer, file or sys.stdout, decode_kwargs
+        self._in_place = self.file.isatty()
+        self._step = 0
+
+    def put(self, value: Tensor) -> None:
+        """Show drafts, ids (batch, length)."""
+        self._step += 1
+        if self._in_place:
+            self.file.write("\x1b[2J\x1b[H")  # clears the screen, and to its upper left corner
+        self.file.write(f"step {self._step}\n\n")
+        for ids in value:
+            self.file.write(f"{self.tokenizer.decode(ids, **self.decode_kwargs)}\n\n")
+        self.file.flush()
+
+    def end(self) -> None:
+        """The next text begins at step 1 again."""
+        self._step = 0
 
 
 def _set_values(config: GenerationConfig) -> dict:

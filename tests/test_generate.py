@@ -1,11 +1,13 @@
 """`generate`: what comes out, what its arguments mean, which of them wins, and how often the network is called."""
 
+import io
+
 import pytest
 import torch
 from tiny import random_ids, tiny_model
 from transformers import GenerationConfig
 
-from modeling_flm import FlowGenerationConfig, FlowGenerationOutput
+from modeling_flm import DraftStreamer, FlowGenerationConfig, FlowGenerationOutput, flow_flm
 
 PROMPT = random_ids(2, 4)
 
@@ -250,3 +252,52 @@ def test_half_precision_writes_nearly_the_same(dtype):
     full = tiny_model().generate(num_steps=4, num_return_sequences=8, seed=0)
     half = tiny_model().to(dtype).generate(num_steps=4, num_return_sequences=8, seed=0)
     assert (full == half).float().mean() > 0.8
+
+
+# -- seeing it --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["euler", "bridge"])
+def test_the_trajectory_holds_the_draft_of_every_step(model, sampler):
+    ids = torch.cat([PROMPT, random_ids(2, 8, seed=1)], 1)
+    keep = torch.zeros(2, 12, dtype=torch.bool)
+    keep[:, :4] = True
+    settings = dict(conditioning_mask=keep, num_steps=3, sampler=sampler, seed=0)
+    out = model.generate(ids, output_trajectory=True, **settings)
+    assert out.trajectory.shape == out.confidence.shape == (3, 2, 12)
+    assert torch.equal(out.trajectory[-1], out.sequences)
+    assert torch.equal(out.sequences, model.generate(ids, **settings))  # looking changes nothing
+    assert (out.trajectory[:, keep] == ids[keep]).all() and (out.confidence[:, keep] == 1).all()
+    assert (out.confidence > 0).all() and (out.confidence[:, ~keep] < 1).all()
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_confidence_is_the_probability_of_the_token(cap, monkeypatch):
+    monkeypatch.setattr(flow_flm, "_BLOCK", 640)  # several blocks of the vocabulary
+    model = tiny_model(final_logit_softcapping=cap, vocab_size=200)
+    out = model.generate(num_steps=1, num_return_sequences=3, seed=0, output_trajectory=True)
+    logits = model(inputs_embeds=model.embed_noise(3, 12, seeds=[0, 1, 2]), timesteps=0.0).logits
+    exact = logits.softmax(-1).gather(-1, out.sequences[..., None]).squeeze(-1)
+    torch.testing.assert_close(out.confidence[0], exact, rtol=1e-4, atol=1e-6)
+
+
+def test_a_streamer_is_put_every_draft(model):
+    class Tokenizer:
+        def decode(self, ids, **kwargs):
+            assert kwargs == {"skip_special_tokens": True}
+            return "-".join(map(str, ids.tolist()))
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    out = model.generate(num_steps=3, num_return_sequences=2, seed=0, output_trajectory=True)
+    for file in (io.StringIO(), Terminal()):
+        streamer = DraftStreamer(Tokenizer(), file, skip_special_tokens=True)
+        model.generate(num_steps=3, num_return_sequences=2, seed=0, streamer=streamer)
+        model.generate(num_steps=1, num_return_sequences=2, seed=0, streamer=streamer)
+        shown = file.getvalue()
+        for draft in out.trajectory:
+            assert "\n\n".join(Tokenizer().decode(ids, skip_special_tokens=True) for ids in draft) in shown
+        assert shown.count("step 1\n") == 2 and shown.count("step 3\n") == 1
+        assert shown.count("\x1b[2J") == (4 if file.isatty() else 0)

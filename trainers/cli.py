@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--num-samples", type=int, default=1, help="default: %(default)s")
     generate.add_argument("--max-length", type=int, help="tokens, prompt included (default: the model's context)")
     generate.add_argument("--seed", type=int, help="the i-th sample takes seed + i (default: a random seed)")
+    generate.add_argument("--watch", action="store_true", help="show the draft of every step on the way")
     generate.add_argument("--trust-remote-code", action="store_true", help="run a model type this package lacks")
     generate.set_defaults(run=_generate)
 
@@ -98,7 +99,7 @@ def _generate(options: argparse.Namespace) -> int:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    import modeling_flm  # noqa: F401  registers the model types
+    from modeling_flm import DraftStreamer
 
     logging.disable_progress_bar()
     trust = options.trust_remote_code
@@ -122,6 +123,7 @@ def _generate(options: argparse.Namespace) -> int:
         num_return_sequences=options.num_samples,
         max_length=options.max_length,
         seed=options.seed,
+        streamer=DraftStreamer(tokenizer, skip_special_tokens=True) if options.watch else None,
     )
     for text in tokenizer.batch_decode(ids, skip_special_tokens=True):
         print(text.strip(), end="\n\n")
