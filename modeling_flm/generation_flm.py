@@ -128,6 +128,7 @@ class FlowGenerationOutput(ModelOutput):
         num_function_evaluations (`int`): forward passes of the network, each over the whole batch.
         tokens_per_forward (`float`): new tokens of a sequence per forward pass.
         seeds (`list[int]`): the seed of each sequence; `generate(seed=seeds)` writes the same sequences again.
+        conditioning_mask (`Tensor`): (batch * num_return_sequences, length) bool, which of the ids were given.
         trajectory (`Tensor`, with `output_trajectory`): (steps, batch, length) int64, the draft at each evaluation:
             the likeliest tokens, and at the last one the sequences.
         confidence (`Tensor`, with `output_trajectory`): (steps, batch, length) float32, the probability that the
@@ -138,6 +139,7 @@ class FlowGenerationOutput(ModelOutput):
     num_function_evaluations: int | None = None
     tokens_per_forward: float | None = None
     seeds: list[int] | None = None
+    conditioning_mask: Tensor | None = None
     trajectory: Tensor | None = None
     confidence: Tensor | None = None
 
@@ -277,6 +279,7 @@ class FlowGenerationMixin(GenerationMixin):
             num_function_evaluations=config.num_steps,
             tokens_per_forward=(~keep).sum().item() / len(keep) / config.num_steps,
             seeds=seeds,
+            conditioning_mask=keep,
             trajectory=trajectory,
             confidence=confidence,
         )

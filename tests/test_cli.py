@@ -274,10 +274,24 @@ def test_a_seed_reproduces_each_sample_by_itself(trained, capsys):
     assert len(set(texts)) == 3
 
 
+def test_the_settings_of_samplers_reach_the_model(trained, capsys):
+    plain = written(capsys, trained, "--seed", "7", "--sampler", "bridge")
+    assert plain != written(capsys, trained, "--seed", "7", "--sampler", "bridge", "--temperature", "0.3")
+    assert plain != written(capsys, trained, "--seed", "7", "--sampler", "bridge", "--top-p", "0.3")
+
+
+def test_watching_shows_every_step(trained, capsys):
+    plain = written(capsys, trained, "--seed", "7")
+    shown = written(capsys, trained, "--seed", "7", "--watch")
+    assert [text for text in shown if text.startswith("step ")] == [f"step {n}" for n in (1, 2, 3, 4)]
+    assert shown[-1] == plain[0] == shown[-2].strip()
+
+
 @pytest.mark.parametrize(
     "option, value, named",
     [
         ("--num-steps", "0", "num_steps"),
+        ("--num-steps", "1,2", "several --num-steps are for --html"),
         ("--max-length", "99", "max_length"),
         ("--sampler", "flow_map", "flow_map"),
         ("--prompt", "the cat " * 30, "prompt"),

@@ -29,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1
 
 
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flm", description="Flow language models: train, generate, try out.")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
@@ -51,7 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="write text with a model", description="Write text with a model.")
     generate.add_argument("model", help="a model folder or a name on the Hub")
     generate.add_argument("--prompt", help="text that every sample begins with")
-    generate.add_argument("--num-steps", type=int, help="evaluations of the network (default: the model's own)")
+    generate.add_argument(
+        "--num-steps",
+        type=_integers,
+        default=[None],
+        metavar="N[,N...]",
+        help="evaluations of the network (default: the model's own); several numbers with --html",
+    )
     samplers = ("euler", "multistep", "flow_map", "bridge")
     generate.add_argument("--sampler", choices=samplers, help="default: the model's own")
     generate.add_argument("--temperature", type=float, help="of the bridge sampler (default: 1)")
@@ -61,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-length", type=int, help="tokens, prompt included (default: the model's context)")
     generate.add_argument("--seed", type=int, help="the i-th sample takes seed + i (default: a random seed)")
     generate.add_argument("--watch", action="store_true", help="show the draft of every step on the way")
+    generate.add_argument(
+        "--html", metavar="FILE", help="write a page that plays how the samples come about, for each of --num-steps"
+    )
     generate.add_argument("--trust-remote-code", action="store_true", help="run a model type this package lacks")
     generate.set_defaults(run=_generate)
 
@@ -113,9 +126,8 @@ def _generate(options: argparse.Namespace) -> int:
         prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt").input_ids
         if tokenizer.bos_token_id is not None:  # rows of training text begin with it
             prompt = prompt.new_tensor([[tokenizer.bos_token_id, *prompt[0].tolist()]])
-    ids = model.generate(
-        prompt,
-        num_steps=options.num_steps,
+    steps = options.num_steps
+    settings = dict(
         sampler=options.sampler,
         temperature=options.temperature,
         top_p=options.top_p,
@@ -123,8 +135,16 @@ def _generate(options: argparse.Namespace) -> int:
         num_return_sequences=options.num_samples,
         max_length=options.max_length,
         seed=options.seed,
-        streamer=DraftStreamer(tokenizer, skip_special_tokens=True) if options.watch else None,
     )
+    if options.html:
+        from .page import write_page
+
+        ids = write_page(options.html, model, tokenizer, steps, prompt, **settings)
+    elif len(steps) > 1:
+        raise ValueError("several --num-steps are for --html, which shows them side by side.")
+    else:
+        streamer = DraftStreamer(tokenizer, skip_special_tokens=True) if options.watch else None
+        ids = model.generate(prompt, num_steps=steps[0], streamer=streamer, **settings)
     for text in tokenizer.batch_decode(ids, skip_special_tokens=True):
         print(text.strip(), end="\n\n")
     return 0

@@ -1,0 +1,55 @@
+"""The page that plays how texts come about."""
+
+import json
+import re
+
+import pytest
+import torch
+from tiny import random_ids, tiny_model
+
+from trainers.page import write_page
+
+
+class Tokenizer:
+    """Token 7 is what a page must not take for markup."""
+
+    def decode(self, ids):
+        return "</script><!-- & \u00e9" if ids == [7] else f"<{ids[0]}>"
+
+
+def data_of(path) -> dict:
+    page = path.read_text(encoding="utf-8")
+    assert "http" not in page.replace("http-equiv", ""), "the page needs no network"
+    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_the_page_holds_every_draft(tmp_path):
+    model, prompt = tiny_model("fmlm"), random_ids(1, 4)
+    path = tmp_path / "page.html"
+    ids = write_page(path, model, Tokenizer(), [1, 3], prompt, title="Two ways", num_return_sequences=2, seed=5)
+    data = data_of(path)
+    assert data["title"] == "Two ways" and [column["steps"] for column in data["columns"]] == [1, 3]
+    for column in data["columns"]:
+        out = model.generate(prompt, num_steps=column["steps"], num_return_sequences=2, seed=5, output_trajectory=True)
+        assert column["seconds"] > 0
+        for i, sample in enumerate(column["samples"]):
+            assert sample["ids"] == out.trajectory[:, i].tolist()
+            torch.testing.assert_close(torch.tensor(sample["confidence"]), out.confidence[:, i], atol=6e-4, rtol=0)
+            assert sample["given"] == [True] * 4 + [False] * 8
+    assert torch.equal(ids, out.sequences)
+    assert all(str(token) in data["tokens"] for token in ids.unique().tolist())
+
+
+def test_columns_share_their_seeds_and_tokens_are_no_markup(tmp_path):
+    model, path = tiny_model(), tmp_path / "page.html"
+    everything = torch.arange(61)[None].repeat(1, 1)[:, :12]
+    write_page(path, model, Tokenizer(), [2, 2], everything[:, :11])
+    data = data_of(path)
+    assert data["columns"][0]["samples"] == data["columns"][1]["samples"]
+    assert data["tokens"]["7"] == "</script><!-- & \u00e9"
+
+
+def test_what_generate_refuses_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`num_steps` must be an integer >= 1"):
+        write_page(tmp_path / "page.html", tiny_model(), Tokenizer(), [0])
+    assert not (tmp_path / "page.html").exists()
