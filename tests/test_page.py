@@ -1,7 +1,10 @@
 """The page that plays how texts come about."""
 
+import html
 import json
 import re
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -53,3 +56,25 @@ def test_what_generate_refuses_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`num_steps` must be an integer >= 1"):
         write_page(tmp_path / "page.html", tiny_model(), Tokenizer(), [0])
     assert not (tmp_path / "page.html").exists()
+
+
+BROWSER = shutil.which("chromium")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+@pytest.mark.parametrize("moment, step", [("#1", 3), ("#0", 0), ("#0.7", 2)])
+def test_a_browser_shows_the_drafts(tmp_path, moment, step):
+    model, prompt, path = tiny_model(), random_ids(1, 4), tmp_path / "page.html"
+    write_page(path, model, Tokenizer(), [3], prompt, seed=5)
+    out = model.generate(prompt, num_steps=3, seed=5, output_trajectory=True)
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000", "--dump-dom"]
+    page = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path}/profile", f"file://{path}{moment}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    assert f"{step} of 3 evaluations" in page
+    shown = [html.unescape(text) for text in re.findall(r"<span[^>]*>(.*?)</span>", page)]
+    drawn = [Tokenizer().decode([token]) for token in out.trajectory[max(step - 1, 0), 0].tolist()]
+    assert shown == (drawn if step else drawn[:4] + ["\u00b7"] * 8)
