@@ -32,12 +32,11 @@ def run_demo(seed: int = 0) -> None:
     """
     logging.disable_progress_bar()
     disable_progress_bar()
-    for folder in ("hub_cards/fmlm-english-small", "hub_cards/fmlm-sudoku", "hub_cards/fmlm-shidoku"):
-        if not (ROOT / folder / "model.safetensors").exists():
-            raise ValueError(f"the demo needs the shipped models, but there is no model in {folder}.")
-    _english(seed)
-    _sudoku(seed)
-    _grids(seed)
+    shipped = [name for name in PARTS if (ROOT / "hub_cards" / name / "model.safetensors").exists()]
+    if not shipped:
+        raise ValueError(f"the demo needs shipped models, but there is none in {ROOT / 'hub_cards'}.")
+    for name in shipped:
+        PARTS[name](seed)
     print("\nWrite more:  flm generate hub_cards/fmlm-english-small --num-steps 4 --num-samples 4")
 
 
@@ -118,3 +117,6 @@ def _grids(seed: int) -> None:
     for row in range(4):
         print("  " + "    ".join(" ".join(map(str, grid[4 * row : 4 * row + 4].tolist())) for grid in grids))
     print("  " + "    ".join("valid  " if good else "wrong  " for good in valid))
+
+
+PARTS = {"fmlm-english-small": _english, "fmlm-sudoku": _sudoku, "fmlm-shidoku": _grids}
