@@ -223,6 +223,11 @@ GENERATE = [
     case("`conditioning_mask` is that of the prompts", conditioning_mask=IDS),
     case("the prompt has 13 ids and the output 12", input_ids=random_ids(1, 13)),
     case("the prompt has 4 ids and the output 3.*raise max_length", input_ids=PROMPT, max_length=3),
+    case("13 ids are asked for.*or give `window_overlap`", max_length=13),
+    case("`window_overlap` must be less than the model's context, 12, but is 12", window_overlap=12),
+    case("`window_overlap` must be an integer >= 0", window_overlap=-1),
+    case("show one window", max_length=13, window_overlap=2, output_trajectory=True),
+    case("`pad_after_eos` needs `eos_token_id` and `pad_token_id`", pad_after_eos=True),
     # prompts
     case("`input_ids` contain the id 61, outside the vocabulary", input_ids=ids_with(61)[:, :4]),
     case("`input_ids` contain the id -1, outside the vocabulary", input_ids=ids_with(-1)[:, :4]),

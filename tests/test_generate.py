@@ -254,6 +254,53 @@ def test_half_precision_writes_nearly_the_same(dtype):
     assert (full == half).float().mean() > 0.8
 
 
+# -- long texts, and their ends ---------------------------------------------------------------------------------------
+
+
+def test_a_long_text_is_written_in_windows(model, monkeypatch):
+    calls, integrate = [], model._integrate
+
+    def watched(ids, keep, seeds, *rest):
+        calls.append((ids.clone(), keep.clone(), seeds))
+        return integrate(ids, keep, seeds, *rest)
+
+    monkeypatch.setattr(model, "_integrate", watched)
+    out = model.generate(PROMPT, max_length=31, window_overlap=4, num_steps=2, seed=0, return_dict_in_generate=True)
+    assert out.sequences.shape == (2, 31) and torch.equal(out.sequences[:, :4], PROMPT)
+    begins = [0, 8, 16, 19]  # the last one is moved to end with the text
+    assert len(calls) == len(begins) and out.num_function_evaluations == 2 * len(begins)
+    for (ids, keep, _), begin in zip(calls[1:], begins[1:], strict=True):
+        given = 4 if begin < 19 else 9
+        assert keep[:, :given].all() and not keep[:, given:].any()
+        assert torch.equal(ids[:, :given], out.sequences[:, begin : begin + given])
+    assert len({tuple(seeds) for _, _, seeds in calls}) == len(calls)
+    alone = model.generate(PROMPT[1:], max_length=31, window_overlap=4, num_steps=2, seed=1)
+    assert torch.equal(alone, out.sequences[1:])
+    short = model.generate(PROMPT, num_steps=2, seed=0)
+    assert torch.equal(short, out.sequences[:, :12])  # the first window is the text of that length
+
+
+def test_a_prompt_longer_than_the_context(model):
+    prompt = random_ids(1, 30)
+    out = model.generate(prompt, max_length=33, window_overlap=4, seed=0, return_dict_in_generate=True)
+    assert (
+        torch.equal(out.sequences[:, :30], prompt)
+        and out.num_function_evaluations == model.generation_config.num_steps
+    )
+
+
+def test_padding_after_the_end(model):
+    ids = model.generate(num_return_sequences=20, seed=0)
+    eos = int(ids[0, 5])
+    padded = model.generate(num_return_sequences=20, seed=0, eos_token_id=eos, pad_token_id=60, pad_after_eos=True)
+    for plain, row in zip(ids.tolist(), padded.tolist(), strict=True):
+        end = plain.index(eos) + 1 if eos in plain else 12
+        assert row == plain[:end] + [60] * (12 - end)
+    given = torch.full((1, 4), eos)  # an EOS of the prompt ends nothing
+    row = model.generate(given, seed=0, eos_token_id=eos, pad_token_id=60, pad_after_eos=True)
+    assert torch.equal(row[:, :5], model.generate(given, seed=0)[:, :5])
+
+
 # -- seeing it --------------------------------------------------------------------------------------------------------
 
 
