@@ -118,6 +118,22 @@ def test_samplers_token_for_token(name, cap, attention, monkeypatch):
         assert torch.equal(tokens, recorded[f"{name}.n{n}.tokens"]), n
 
 
+def test_noise_put_back_token_for_token(monkeypatch):
+    """gamma = 0.8 in four steps, with the recorded noise."""
+    model, recorded = official_model("dit_fmlm", 30.0, "eager"), record("sampler")
+    run = "fmlm_v2.n4_gamma08"
+    start, noise = (model.embed_state(recorded[key]).detach() for key in ("in.z0", f"{run}.noise"))
+    monkeypatch.setattr(model, "embed_noise", lambda *args, **kwargs: start)
+    monkeypatch.setattr(model, "_fresh_noise", lambda *args: ((one, None) for one in noise))
+    states, denoise = [], model.denoise
+    monkeypatch.setattr(model, "denoise", lambda state, *times: states.append(state) or denoise(state, *times))
+    shape = dict(batch_size=len(start), max_length=start.shape[1])
+    tokens = model.generate(**shape, num_steps=4, sampler="flow_map", gamma=0.8, renoise="official")
+    for state, dense in zip(states[1:], recorded[f"{run}.states"][:3], strict=True):
+        torch.testing.assert_close(state, model.embed_state(dense), atol=1e-4, rtol=0)
+    assert torch.equal(tokens, recorded[f"{run}.tokens"])
+
+
 def test_converter_refuses_an_unknown_key():
     weights = record("dit_flm")
     with pytest.raises(ValueError, match="'blocks.0.bogus' is not a weight"):
