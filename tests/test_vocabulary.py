@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from modeling_flm import FLMConfig, FLMModel, flow_flm, losses_flm
+from modeling_flm import FMLMConfig, FMLMModel, flow_flm, losses_flm
 from modeling_flm.flow_flm import expected_embedding, most_likely_token, softcap
 from modeling_flm.losses_flm import chunked_cross_entropy
+from modeling_flm.samplers_flm import SAMPLERS
 
 CAPS = [None, 30.0, 2.0]
 
@@ -121,7 +122,7 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
 
 def test_nothing_of_size_length_times_vocabulary_is_made():
     vocab_size, length = 50_257, 1024
-    config = FLMConfig(
+    config = FMLMConfig(
         vocab_size=vocab_size,
         hidden_size=64,
         num_hidden_layers=1,
@@ -130,14 +131,18 @@ def test_nothing_of_size_length_times_vocabulary_is_made():
         max_position_embeddings=length,
         hidden_dropout=0.0,
     )
-    model = FLMModel(config)
+    model = FMLMModel(config)
     ids = torch.randint(0, vocab_size, (1, length))
     with Largest() as dense:  # the watch itself works
         model(input_ids=ids, timesteps=0.5).logits.sum()
     assert dense.elements >= length * vocab_size
     with Largest() as training:
         model(labels=ids, noise_seed=[0]).loss.backward()
-    with Largest() as sampling:
-        model.eval().generate(num_steps=2, seed=0)
     assert 0 < training.elements < length * vocab_size / 2
-    assert 0 < sampling.elements < length * vocab_size / 2
+    more = {"bridge": {"temperature": 0.8, "top_p": 0.9}, "flow_map": {"gamma": 0.5}}
+    for sampler in SAMPLERS:
+        with Largest() as sampling:
+            model.eval().generate(
+                num_steps=2, sampler=sampler, seed=0, output_trajectory=True, **more.get(sampler, {})
+            )
+        assert 0 < sampling.elements < length * vocab_size / 2, sampler
