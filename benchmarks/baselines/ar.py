@@ -44,13 +44,13 @@ def main() -> None:
         attn_pdrop=fields["hidden_dropout"],
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=None,  # it stands between documents and at the end of a row: it stops nothing
         pad_token_id=tokenizer.pad_token_id,
     )
     set_seed(args.seed)
     model = GPT2LMHeadModel._from_config(config, attn_implementation="eager")  # the fastest here in bfloat16
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    # Plain sampling of whole rows: EOS stands between documents and at the end of a row, it stops nothing.
+    # Plain sampling of whole rows.
     model.generation_config = GenerationConfig(
         do_sample=True,
         top_k=0,
