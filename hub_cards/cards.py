@@ -103,7 +103,7 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         "from transformers import AutoModel, AutoTokenizer",
         "",
         f'model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()',
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)',
         f"ids = model.generate(num_steps={1 if is_map else 64}, num_return_sequences=4, seed=0)",
         "print(tokenizer.batch_decode(ids, skip_special_tokens=True))",
         "```",

@@ -44,7 +44,7 @@ def load(folder: str):
     """A shipped model and its tokenizer, with the code that lies beside the weights."""
     path = ROOT / folder
     model = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
-    return model, AutoTokenizer.from_pretrained(path)
+    return model, AutoTokenizer.from_pretrained(path, trust_remote_code=True)
 
 
 def _english(seed: int) -> None:

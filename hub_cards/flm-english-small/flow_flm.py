@@ -160,6 +160,29 @@ def flow_map_step(state: Tensor, prediction: Tensor, s: Tensor, t: Tensor) -> Te
     return torch.lerp(state, prediction, _like_state(weight, state))
 
 
+def bridge_step(state: Tensor, end: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """A draw of `x_t` given `x_s` and the clean end x_1, for s < t < 1 (the Gaussian bridge of arXiv 2605.13681):
+
+    x_t = a x_s + b x_1 + sqrt(v) noise,        q = (t - s)(t + s - 2 s t),
+    a = s (1-t)^2 / (t (1-s)^2),    b = q / (t (1-s)^2),    v = (1-t)^2 q / (t^2 (1-s)^2).
+    """
+    q = (t - s) * (t + s - 2 * s * t)
+    a = s * (1 - t) ** 2 / (t * (1 - s) ** 2)
+    b = q / (t * (1 - s) ** 2)
+    spread = (1 - t) * q.sqrt() / (t * (1 - s))
+    return _like_state(a, state) * state + _like_state(b, state) * end + _like_state(spread, state) * noise
+
+
+def renoise(state: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """A draw of `x_t` given `x_s` at a later time s, 0 < t <= s: the Markov noising with the interpolant's marginals,
+
+    x_t = (t/s) x_s + sqrt((1-t)^2 - (t/s)^2 (1-s)^2) noise.
+    """
+    kept = t / s
+    spread = ((1 - t) ** 2 - (kept * (1 - s)) ** 2).clamp(min=0).sqrt()
+    return _like_state(kept, state) * state + _like_state(spread, state) * noise
+
+
 def semigroup_weight(s: Tensor, u: Tensor, t: Tensor) -> Tensor:
     """The weight g of the first leg in `delta_{s,t} = g delta_{s,u} + (1 - g) delta_{u,t}(X_{s,u})`, s < u < t."""
     return (1 - t) * (u - s) / ((1 - u) * (t - s))
@@ -190,6 +213,21 @@ def as_seeds(name: str, seeds: Tensor | Sequence[int], count: int) -> list[int]:
     if not all(-(2**63) <= number < 2**64 for number in numbers):
         raise ValueError(f"`{name}` must lie in [-2**63, 2**64), but is {seeds!r}.")
     return numbers
+
+
+def step_seeds(seeds: Sequence[int], step: int) -> list[int]:
+    """Seeds for the `step`-th draw of sequences that have one seed each: the seeds themselves at step 0, numbers
+    unrelated to them and to one another (SplitMix64) after it.
+    """
+    if step == 0:
+        return list(seeds)
+    return [_mix((_mix(seed % 2**64) + step * 0x9E3779B97F4A7C15) % 2**64) for seed in seeds]
+
+
+def _mix(number: int) -> int:
+    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    number = (number ^ (number >> 27)) * 0x94D049BB133111EB % 2**64
+    return number ^ (number >> 31)
 
 
 def white_noise(
@@ -305,6 +343,67 @@ def most_likely_token(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         best = torch.maximum(best, value)  # which keeps a NaN
         token = torch.where(better, index + block.start, token)
     return torch.where(best.isfinite(), token, -1)
+
+
+@torch.no_grad()
+def token_probability(hidden: Tensor, token: Tensor, weight: Tensor, bias: Tensor, cap: float | None = None) -> Tensor:
+    """The probability of `token` (tokens,) in `softmax(softcap(hidden W^T + b))`, float32 (tokens,), blockwise."""
+    normaliser = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+    for block in _vocabulary_blocks(len(hidden), len(weight)):
+        scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
+        normaliser = torch.logaddexp(normaliser, scores.logsumexp(1))
+    own = softcap(((hidden * weight[token]).sum(1) + bias[token]).float(), cap)
+    return (own - normaliser).exp()
+
+
+@torch.no_grad()
+def draw_token(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    uniform: Tensor,
+    cap: float | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """A token from each `softmax(softcap(hidden W^T + b) / temperature)`, by inversion of its distribution function.
+
+    Rows are taken in chunks, with the whole vocabulary each.
+
+    Args:
+        hidden (`Tensor`): (tokens, d).
+        weight, bias (`Tensor`): (V, d) and (V,), the output layer.
+        uniform (`Tensor`): (tokens,) numbers in [0, 1], one for each draw.
+        cap (`float`, *optional*): soft cap of the logits.
+        temperature (`float`): > 0.
+        top_k (`int`, *optional*): only the so many likeliest tokens.
+        top_p (`float`, *optional*): only the fewest likeliest tokens that have this probability together, in (0, 1].
+
+    Returns:
+        (tokens,) int64, -1 where the distribution is not finite.
+    """
+    parts = []
+    rows = max(1, _BLOCK // len(weight))
+    filtered = top_p is not None or (top_k is not None and top_k < len(weight))
+    for some, number in zip(hidden.split(rows), uniform.split(rows), strict=True):
+        logits = softcap(torch.addmm(bias, some, weight.T).float(), cap) / temperature
+        probability = logits.softmax(-1)
+        if filtered:
+            probability, order = probability.topk(min(top_k or len(weight), len(weight)), dim=-1)
+            if top_p is not None:
+                before = (probability.double() / probability.double().sum(-1, keepdim=True)).cumsum(-1).roll(1, -1)
+                before[:, 0] = 0
+                probability = probability.where(before < top_p, 0)
+        total = probability.double().cumsum(-1)
+        goal = number.double()[:, None] * total[:, -1:]
+        # The first token whose cumulated probability exceeds the goal; at the very end of it, the last that has any.
+        place = torch.searchsorted(total, goal, right=True)
+        last = torch.searchsorted(total, total[:, -1:].contiguous())
+        place = torch.minimum(place, last)
+        token = order.gather(1, place) if filtered else place
+        parts.append(torch.where(total[:, -1:].isfinite(), token, -1).squeeze(1))
+    return torch.cat(parts)
 
 
 def _vocabulary_blocks(tokens: int, vocab_size: int) -> Iterator[slice]:

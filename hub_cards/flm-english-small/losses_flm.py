@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 24  # logits held at a time
+_CPU_CHUNK, _CPU_ROWS = 1 << 20, 256  # the same on a CPU, where they should stay in the cache; but no fewer rows
 
 Target = Callable[[slice], Tensor]  # rows of target probabilities (rows, V), float32, made when they are asked for
 
@@ -100,7 +101,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_hidden = torch.empty_like(h)
                 grad_weight = torch.zeros_like(weight, dtype=torch.float32)
                 grad_bias = torch.zeros_like(bias, dtype=torch.float32)
-            rows = max(1, _CHUNK // len(weight))
+            rows = _rows_at_a_time(len(weight), device)
             for start in range(0, len(h), rows):
                 part = slice(start, start + rows)
                 losses[part], grad = loss_of(torch.addmm(b, h[part], w.T).float(), part)
@@ -124,6 +125,11 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx, grad_output, _):
         gradients = zip(ctx.saved_tensors, ctx.needs_input_grad[:4], strict=True)
         return *(grad * grad_output if wanted else None for grad, wanted in gradients), None, None
+
+
+def _rows_at_a_time(vocab_size: int, device: str) -> int:
+    """Fewer rows than _CPU_ROWS would make the products with the output layer slow."""
+    return max(_CPU_ROWS, _CPU_CHUNK // vocab_size) if device == "cpu" else max(1, _CHUNK // vocab_size)
 
 
 def _label_loss(logits: Tensor, label: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:

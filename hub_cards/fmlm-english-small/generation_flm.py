@@ -23,12 +23,16 @@ from transformers.modeling_outputs import ModelOutput
 from .flow_flm import as_seeds, step_seeds, white_noise
 from .samplers_flm import SAMPLERS, SETTINGS, Noise
 
+_WINDOW = 1 << 32  # seeds of the windows after the first: beyond any number of steps
+
 # What `generate` makes use of; it refuses every other argument, so that none is ignored in silence.
 _HONOURED = {
     "num_steps",
     "timesteps",
     "sampler",
     *SETTINGS,
+    "window_overlap",
+    "pad_after_eos",
     "do_sample",
     "max_length",
     "max_new_tokens",
@@ -60,6 +64,10 @@ class FlowGenerationConfig(GenerationConfig):
             0, none.
         renoise (`str`, *optional*): of "flow_map" with gamma: "official", as published, the default, or "markov",
             which keeps the marginals for every gamma.
+        window_overlap (`int`, *optional*): write texts longer than the model's context window by window, each with at
+            least so many ids of the one before as its beginning, >= 0.
+        pad_after_eos (`bool`, *optional*): after the first EOS that was written, put padding. Rows of packed documents
+            go on after one.
         max_length, max_new_tokens, num_return_sequences, return_dict_in_generate and the special ids mean what they
             mean in [`~transformers.GenerationConfig`].
 
@@ -73,16 +81,21 @@ class FlowGenerationConfig(GenerationConfig):
         self.sampler = kwargs.pop("sampler", None)
         self.gamma = kwargs.pop("gamma", None)
         self.renoise = kwargs.pop("renoise", None)
+        self.window_overlap = kwargs.pop("window_overlap", None)
+        self.pad_after_eos = kwargs.pop("pad_after_eos", None)
         kwargs.setdefault("do_sample", True)  # noise makes every generation a sample
         super().__init__(**kwargs)
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
-        for name in ("num_steps", "num_return_sequences", "max_length", "max_new_tokens", "top_k"):
+        least = {"num_steps": 1, "num_return_sequences": 1, "max_length": 1, "max_new_tokens": 1, "top_k": 1}
+        for name, lowest in (least | {"window_overlap": 0}).items():
             value = getattr(self, name)
             is_int = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (is_int and value >= 1):
-                raise ValueError(f"`{name}` must be an integer >= 1, but is {value!r}.")
+            if value is not None and not (is_int and value >= lowest):
+                raise ValueError(f"`{name}` must be an integer >= {lowest}, but is {value!r}.")
+        if self.pad_after_eos and (self.eos_token_id is None or self.pad_token_id is None):
+            raise ValueError("`pad_after_eos` needs `eos_token_id` and `pad_token_id`, but there are not both.")
         if not self.do_sample:
             raise ValueError(
                 "`do_sample=False` is not possible: a flow starts from noise. Fix `seed` for a repeatable text."
@@ -202,6 +215,8 @@ class FlowGenerationMixin(GenerationMixin):
         renoise: str | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
+        window_overlap: int | None = None,
+        pad_after_eos: bool | None = None,
         batch_size: int | None = None,
         num_return_sequences: int | None = None,
         seed: int | Sequence[int] | None = None,
@@ -227,9 +242,10 @@ class FlowGenerationMixin(GenerationMixin):
             num_steps (`int`, *optional*): evaluations of the network, >= 1.
             timesteps, sampler, temperature, top_k, top_p, gamma, renoise (*optional*): see [`FlowGenerationConfig`].
                 Naming another `sampler` drops the settings that the configuration has for its own.
-            max_length (`int`, *optional*): ids per sequence, prompt included; default and most: the model's
-                `max_position_embeddings`.
+            max_length (`int`, *optional*): ids per sequence, prompt included; default, and most without
+                `window_overlap`: the model's `max_position_embeddings`.
             max_new_tokens (`int`, *optional*): ids per sequence after the prompt, instead of `max_length`.
+            window_overlap, pad_after_eos (*optional*): see [`FlowGenerationConfig`].
             batch_size (`int`, *optional*): number of sequences without a prompt, default 1.
             num_return_sequences (`int`, *optional*): sequences per prompt (or per `batch_size`), default 1.
             seed (`int` or `list[int]`, *optional*): the i-th sequence takes `seed + i`, or `seed[i]`. A sequence
@@ -258,6 +274,8 @@ class FlowGenerationMixin(GenerationMixin):
             renoise=renoise,
             max_length=max_length,
             max_new_tokens=max_new_tokens,
+            window_overlap=window_overlap,
+            pad_after_eos=pad_after_eos,
             num_return_sequences=num_return_sequences,
             return_dict_in_generate=return_dict_in_generate,
             **kwargs,
@@ -270,14 +288,25 @@ class FlowGenerationMixin(GenerationMixin):
         seeds = _spread_seeds(seed, generator, len(prompt))
 
         drafts: list[tuple[Tensor, Tensor]] | None = [] if output_trajectory else None
-        sequences = self._integrate(prompt, keep, seeds, config, drafts, streamer)
+        windows = self._windows(keep, config)
+        if len(windows) > 1 and (output_trajectory or streamer is not None):
+            raise ValueError("`output_trajectory` and `streamer` show one window: ask for a text within the context.")
+        sequences, known = prompt, keep.clone()
+        for number, window in enumerate(windows):
+            own_seeds = seeds if number == 0 else step_seeds(seeds, _WINDOW + number)
+            part = self._integrate(sequences[:, window], known[:, window], own_seeds, config, drafts, streamer)
+            sequences[:, window], known[:, window] = part, True
+        if config.pad_after_eos:
+            written_eos = (sequences == config.eos_token_id) & ~keep
+            past = written_eos.cumsum(1) - written_eos.int() > 0
+            sequences = sequences.masked_fill(past & ~keep, config.pad_token_id)
         if not config.return_dict_in_generate and not output_trajectory:
             return sequences
         trajectory, confidence = (torch.stack(kept) for kept in zip(*drafts, strict=True)) if drafts else (None, None)
         return FlowGenerationOutput(
             sequences=sequences,
-            num_function_evaluations=config.num_steps,
-            tokens_per_forward=(~keep).sum().item() / len(keep) / config.num_steps,
+            num_function_evaluations=config.num_steps * len(windows),
+            tokens_per_forward=(~keep).sum().item() / len(keep) / (config.num_steps * len(windows)),
             seeds=seeds,
             conditioning_mask=keep,
             trajectory=trajectory,
@@ -430,17 +459,31 @@ class FlowGenerationMixin(GenerationMixin):
             length = prompt_length + config.max_new_tokens
         else:
             length = config.max_length or longest
-        if length > longest:
+        overlap = config.window_overlap
+        if length > longest and overlap is None:
             raise ValueError(
                 f"{length} ids are asked for, but the model's context (max_position_embeddings) is {longest}: lower "
-                "max_length or max_new_tokens, or shorten the prompt."
+                "max_length or max_new_tokens, shorten the prompt, or give `window_overlap` to write it in windows."
             )
+        if overlap is not None and overlap >= longest:
+            raise ValueError(f"`window_overlap` must be less than the model's context, {longest}, but is {overlap}.")
         if prompt_length > length or (prompt_length == length and all_kept):
             raise ValueError(
                 f"the prompt has {prompt_length} ids and the output {length}: nothing is left to generate. Shorten "
                 "the prompt, raise max_length, or leave blanks in it."
             )
         return length
+
+    def _windows(self, keep: Tensor, config: FlowGenerationConfig) -> list[slice]:
+        """Where the network is put to write a sequence (batch, length): each window begins with the last ids of the
+        one before, at least `window_overlap`, and the last one ends with the sequence; none is where all is given."""
+        length, longest = keep.shape[1], self.config.max_position_embeddings
+        begins = [0]
+        while begins[-1] + longest < length:
+            begins.append(min(begins[-1] + longest - (config.window_overlap or 0), length - longest))
+        windows = [slice(begin, min(begin + longest, length)) for begin in begins]
+        given = keep.all(dim=0)
+        return [window for window in windows if not given[window].all()]
 
 
 class DraftStreamer(BaseStreamer):

@@ -1,0 +1,87 @@
+"""What `hub_cards/` ships: repositories that stand alone, with the package's code, and cards of what was measured."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoModel
+
+from benchmarks.few_step import BASELINES, RESULTS, ROOT, report, unconditional
+from hub_cards.cards import card, shipped
+from hub_cards.ship import ship
+
+FOLDERS = shipped()
+MEASURED = json.loads(RESULTS.read_text())
+FRESH = """
+import sys
+from transformers import AutoModel, AutoTokenizer
+for folder in sys.argv[1:]:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    ids = model.generate(num_steps=1, num_return_sequences=2, seed=0)
+    texts = tokenizer.batch_decode(ids)
+    assert ids.shape == (2, model.config.max_position_embeddings) and all(texts), folder
+    assert "modeling_flm" not in sys.modules, "not the repository's own code"
+print("loaded", len(sys.argv) - 1)
+"""
+
+
+def test_what_is_shipped():
+    names = {folder.name for folder in FOLDERS}
+    assert names >= {f"{kind}-{data}" for kind in ("flm", "fmlm") for data in ("english-small", "shidoku")}
+    assert all("flm-" + name.split("-", 1)[1] in names for name in names)  # each map with its flow
+    for folder in FOLDERS:
+        for file in ("config.json", "generation_config.json", "tokenizer.json", "recipe.yaml", "training_log.jsonl"):
+            assert (folder / file).stat().st_size > 0
+        assert not [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pkl")]
+    weights = [*ROOT.glob("hub_cards/*/*.safetensors"), *BASELINES.glob("*/*.safetensors")]
+    assert sum(file.stat().st_size for file in weights) < 100e6
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_code_and_card_are_up_to_date(folder):
+    for source in (ROOT / "modeling_flm").glob("*_flm.py"):
+        assert (folder / source.name).read_bytes() == source.read_bytes(), "python -m hub_cards.cards brings it up"
+    assert (folder / "README.md").read_text() == card(folder, MEASURED)
+
+
+def test_the_report_is_that_of_the_measurements():
+    assert RESULTS.with_suffix(".md").read_text() == report(MEASURED)
+
+
+def test_every_repository_loads_in_a_fresh_process_from_its_folder_alone(tmp_path):
+    folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in FOLDERS]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", FRESH, *folders], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == f"loaded {len(FOLDERS)}", done.stderr[-2000:]
+
+
+SHIDOKU = {(row["model"], row["sampler"], row["steps"]): row["valid"] for row in MEASURED["shidoku"]}
+FLOW, MAP = ("flm-shidoku", "bridge"), ("fmlm-shidoku", "flow_map")
+
+
+@pytest.mark.parametrize("drawn", [(*FLOW, 16), (*MAP, 1), (*MAP, 2)], ids=str)
+def test_the_grids_are_as_good_as_the_card_says(drawn):
+    name, sampler, steps = drawn
+    measured = unconditional(AutoModel.from_pretrained(ROOT / "hub_cards" / name).eval(), sampler, steps, 500, seed=7)
+    assert abs(measured["valid"] - SHIDOKU[drawn]) < 4 * (0.25 / 500) ** 0.5
+
+
+def test_the_measured_gain_of_the_map():
+    """What the project claims of 4x4 Sudoku."""
+    assert SHIDOKU[*FLOW, 64] >= 0.95 and SHIDOKU[*FLOW, 1] < 0.02
+    assert SHIDOKU[*MAP, 1] >= 0.35 and SHIDOKU[*MAP, 8] >= 0.85
+    assert MEASURED["coverage"][0]["distinct"] >= 280
+
+
+def test_shipping_needs_a_finished_run(tmp_path):
+    with pytest.raises(ValueError, match="there is no finished run in"):
+        ship(ROOT / "recipes" / "shidoku.yaml", tmp_path / "out", run=tmp_path)
+
+
+def test_a_card_needs_measurements():
+    with pytest.raises(ValueError, match="is not in benchmarks/few_step.json"):
+        card(FOLDERS[0], {})
