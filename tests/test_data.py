@@ -487,10 +487,12 @@ def test_recipes(recipe):
     assert FLMConfig(vocab_size=100, **model).to_dict().items() >= model.items()
 
     data = dict(content["data"])
-    for key in ("train", "validation"):
-        DataSource.parse(data.pop(key), recipe.parent)
+    for key in {"train", "validation"} & data.keys():
+        source = data.pop(key)
+        if source != "../examples/sudoku/9x9/train.parquet":  # which make_grids.py writes
+            DataSource.parse(source, recipe.parent)
     assert data.keys() <= {
-        *("text_column", "detokenizer", "bos_token", "eos_token"),
+        *("text_column", "detokenizer", "bos_token", "eos_token", "packing"),
         *("streaming", "max_validation_rows", "num_proc"),
     }
 
