@@ -63,7 +63,7 @@ def _english(seed: int) -> None:
         torch.manual_seed(seed)
         return gpt2.generate(start)
 
-    ids, seconds = _timed(autoregressive)
+    ids, seconds = _timed(autoregressive, repeats=1)
     _show(f"GPT-2 with its cache, {length - 1} evaluations", tokenizer.decode(ids[0]), seconds)
     print(f"\nOne evaluation took 1/{seconds / times[0]:.0f} of the time of the autoregressive text.")
 
