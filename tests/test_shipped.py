@@ -72,8 +72,8 @@ def test_the_grids_are_as_good_as_the_card_says(drawn):
 
 def test_the_measured_gain_of_the_map():
     """What the project claims of 4x4 Sudoku."""
-    assert SHIDOKU[*FLOW, 64] >= 0.95 and SHIDOKU[*FLOW, 1] < 0.02
-    assert SHIDOKU[*MAP, 1] >= 0.35 and SHIDOKU[*MAP, 8] >= 0.85
+    assert min(SHIDOKU[*FLOW, 64], SHIDOKU["flm-shidoku", "euler", 64]) >= 0.95 and SHIDOKU[*FLOW, 1] < 0.02
+    assert SHIDOKU[*MAP, 1] >= 0.70
     assert MEASURED["coverage"][0]["distinct"] >= 280
 
 
