@@ -22,7 +22,7 @@ test: export PYTHONUNBUFFERED := 1
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
-# The 4x4 Sudoku models from scratch, and their measures: what they were is overwritten, by the same if all is well.
+# The 4x4 Sudoku models from scratch, and their measures: what is shipped is overwritten.
 shidoku: export OMP_NUM_THREADS := 2
 shidoku: $(READY)
 	rm -rf runs/shidoku runs/shidoku-fmlm

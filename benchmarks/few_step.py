@@ -1,6 +1,6 @@
 """Quality against the number of network evaluations, for every shipped model: writes few_step.json and few_step.md.
 
-    python -m benchmarks.few_step              # all of it, about an hour on 2 cores
+    python -m benchmarks.few_step              # all of it
     python -m benchmarks.few_step shidoku      # one part; the others stay as they were measured
 
 Sudoku: the share of valid grids, and how many different valid ones there are. English: generative perplexity under

@@ -8,17 +8,15 @@ with the package on the way.
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import yaml
 from safetensors import safe_open
 
-from benchmarks.few_step import GRIDS, LARGE_GRIDS, PUZZLES, Row, table
+from benchmarks.few_step import GRIDS, HUB, LARGE_GRIDS, PUZZLES, RESULTS, ROOT, Row, table
 from trainers.recipe import load_recipe
-
-ROOT = Path(__file__).parent.parent
-HUB = ROOT / "hub_cards"
 
 BIBTEX = """@article{lee2026flow,
   title   = {Flow Map Language Models: One-step Language Modeling via Continuous Denoising},
@@ -73,7 +71,7 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
     if not rows:
         raise ValueError(f"{name} is not in benchmarks/few_step.json: python -m benchmarks.few_step {part}")
     with safe_open(folder / "model.safetensors", framework="np") as weights:
-        size = sum(_product(weights.get_slice(key).get_shape()) for key in weights.keys())
+        size = sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())
     steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
     end = next(entry for entry in reversed(log) if "train_runtime" in entry)
     resumed = end.get("resumed_at", 0)
@@ -118,7 +116,7 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         ),
         f"* Data: {data}",
         f"* Recipe: `recipe.yaml` ({steps:,} steps of {batch} rows, seed {recipe.training.get('seed', 42)}); log: "
-        f"`training_log.jsonl`; {runtime / 60:.0f} minutes on one CPU core, shared with other work"
+        f"`training_log.jsonl`; {runtime / 60:.0f} minutes on one or two CPU cores"
         + (f" (from the last {steps - resumed:,} steps: it was interrupted)." if resumed else "."),
         f"* Conditioning: {kept:.0%} of the rows were trained with a random part of their tokens given"
         + (", so prompts and blanks (the mask token) are honoured." if kept else "; prompts were not trained for."),
@@ -142,20 +140,13 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _product(shape: list[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
 def shipped() -> list[Path]:
     """The folders of the shipped models."""
     return sorted(path.parent for path in HUB.glob("*/model.safetensors"))
 
 
 def main() -> None:
-    results = json.loads((ROOT / "benchmarks" / "few_step.json").read_text())
+    results = json.loads(RESULTS.read_text())
     for folder in shipped():
         for source in sorted((ROOT / "modeling_flm").glob("*_flm.py")):
             shutil.copy(source, folder / source.name)

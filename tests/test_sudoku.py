@@ -1,6 +1,5 @@
 """The Sudoku data, and rows of which each document is one."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +8,13 @@ from datasets import Dataset
 from worlds import shidoku
 
 from evaluation.sudoku import is_valid
+from examples.sudoku.make_grids import all_4x4, image, random_9x9, tokenizer
 from trainers.data import load_tokenizer, one_row_each
 from trainers.recipe import load_recipe
 from trainers.train import build_trainer
 
 ROOT = Path(__file__).parent.parent
 SUDOKU = ROOT / "examples" / "sudoku"
-sys.path.insert(0, str(SUDOKU))
-
-from make_grids import all_4x4, image, random_9x9, tokenizer  # noqa: E402
 
 GRID = np.array([int(c) for c in "534678912672195348198342567859761423426853791713924856961537284287419635345286179"])
 

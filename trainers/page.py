@@ -38,7 +38,7 @@ def write_page(
     """
     columns, used = [], set()
     for steps in step_counts:
-        before = time.perf_counter()
+        before = time.perf_counter()  # of the text alone: the drafts and their confidence take time as well
         model.generate(prompt, num_steps=steps, **settings)
         seconds = time.perf_counter() - before
         out = model.generate(prompt, num_steps=steps, output_trajectory=True, **settings)

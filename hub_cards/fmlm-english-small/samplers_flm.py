@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .flow_flm import bridge_step, draw_token, flow_map_step, most_likely_token, renoise
+from .flow_flm import bridge_step, draw_token, flow_map_step, renoise
 
 Noise = Iterator[tuple[Tensor, Tensor]]  # embedded noise (batch, length, d) and numbers (batch, length) in [0, 1]
 
@@ -36,7 +36,8 @@ class Sampler:
         return None
 
     def advance(self, state: Tensor, hidden: Tensor, step: int) -> Tensor:
-        """The state (batch, length, d) at tau[step + 1] from that at tau[step] and the network's output there."""
+        """The state (batch, length, d) at tau[step + 1] from that at tau[step] and the network's output there:
+        each sampler's own."""
         raise NotImplementedError
 
     def finish(self, hidden: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ class FlowMap(Sampler):
     def __init__(self, model, config, tau: Tensor, noise: Noise):
         super().__init__(model, config, tau, noise)
         self.gamma = config.gamma or 0.0
-        # 1 - t~, of every step; the last one goes to the end.
+        # t~ of every step; the last one goes to the end.
         self.beyond = 1 - (1 - self.t[1:]) * (1 - self.gamma**2) ** 0.5
         self.tau_beyond = model.clock.tau(self.beyond) if self.gamma else self.tau[1:]
 
@@ -127,13 +128,11 @@ class Bridge(Sampler):
 
     def _draw(self, hidden: Tensor, uniform: Tensor) -> Tensor:
         head, config = self.model.lm_head, self.config
-        rows = hidden.flatten(0, 1)
         if config.temperature == 0:
-            tokens = most_likely_token(rows, head.weight, head.bias)
-        else:
-            cap = self.model.config.final_logit_softcapping
-            choice = dict(temperature=config.temperature or 1.0, top_k=config.top_k, top_p=config.top_p)
-            tokens = draw_token(rows, head.weight, head.bias, uniform.flatten(), cap, **choice)
+            return self.model.decode_prediction(hidden)
+        cap = self.model.config.final_logit_softcapping
+        choice = dict(temperature=config.temperature or 1.0, top_k=config.top_k, top_p=config.top_p)
+        tokens = draw_token(hidden.flatten(0, 1), head.weight, head.bias, uniform.flatten(), cap, **choice)
         return tokens.view(hidden.shape[:2])
 
 

@@ -88,8 +88,8 @@ class FlowGenerationConfig(GenerationConfig):
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
-        least = {"num_steps": 1, "num_return_sequences": 1, "max_length": 1, "max_new_tokens": 1, "top_k": 1}
-        for name, lowest in (least | {"window_overlap": 0}).items():
+        least = dict(num_steps=1, num_return_sequences=1, max_length=1, max_new_tokens=1, top_k=1, window_overlap=0)
+        for name, lowest in least.items():
             value = getattr(self, name)
             is_int = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and not (is_int and value >= lowest):
@@ -159,7 +159,7 @@ class FlowGenerationOutput(ModelOutput):
 
 class FlowGenerationMixin(GenerationMixin):
     """`generate` for models with a clock, `embed_tokens`, `embed_state`, `embed_noise`, `embed_prediction`,
-    `decode_prediction`, `denoise`.
+    `decode_prediction`, `confidence`, `denoise`.
     """
 
     def adjust_generation_fn(
