@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from .configuration_flm import FLMConfig, FMLMConfig
 from .generation_flm import DraftStreamer, FlowGenerationConfig, FlowGenerationOutput
+from .guidance_flm import Lookahead
 from .modeling_flm import FLMModel, FLMOutput, FLMPreTrainedModel, FMLMModel
 
 for _config, _model in ((FLMConfig, FLMModel), (FMLMConfig, FMLMModel)):
@@ -24,4 +25,5 @@ __all__ = [
     "FMLMModel",
     "FlowGenerationConfig",
     "FlowGenerationOutput",
+    "Lookahead",
 ]

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The clock
@@ -294,40 +295,64 @@ def softcap(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-@torch.no_grad()
 def expected_embedding(
     hidden: Tensor, weight: Tensor, bias: Tensor, table: Tensor, cap: float | None = None
 ) -> Tensor:
-    """`softmax(softcap(hidden W^T + b)) @ E`, the embedding of a prediction: attention over the vocabulary. Not
-    differentiable.
+    """`softmax(softcap(hidden W^T + b)) @ E`, the embedding of a prediction: attention over the vocabulary.
+    Differentiable with respect to `hidden` alone, and once.
 
     Args:
         hidden (`Tensor`): (tokens, d), the queries.
         weight, bias (`Tensor`): (V, d) and (V,), the output layer: the keys.
-        table (`Tensor`): (V, d), the embedding table: the values.
+        table (`Tensor`): (V, width), the embedding table: the values.
         cap (`float`, *optional*): soft cap of the logits. With one, exponentials cannot overflow float32, so that one
             pass without a running maximum is exact.
 
     Returns:
-        float32 (tokens, d).
+        float32 (tokens, width).
     """
-    tokens = len(hidden)
-    total = torch.zeros(tokens, 1, device=hidden.device)
-    mean = torch.zeros(tokens, table.shape[1], device=hidden.device)
-    highest = torch.full((tokens, 1), -torch.inf, device=hidden.device)
-    for block in _vocabulary_blocks(tokens, len(weight)):
-        scores = torch.addmm(bias[block], hidden, weight[block].T).float()
-        if cap is not None:
-            scores.div_(cap).tanh_().mul_(cap)
-        else:
-            before, highest = highest, torch.maximum(highest, scores.amax(1, keepdim=True))
-            decay = (before - highest).exp()
-            total, mean = total * decay, mean * decay
-            scores -= highest
-        scores.exp_()
-        total += scores.sum(1, keepdim=True)
-        mean.addmm_(scores, table[block].float())
-    return mean / total
+    return _ExpectedEmbedding.apply(hidden, weight.detach(), bias.detach(), table.detach(), cap)
+
+
+class _ExpectedEmbedding(torch.autograd.Function):
+    """With p the softmax, y = p @ E and z the capped logits: dL/dz = p * (E dL/dy - <y, dL/dy>)."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, table, cap):
+        tokens = len(hidden)
+        total = torch.zeros(tokens, 1, device=hidden.device)
+        mean = torch.zeros(tokens, table.shape[1], device=hidden.device)
+        highest = torch.full((tokens, 1), -torch.inf if cap is None else 0.0, device=hidden.device)
+        for block in _vocabulary_blocks(tokens, len(weight)):
+            scores = torch.addmm(bias[block], hidden, weight[block].T).float()
+            if cap is not None:
+                scores.div_(cap).tanh_().mul_(cap)
+            else:
+                before, highest = highest, torch.maximum(highest, scores.amax(1, keepdim=True))
+                decay = (before - highest).exp()
+                total, mean = total * decay, mean * decay
+                scores -= highest
+            scores.exp_()
+            total += scores.sum(1, keepdim=True)
+            mean.addmm_(scores, table[block].float())
+        mean /= total
+        ctx.save_for_backward(hidden, weight, bias, table, mean, highest + total.log())
+        ctx.cap = cap
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        hidden, weight, bias, table, mean, normaliser = ctx.saved_tensors
+        along_mean = (mean * gradient).sum(1, keepdim=True)
+        of_hidden = torch.zeros(hidden.shape, device=hidden.device)
+        for block in _vocabulary_blocks(len(hidden), len(weight)):
+            scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), ctx.cap)
+            change = (scores - normaliser).exp() * (gradient @ table[block].float().T - along_mean)
+            if ctx.cap is not None:
+                change *= 1 - (scores / ctx.cap).square()
+            of_hidden.addmm_(change, weight[block].float())
+        return of_hidden.to(hidden.dtype), None, None, None, None
 
 
 @torch.no_grad()
@@ -346,14 +371,45 @@ def most_likely_token(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def most_likely_of_mixture(
+    parts: Sequence[tuple[float, Tensor, Tensor, Tensor, float | None]],
+) -> Tensor:
+    """`argmax(sum_i share_i softmax(softcap(hidden_i W_i^T + b_i)))` as (tokens,) int64: of equal entries the first,
+    and -1 where they are not finite. Shares may be negative.
+
+    Args:
+        parts: share, hidden (tokens, d_i), W_i (V, d_i), b_i (V,) and the soft cap of each.
+    """
+    normalisers = [_log_normaliser(*part[1:]) for part in parts]
+    tokens, vocab_size = len(parts[0][1]), len(parts[0][2])
+    best = torch.full((tokens,), -torch.inf, device=parts[0][1].device)
+    token = torch.zeros(tokens, dtype=torch.long, device=best.device)
+    for block in _vocabulary_blocks(tokens, vocab_size):
+        entries = torch.zeros(tokens, block.stop - block.start, device=best.device)
+        for (share, hidden, weight, bias, cap), normaliser in zip(parts, normalisers, strict=True):
+            scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
+            entries.add_((scores - normaliser[:, None]).exp_(), alpha=share)
+        value, index = entries.max(dim=1)
+        better = value > best
+        best = torch.maximum(best, value)
+        token = torch.where(better, index + block.start, token)
+    return torch.where(best.isfinite(), token, -1)
+
+
+@torch.no_grad()
 def token_probability(hidden: Tensor, token: Tensor, weight: Tensor, bias: Tensor, cap: float | None = None) -> Tensor:
     """The probability of `token` (tokens,) in `softmax(softcap(hidden W^T + b))`, float32 (tokens,), blockwise."""
+    own = softcap(((hidden * weight[token]).sum(1) + bias[token]).float(), cap)
+    return (own - _log_normaliser(hidden, weight, bias, cap)).exp()
+
+
+def _log_normaliser(hidden: Tensor, weight: Tensor, bias: Tensor, cap: float | None) -> Tensor:
+    """`logsumexp(softcap(hidden W^T + b))`, float32 (tokens,), blockwise."""
     normaliser = torch.full((len(hidden),), -torch.inf, device=hidden.device)
     for block in _vocabulary_blocks(len(hidden), len(weight)):
         scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
         normaliser = torch.logaddexp(normaliser, scores.logsumexp(1))
-    own = softcap(((hidden * weight[token]).sum(1) + bias[token]).float(), cap)
-    return (own - normaliser).exp()
+    return normaliser
 
 
 @torch.no_grad()

@@ -6,7 +6,12 @@ from hypothesis import strategies as st
 from tiny import random_ids, tiny_model
 
 MODELS = {kind: tiny_model(kind, mask_token_id=0) for kind in ("flm", "fmlm")}
+WEAK = {kind: tiny_model(kind, mask_token_id=0, hidden_size=16, weights_seed=1) for kind in ("flm", "fmlm")}
 PROMPTS = {length: random_ids(2, length) for length in (0, 1, 4, 12, 15)}
+
+
+def total(ahead):
+    return ahead.embedding.sum((1, 2))
 
 
 def maybe(*values):
@@ -38,11 +43,21 @@ ARGUMENTS = st.fixed_dictionaries(
         "return_dict_in_generate": maybe(True, False),
         "output_trajectory": st.booleans(),
         "num_beams": maybe(2),
+        "guidance_scale": maybe(0, 1, 5.0, -1),
+        "guidance_dropout": maybe(0.2, 1.0),
+        "guidance_model": st.sampled_from([None, None, None, *WEAK.values(), "gpt2"]),
+        "reward_fn": st.sampled_from([None, None, None, total, 3]),
+        "reward_scale": maybe(0, 2.0, float("inf")),
+        "refine_steps": maybe(0, 1, 3, -1),
+        "refine_fraction": maybe(0.5, 1, 0),
+        "suppress_tokens": maybe([], [1, 2], [61], list(range(61)), ["a"]),
+        "bad_words_ids": maybe([[4]], [[4, 5]], 4),
+        "progress_bar": maybe(False),
     },
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=500)
 @given(kind=st.sampled_from(list(MODELS)), arguments=ARGUMENTS)
 def test_it_works_or_says_why_not(kind, arguments):
     model = MODELS[kind]
@@ -59,4 +74,4 @@ def test_it_works_or_says_why_not(kind, arguments):
     assert len(ids) == count * (arguments.get("num_return_sequences") or 1)
     assert ids.dtype == torch.int64 and 0 <= ids.min() and ids.max() < 61
     if shown:
-        assert out.trajectory.shape == (out.num_function_evaluations, *ids.shape)
+        assert out.trajectory.shape[1:] == ids.shape and len(out.trajectory) <= out.num_function_evaluations

@@ -1,5 +1,6 @@
 """Every wrong value a user can pass is refused, with a message that names it and says what is right."""
 
+import copy
 import math
 
 import pytest
@@ -212,9 +213,38 @@ GENERATE = [
     case("`renoise` must be one of official, markov, but is 'no'", renoise="no"),
     *(
         case("`timesteps` must ascend from 0 and stay below 1", timesteps=value)
-        for value in ([], [0.1], [0, 0.5, 0.5], [0, 1.0], [0, "a"], [0, NAN])
+        for value in (3, [], [0.1], [0, 0.5, 0.5], [0, 1.0], [0, "a"], [0, NAN])
     ),
     case("`num_steps` is 3, but `timesteps` has 2 entries", num_steps=3, timesteps=[0, 0.5]),
+    # guidance
+    *(case("`guidance_scale` must be a number >= 0", input_ids=PROMPT, guidance_scale=x) for x in (-1, NAN, INF, "2")),
+    *(case("`guidance_dropout` must be .*\\(0, 1\\)", guidance_scale=2, guidance_dropout=x) for x in (0, 1)),
+    case("`guidance_scale` without a prompt needs a weak network", guidance_scale=2),
+    case("`guidance_model` is to be guided by, but there is no `guidance_scale`", guidance_model=FMLM),
+    case("`guidance_dropout` is to be guided by, but there is no", guidance_dropout=0.1),
+    case("not both: there is one weak network", guidance_scale=2, guidance_model=FLM, guidance_dropout=0.1),
+    case("`guidance_model` must be a flow language model, but is str", guidance_scale=2, guidance_model="gpt2"),
+    case("vocab_size 23, but the model has 61", guidance_scale=2, guidance_model=tiny_model(vocab_size=23)),
+    case(
+        "max_position_embeddings 9, but the model has 12",
+        guidance_scale=2,
+        guidance_model=tiny_model(max_position_embeddings=9),
+    ),
+    case("`guidance_model` is on meta", guidance_scale=2, guidance_model=copy.deepcopy(FLM).to("meta")),
+    case('which sampler="bridge" cannot draw from', sampler="bridge", guidance_scale=2, guidance_dropout=0.1),
+    case("`reward_scale` is that of a `reward_fn`, but there is none", reward_scale=2),
+    case("`reward_scale` must be a number that is finite", reward_scale=INF),
+    case("`reward_fn` must be a function of a Lookahead, but is 3", reward_fn=3),
+    case("`reward_fn` acts between two steps", reward_fn=len, num_steps=1),
+    # refinement, forbidden tokens, compilation
+    *(case("`refine_steps` must be an integer >= 0", refine_steps=x) for x in (-1, 0.5, True)),
+    *(case("`refine_fraction` must be .*\\(0, 1\\]", refine_steps=1, refine_fraction=x) for x in (0, 1.5)),
+    case("`refine_fraction` is that of `refine_steps`", refine_fraction=0.5),
+    case("`suppress_tokens` contain the id 61", suppress_tokens=[61]),
+    case("leave no token to write", suppress_tokens=range(61)),
+    *(case("`suppress_tokens` and .* must list integers", suppress_tokens=x) for x in (["a"], 4, "abc", [0.5])),
+    *(case("`bad_words_ids` must be lists of one id each", bad_words_ids=x) for x in ([3], [[3, 4]], [[]])),
+    case("compile_config", compile_config={"backend": "eager"}),
     # lengths
     case("13 ids are asked for.*max_position_embeddings\\) is 12: lower", max_length=13),
     case("13 ids are asked for", input_ids=PROMPT, max_new_tokens=9),
@@ -254,6 +284,11 @@ GENERATE = [
 def test_generate(arguments, error, message):
     with pytest.raises(error, match=message):
         FLM.generate(**arguments)
+
+
+def test_a_flow_map_is_not_guided_by_a_denoiser():
+    with pytest.raises(ValueError, match='sampler="flow_map" asks `guidance_model` for jumps too'):
+        FMLM.generate(guidance_scale=2, guidance_model=FLM)
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])

@@ -5,9 +5,9 @@ import io
 import pytest
 import torch
 from tiny import random_ids, tiny_model
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 
-from modeling_flm import DraftStreamer, FlowGenerationConfig, FlowGenerationOutput, flow_flm
+from modeling_flm import DraftStreamer, FlowGenerationConfig, FlowGenerationOutput, flow_flm, guidance_flm
 
 PROMPT = random_ids(2, 4)
 
@@ -205,9 +205,8 @@ def test_arguments_of_text_pipelines_are_taken():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_n_steps_embed_n_minus_1_predictions(model, num_steps, monkeypatch):
-    denoised, embedded, decoded = (
-        spy(monkeypatch, model, name) for name in ("denoise", "embed_prediction", "decode_prediction")
-    )
+    denoised = spy(monkeypatch, model, "denoise")
+    embedded, decoded = (spy(monkeypatch, guidance_flm, name) for name in ("expected_embedding", "most_likely_token"))
     model.generate(num_steps=num_steps, seed=0)
     assert (len(denoised), len(embedded), len(decoded)) == (num_steps, num_steps - 1, 1)
 
@@ -260,9 +259,9 @@ def test_half_precision_writes_nearly_the_same(dtype):
 def test_a_long_text_is_written_in_windows(model, monkeypatch):
     calls, integrate = [], model._integrate
 
-    def watched(ids, keep, seeds, *rest):
-        calls.append((ids.clone(), keep.clone(), seeds))
-        return integrate(ids, keep, seeds, *rest)
+    def watched(window, *rest):
+        calls.append((window.prompt.clone(), window.keep.clone(), window.seeds))
+        return integrate(window, *rest)
 
     monkeypatch.setattr(model, "_integrate", watched)
     out = model.generate(PROMPT, max_length=31, window_overlap=4, num_steps=2, seed=0, return_dict_in_generate=True)
@@ -348,3 +347,46 @@ def test_a_streamer_is_put_every_draft(model):
             assert "\n\n".join(Tokenizer().decode(ids, skip_special_tokens=True) for ids in draft) in shown
         assert shown.count("step 1\n") == 2 and shown.count("step 3\n") == 1
         assert shown.count("\x1b[2J") == (4 if file.isatty() else 0)
+
+
+# -- how it runs ------------------------------------------------------------------------------------------------------
+
+RUNS = [
+    ("flm", {"sampler": "multistep"}),
+    ("flm", {"sampler": "bridge", "temperature": 0.8}),
+    ("fmlm", {"gamma": 0.5}),
+    ("fmlm", {"guidance_scale": 3, "guidance_dropout": 0.2, "refine_steps": 2}),
+]
+
+
+@pytest.mark.parametrize("kind, settings", RUNS, ids=str)
+def test_the_size_of_the_vocabulary_blocks_changes_nothing(kind, settings, monkeypatch):
+    model = tiny_model(kind, vocab_size=200)
+    whole = model.generate(num_steps=5, num_return_sequences=8, seed=0, **settings)
+    monkeypatch.setattr(flow_flm, "_BLOCK", 1)  # blocks of 64 tokens, and rows one by one
+    assert torch.equal(whole, model.generate(num_steps=5, num_return_sequences=8, seed=0, **settings))
+
+
+@pytest.mark.parametrize("kind, settings", RUNS, ids=str)
+def test_a_compiled_step_writes_the_same(kind, settings):
+    """By the graph that torch.compile makes, run as it is; twice, without compiling anew."""
+    model, graphs = tiny_model(kind), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    settings = settings | dict(num_steps=5, num_return_sequences=4, seed=0)
+    compiled = model.generate(compile_config=CompileConfig(backend=backend, mode=None, fullgraph=True), **settings)
+    made = len(graphs)
+    assert made and torch.equal(compiled, model.generate(**settings))
+    model.generate(compile_config=CompileConfig(backend=backend, mode=None, fullgraph=True), **settings)
+    assert len(graphs) == made
+
+
+def test_a_thousand_steps_with_a_progress_bar(capsys):
+    tiny_model(vocab_size=23).generate(num_steps=1024, max_length=2, progress_bar=True)
+    shown = capsys.readouterr().err
+    assert "generate: 100%" in shown and "1024/1024" in shown
+    tiny_model().generate(num_steps=2)
+    assert capsys.readouterr().err == ""

@@ -7,6 +7,7 @@ from official import about, official_model, record
 from hub_cards.official import convert_state_dict
 from modeling_flm.attention_flm import SOFTCAP_ATTENTION
 from modeling_flm.flow_flm import Clock, interpolate
+from modeling_flm.guidance_flm import Predictor
 
 ATTENTION = ["eager", SOFTCAP_ATTENTION, "flex_attention"]
 
@@ -124,7 +125,7 @@ def test_noise_put_back_token_for_token(monkeypatch):
     run = "fmlm_v2.n4_gamma08"
     start, noise = (model.embed_state(recorded[key]).detach() for key in ("in.z0", f"{run}.noise"))
     monkeypatch.setattr(model, "embed_noise", lambda *args, **kwargs: start)
-    monkeypatch.setattr(model, "_fresh_noise", lambda *args: ((one, None) for one in noise))
+    monkeypatch.setattr(Predictor, "fresh_noise", lambda self: ((one, None) for one in noise))
     states, denoise = [], model.denoise
     monkeypatch.setattr(model, "denoise", lambda state, *times: states.append(state) or denoise(state, *times))
     shape = dict(batch_size=len(start), max_length=start.shape[1])

@@ -14,6 +14,7 @@ from worlds import shidoku, two_cities
 
 from modeling_flm import FlowGenerationConfig, flow_flm
 from modeling_flm.flow_flm import bridge_step, draw_token, renoise, step_seeds
+from modeling_flm.guidance_flm import Predictor
 from modeling_flm.samplers_flm import SAMPLERS, SETTINGS
 from trainers.cli import _parser
 
@@ -41,9 +42,11 @@ def test_order_of_convergence(name, order, world):
     errors = []
     for steps in (16, 32, 64):
         tau = torch.linspace(0, 0.8, steps + 1)
-        sampler, state = SAMPLERS[name](model, FlowGenerationConfig(), tau, repeat(None)), noise.float()
+        nothing = torch.zeros(100, world.ids.shape[1], dtype=torch.long)
+        predictor = Predictor(model, nothing, nothing.bool(), [0] * 100)
+        sampler, state = SAMPLERS[name](predictor, FlowGenerationConfig(), tau, repeat(None)), noise.float()
         for step in range(steps):
-            state = sampler.advance(state, model.denoise(state, tau[step].expand(100)), step)
+            state = sampler.advance(state, predictor.predict(state, tau[step]), step)
         errors.append((state - exact).square().mean().sqrt().item())
     for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
         assert 2 ** (order - 0.25) < coarse / fine < 2 ** (order + 0.45), errors
@@ -228,7 +231,8 @@ def test_prompts_are_kept_by_every_sampler(kind, settings):
 @pytest.mark.parametrize("vocab_size", [23, 61])  # dense noise, and embedded noise
 def test_the_noise_of_the_steps_has_the_law_of_embedded_noise(vocab_size):
     model = tiny_model(vocab_size=vocab_size)
-    source = model._fresh_noise(list(range(400)), 12)
+    nothing = torch.zeros(400, 12, dtype=torch.long)
+    source = Predictor(model, nothing, nothing.bool(), list(range(400))).fresh_noise()
     (first, uniform), (second, _) = next(source), next(source)
     table = model.embed_tokens.weight.detach()
     for noise in (first, second):

@@ -29,7 +29,6 @@ from .flow_flm import (
     interpolate,
     most_likely_token,
     softcap,
-    token_probability,
     white_noise,
 )
 from .generation_flm import FlowGenerationConfig, FlowGenerationMixin
@@ -376,12 +375,6 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         int64 (batch, length), blockwise."""
         tokens = most_likely_token(hidden.flatten(0, 1), self.lm_head.weight, self.lm_head.bias)
         return tokens.view(hidden.shape[:2])
-
-    def confidence(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """The probability of each of `ids` (batch, length) in the prediction of `hidden` (batch, length, d): float32
-        (batch, length), blockwise."""
-        head, cap = self.lm_head, self.config.final_logit_softcapping
-        return token_probability(hidden.flatten(0, 1), ids.flatten(), head.weight, head.bias, cap).view(ids.shape)
 
     # -- the network --------------------------------------------------------------------------------------------------
 

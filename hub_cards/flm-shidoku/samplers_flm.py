@@ -1,24 +1,21 @@
 """Samplers: ways to carry an embedded state from noise (tau = 0) to text (tau = 1), one network evaluation a step.
 
-Each is a class with the interface of [`Sampler`]; `generate` calls the network between `target` and `advance`, and
-`finish` after the last evaluation.
+Each is a class with the interface of [`Sampler`]; `generate` asks for a prediction between `target` and `advance`, and
+`finish` takes the tokens of the last one.
 """
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .flow_flm import bridge_step, draw_token, flow_map_step, renoise
-
-Noise = Iterator[tuple[Tensor, Tensor]]  # embedded noise (batch, length, d) and numbers (batch, length) in [0, 1]
+from .flow_flm import bridge_step, flow_map_step, renoise
+from .guidance_flm import Noise, Prediction, Predictor
 
 
 class Sampler:
     """The interface, and what all share.
 
     Args:
-        model (`FLMModel`): whose clock, tables and output layer are used.
+        predictor (`Predictor`): whose clock and tables are used.
         config (`FlowGenerationConfig`): its settings; those in `settings` of the class are read.
         tau (`Tensor`): (N + 1,) the grid: tau of the N evaluations, ascending from 0, and 1.
         noise (`Iterator`): fresh embedded noise and uniform numbers for each `next`.
@@ -27,29 +24,30 @@ class Sampler:
     settings: tuple[str, ...] = ()
     two_time = False  # asks the network of a flow map for jumps
 
-    def __init__(self, model, config, tau: Tensor, noise: Noise):
-        self.model, self.config, self.noise = model, config, noise
-        self.tau, self.t = tau, model.clock.t(tau)
+    def __init__(self, predictor: Predictor, config, tau: Tensor, noise: Noise):
+        self.predictor, self.config, self.noise = predictor, config, noise
+        self.clock = predictor.model.clock
+        self.tau, self.t = tau, self.clock.t(tau)
 
     def target(self, step: int) -> Tensor | None:
         """tau that the network is asked to jump to in this step, a scalar; None for the denoiser of one time."""
         return None
 
-    def advance(self, state: Tensor, hidden: Tensor, step: int) -> Tensor:
-        """The state (batch, length, d) at tau[step + 1] from that at tau[step] and the network's output there:
-        each sampler's own."""
+    def advance(self, state: Tensor, prediction: Prediction, step: int) -> Tensor:
+        """The state (batch, length, width) at tau[step + 1] from that at tau[step] and the prediction there: each
+        sampler's own."""
         raise NotImplementedError
 
-    def finish(self, hidden: Tensor) -> Tensor:
-        """Ids (batch, length) of the last evaluation; -1 where it is not finite."""
-        return self.model.decode_prediction(hidden)
+    def finish(self, prediction: Prediction) -> Tensor:
+        """Ids (batch, length) of the last prediction; -1 where it is not finite."""
+        return prediction.most_likely()
 
 
 class Euler(Sampler):
     """The Euler scheme of the probability flow `dx/dt = (D_t(x) - x) / (1 - t)`, of first order."""
 
-    def advance(self, state: Tensor, hidden: Tensor, step: int) -> Tensor:
-        return flow_map_step(state, self.model.embed_prediction(hidden), self.t[step], self.t[step + 1])
+    def advance(self, state: Tensor, prediction: Prediction, step: int) -> Tensor:
+        return flow_map_step(state, prediction.embedding(), self.t[step], self.t[step + 1])
 
 
 class Multistep(Sampler):
@@ -58,19 +56,19 @@ class Multistep(Sampler):
     evaluations (Adams-Bashforth). Lines in log m (DPM-Solver++(2M)) lose the order near t = 0, where m = 0.
     """
 
-    def __init__(self, model, config, tau: Tensor, noise: Noise):
-        super().__init__(model, config, tau, noise)
+    def __init__(self, predictor: Predictor, config, tau: Tensor, noise: Noise):
+        super().__init__(predictor, config, tau, noise)
         t = self.t.double()
         self.width = (t / (1 - t)).diff()  # of each step, in m
         self.before: Tensor | None = None
 
-    def advance(self, state: Tensor, hidden: Tensor, step: int) -> Tensor:
-        prediction = denoised = self.model.embed_prediction(hidden)
+    def advance(self, state: Tensor, prediction: Prediction, step: int) -> Tensor:
+        extrapolated = denoised = prediction.embedding()
         if self.before is not None:
             ahead = (self.width[step] / (2 * self.width[step - 1])).float()
-            prediction = denoised + ahead * (denoised - self.before)
+            extrapolated = denoised + ahead * (denoised - self.before)
         self.before = denoised
-        return flow_map_step(state, prediction, self.t[step], self.t[step + 1])
+        return flow_map_step(state, extrapolated, self.t[step], self.t[step + 1])
 
 
 class FlowMap(Sampler):
@@ -85,25 +83,25 @@ class FlowMap(Sampler):
     settings = ("gamma", "renoise")
     two_time = True
 
-    def __init__(self, model, config, tau: Tensor, noise: Noise):
-        super().__init__(model, config, tau, noise)
+    def __init__(self, predictor: Predictor, config, tau: Tensor, noise: Noise):
+        super().__init__(predictor, config, tau, noise)
         self.gamma = config.gamma or 0.0
         # t~ of every step; the last one goes to the end.
         self.beyond = 1 - (1 - self.t[1:]) * (1 - self.gamma**2) ** 0.5
-        self.tau_beyond = model.clock.tau(self.beyond) if self.gamma else self.tau[1:]
+        self.tau_beyond = self.clock.tau(self.beyond) if self.gamma else self.tau[1:]
 
     def target(self, step: int) -> Tensor:
         return self.tau_beyond[step]
 
-    def advance(self, state: Tensor, hidden: Tensor, step: int) -> Tensor:
-        prediction, beyond, then = self.model.embed_prediction(hidden), self.beyond[step], self.t[step + 1]
-        state = flow_map_step(state, prediction, self.t[step], beyond)
+    def advance(self, state: Tensor, prediction: Prediction, step: int) -> Tensor:
+        delta, beyond, then = prediction.embedding(), self.beyond[step], self.t[step + 1]
+        state = flow_map_step(state, delta, self.t[step], beyond)
         if self.gamma == 0:
             return state
         noise, _ = next(self.noise)
         if self.config.renoise == "markov":
             return renoise(state, noise, beyond, then)
-        return state + (then - beyond) * prediction + self.gamma * (1 - then) * noise
+        return state + (then - beyond) * delta + self.gamma * (1 - then) * noise
 
 
 class Bridge(Sampler):
@@ -115,25 +113,23 @@ class Bridge(Sampler):
 
     settings = ("temperature", "top_k", "top_p")
 
-    def advance(self, state: Tensor, hidden: Tensor, step: int) -> Tensor:
+    def advance(self, state: Tensor, prediction: Prediction, step: int) -> Tensor:
         noise, uniform = next(self.noise)
-        tokens = self._draw(hidden, uniform)
-        end = self.model.embed_tokens(tokens.clamp(min=0))
+        tokens = self._draw(prediction, uniform)
+        end = self.predictor.embed(tokens.clamp(min=0))
         end = end.masked_fill((tokens < 0)[..., None], torch.nan)  # which `finish` will see
         return bridge_step(state, end, noise, self.t[step], self.t[step + 1])
 
-    def finish(self, hidden: Tensor) -> Tensor:
+    def finish(self, prediction: Prediction) -> Tensor:
         _, uniform = next(self.noise)
-        return self._draw(hidden, uniform)
+        return self._draw(prediction, uniform)
 
-    def _draw(self, hidden: Tensor, uniform: Tensor) -> Tensor:
-        head, config = self.model.lm_head, self.config
+    def _draw(self, prediction: Prediction, uniform: Tensor) -> Tensor:
+        config = self.config
         if config.temperature == 0:
-            return self.model.decode_prediction(hidden)
-        cap = self.model.config.final_logit_softcapping
-        choice = dict(temperature=config.temperature or 1.0, top_k=config.top_k, top_p=config.top_p)
-        tokens = draw_token(hidden.flatten(0, 1), head.weight, head.bias, uniform.flatten(), cap, **choice)
-        return tokens.view(hidden.shape[:2])
+            return prediction.most_likely()
+        temperature = 1.0 if config.temperature is None else config.temperature
+        return prediction.draw(uniform, temperature=temperature, top_k=config.top_k, top_p=config.top_p)
 
 
 SAMPLERS: dict[str, type[Sampler]] = {"euler": Euler, "multistep": Multistep, "flow_map": FlowMap, "bridge": Bridge}

@@ -6,22 +6,33 @@ over the vocabulary, and the last one takes its tokens.
 """
 
 import itertools
+import math
 import numbers
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from functools import partial
+from typing import Any, TextIO
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation import CompileConfig, GenerationConfig, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils import logging
 
-from .flow_flm import as_seeds, step_seeds, white_noise
-from .samplers_flm import SAMPLERS, SETTINGS, Noise
+from .flow_flm import as_seeds, step_seeds
+from .guidance_flm import (
+    ClassifierFree,
+    DropoutGuided,
+    Lookahead,
+    ModelGuided,
+    Predictor,
+    reward_gradient,
+)
+from .samplers_flm import SAMPLERS, SETTINGS, Sampler
 
 _WINDOW = 1 << 32  # seeds of the windows after the first: beyond any number of steps
 
@@ -31,6 +42,14 @@ _HONOURED = {
     "timesteps",
     "sampler",
     *SETTINGS,
+    "guidance_scale",
+    "guidance_dropout",
+    "reward_scale",
+    "refine_steps",
+    "refine_fraction",
+    "suppress_tokens",
+    "bad_words_ids",
+    "compile_config",
     "window_overlap",
     "pad_after_eos",
     "do_sample",
@@ -64,6 +83,23 @@ class FlowGenerationConfig(GenerationConfig):
             0, none.
         renoise (`str`, *optional*): of "flow_map" with gamma: "official", as published, the default, or "markov",
             which keeps the marginals for every gamma.
+        guidance_scale (`float`, *optional*): how far to go from a weak network's prediction through the model's own,
+            `D_weak + guidance_scale (D - D_weak)`, >= 0, where 1 is the model's own. The weak network is the
+            `guidance_model` of the call; or, with `guidance_dropout`, the model with dropout; or else the model for
+            which the prompt is as noisy as the rest (classifier-free guidance). It doubles the evaluations. Not with
+            "bridge".
+        guidance_dropout (`float`, *optional*): rate of the weak network's dropout, in (0, 1).
+        reward_scale (`float`, *optional*): of the gradient of the call's `reward_fn`, default 1.
+        refine_steps (`int`, *optional*): after the text is written, so many times noise its least certain tokens and
+            write them again, given the others, in one evaluation each. >= 0.
+        refine_fraction (`float`, *optional*): of the tokens that are written: those that are refined, in (0, 1].
+            Default 0.25.
+        suppress_tokens (`list[int]`, *optional*): ids that are not written; what the network gives them is shared
+            among the others.
+        bad_words_ids (`list[list[int]]`, *optional*): the same as lists of one id each. Words of several tokens cannot
+            be forbidden: all tokens are written at once.
+        compile_config (`CompileConfig`, *optional*): compile the network with `torch.compile` and these options; its
+            mode "reduce-overhead" uses CUDA graphs. Not saved.
         window_overlap (`int`, *optional*): write texts longer than the model's context window by window, each with at
             least so many ids of the one before as its beginning, >= 0.
         pad_after_eos (`bool`, *optional*): after the first EOS that was written, put padding. Rows of packed documents
@@ -81,18 +117,34 @@ class FlowGenerationConfig(GenerationConfig):
         self.sampler = kwargs.pop("sampler", None)
         self.gamma = kwargs.pop("gamma", None)
         self.renoise = kwargs.pop("renoise", None)
+        self.guidance_dropout = kwargs.pop("guidance_dropout", None)
+        self.reward_scale = kwargs.pop("reward_scale", None)
+        self.refine_steps = kwargs.pop("refine_steps", None)
+        self.refine_fraction = kwargs.pop("refine_fraction", None)
         self.window_overlap = kwargs.pop("window_overlap", None)
         self.pad_after_eos = kwargs.pop("pad_after_eos", None)
         kwargs.setdefault("do_sample", True)  # noise makes every generation a sample
         super().__init__(**kwargs)
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
+        words = self.bad_words_ids
+        if words is not None and not (
+            isinstance(words, list | tuple) and all(isinstance(w, list | tuple) and len(w) == 1 for w in words)
+        ):
+            raise ValueError(
+                f"`bad_words_ids` must be lists of one id each, but is {words!r}: words of several tokens cannot be "
+                "forbidden where all tokens are written at once."
+            )
+        if not isinstance(self.suppress_tokens, list | tuple | None) or not all(map(_is_integer, self.suppressed)):
+            raise ValueError(
+                "`suppress_tokens` and `bad_words_ids` must list integers, but are "
+                f"{self.suppress_tokens!r} and {words!r}."
+            )
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
-        least = dict(num_steps=1, num_return_sequences=1, max_length=1, max_new_tokens=1, top_k=1, window_overlap=0)
-        for name, lowest in least.items():
+        at_least_one = ("num_steps", "num_return_sequences", "max_length", "max_new_tokens", "top_k")
+        for name, lowest in (*((name, 1) for name in at_least_one), ("window_overlap", 0), ("refine_steps", 0)):
             value = getattr(self, name)
-            is_int = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (is_int and value >= lowest):
+            if value is not None and not (_is_integer(value) and value >= lowest):
                 raise ValueError(f"`{name}` must be an integer >= {lowest}, but is {value!r}.")
         if self.pad_after_eos and (self.eos_token_id is None or self.pad_token_id is None):
             raise ValueError("`pad_after_eos` needs `eos_token_id` and `pad_token_id`, but there are not both.")
@@ -105,9 +157,13 @@ class FlowGenerationConfig(GenerationConfig):
             if value is not None and value not in names:
                 raise ValueError(f"`{name}` must be one of {', '.join(names)}, but is {value!r}.")
         for name, rule, allowed in (
-            ("temperature", ">= 0", lambda x: 0 <= x < float("inf")),
+            ("temperature", ">= 0", lambda x: 0 <= x < math.inf),
             ("top_p", "in (0, 1]", lambda x: 0 < x <= 1),
             ("gamma", "in [0, 1]", lambda x: 0 <= x <= 1),
+            ("guidance_scale", ">= 0", lambda x: 0 <= x < math.inf),
+            ("guidance_dropout", "in (0, 1)", lambda x: 0 < x < 1),
+            ("reward_scale", "that is finite", math.isfinite),
+            ("refine_fraction", "in (0, 1]", lambda x: 0 < x <= 1),
         ):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and allowed(value)):
@@ -122,6 +178,11 @@ class FlowGenerationConfig(GenerationConfig):
                 and all(now < then for now, then in itertools.pairwise([*grid, 1]))
             ):
                 raise ValueError(f"`timesteps` must ascend from 0 and stay below 1 (tau), but is {grid!r}.")
+
+    @property
+    def suppressed(self) -> list[int]:
+        """The ids that are not written."""
+        return [*(self.suppress_tokens or ()), *(word[0] for word in self.bad_words_ids or ())]
 
     @classmethod
     def from_model_config(cls, model_config) -> "FlowGenerationConfig":
@@ -142,10 +203,10 @@ class FlowGenerationOutput(ModelOutput):
         tokens_per_forward (`float`): new tokens of a sequence per forward pass.
         seeds (`list[int]`): the seed of each sequence; `generate(seed=seeds)` writes the same sequences again.
         conditioning_mask (`Tensor`): (batch * num_return_sequences, length) bool, which of the ids were given.
-        trajectory (`Tensor`, with `output_trajectory`): (steps, batch, length) int64, the draft at each evaluation:
-            the likeliest tokens, and at the last one the sequences.
-        confidence (`Tensor`, with `output_trajectory`): (steps, batch, length) float32, the probability that the
-            network gave each token of the drafts; 1 where it was given.
+        trajectory (`Tensor`, with `output_trajectory`): (steps + refine_steps, batch, length) int64, the draft at each
+            step: the likeliest tokens, and at the last one the sequences.
+        confidence (`Tensor`, with `output_trajectory`): of the same shape, float32, the probability that the network
+            gave each token of the drafts when it was written; 1 where it was given.
     """
 
     sequences: Tensor | None = None
@@ -158,9 +219,7 @@ class FlowGenerationOutput(ModelOutput):
 
 
 class FlowGenerationMixin(GenerationMixin):
-    """`generate` for models with a clock, `embed_tokens`, `embed_state`, `embed_noise`, `embed_prediction`,
-    `decode_prediction`, `confidence`, `denoise`.
-    """
+    """`generate` for models with a clock, `embed_tokens`, `embed_noise`, `embed_prediction`, `lm_head`, `denoise`."""
 
     def adjust_generation_fn(
         self,
@@ -213,6 +272,16 @@ class FlowGenerationMixin(GenerationMixin):
         top_p: float | None = None,
         gamma: float | None = None,
         renoise: str | None = None,
+        guidance_scale: float | None = None,
+        guidance_dropout: float | None = None,
+        guidance_model: torch.nn.Module | None = None,
+        reward_fn: Callable[[Lookahead], Tensor] | None = None,
+        reward_scale: float | None = None,
+        refine_steps: int | None = None,
+        refine_fraction: float | None = None,
+        suppress_tokens: Sequence[int] | None = None,
+        bad_words_ids: Sequence[Sequence[int]] | None = None,
+        compile_config: CompileConfig | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
         window_overlap: int | None = None,
@@ -224,6 +293,7 @@ class FlowGenerationMixin(GenerationMixin):
         return_dict_in_generate: bool | None = None,
         output_trajectory: bool = False,
         streamer: BaseStreamer | None = None,
+        progress_bar: bool = False,
         **kwargs,
     ) -> Tensor | FlowGenerationOutput:
         """Write sequences of ids in `num_steps` evaluations of the network.
@@ -242,6 +312,13 @@ class FlowGenerationMixin(GenerationMixin):
             num_steps (`int`, *optional*): evaluations of the network, >= 1.
             timesteps, sampler, temperature, top_k, top_p, gamma, renoise (*optional*): see [`FlowGenerationConfig`].
                 Naming another `sampler` drops the settings that the configuration has for its own.
+            guidance_scale, guidance_dropout, reward_scale, refine_steps, refine_fraction, suppress_tokens,
+                bad_words_ids, compile_config (*optional*): see [`FlowGenerationConfig`].
+            guidance_model (`FLMModel`, *optional*): the weak network of `guidance_scale`: an earlier or smaller model
+                of the same vocabulary, on the same device. Both see the same noise.
+            reward_fn (`Callable`, *optional*): from a [`Lookahead`], the text that the present state leads to, to a
+                reward per sequence (batch,), differentiable. After each step but the last the state moves by
+                `reward_scale * grad_x reward_fn(X_{t,1}(x_t))`, for one more evaluation.
             max_length (`int`, *optional*): ids per sequence, prompt included; default, and most without
                 `window_overlap`: the model's `max_position_embeddings`.
             max_new_tokens (`int`, *optional*): ids per sequence after the prompt, instead of `max_length`.
@@ -256,6 +333,7 @@ class FlowGenerationMixin(GenerationMixin):
                 [`FlowGenerationOutput`].
             streamer (`BaseStreamer`, *optional*): is put the draft of every step, ids (batch, length) on the CPU, such
                 as a [`DraftStreamer`].
+            progress_bar (`bool`): show one on the standard error.
 
         Returns:
             int64 ids (batch * num_return_sequences, length), or a [`FlowGenerationOutput`].
@@ -265,13 +343,21 @@ class FlowGenerationMixin(GenerationMixin):
         """
         given = dict(
             num_steps=num_steps,
-            timesteps=None if timesteps is None else list(timesteps),
+            timesteps=_as_list(timesteps),
             sampler=sampler,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             gamma=gamma,
             renoise=renoise,
+            guidance_scale=guidance_scale,
+            guidance_dropout=guidance_dropout,
+            reward_scale=reward_scale,
+            refine_steps=refine_steps,
+            refine_fraction=refine_fraction,
+            suppress_tokens=_as_list(suppress_tokens),
+            bad_words_ids=_as_list(bad_words_ids),
+            compile_config=compile_config,
             max_length=max_length,
             max_new_tokens=max_new_tokens,
             window_overlap=window_overlap,
@@ -287,26 +373,40 @@ class FlowGenerationMixin(GenerationMixin):
         prompt, keep = (F.pad(x, (0, rest)).repeat_interleave(repeats, dim=0) for x in (prompt, keep))
         seeds = _spread_seeds(seed, generator, len(prompt))
 
-        drafts: list[tuple[Tensor, Tensor]] | None = [] if output_trajectory else None
         windows = self._windows(keep, config)
         if len(windows) > 1 and (output_trajectory or streamer is not None):
             raise ValueError("`output_trajectory` and `streamer` show one window: ask for a text within the context.")
+        weak = self._weak_network(config, keep, guidance_model)
+        self._check_reward(config, reward_fn)
+        tokens = self._writable(config)
+        call = self.denoise if config.compile_config is None else self._compiled(config.compile_config)
+
+        steps, refinements = config.num_steps, config.refine_steps or 0
+        total = len(windows) * (steps + refinements)
+        bar = logging.tqdm(total=total, disable=not progress_bar, desc="generate")
+        watch = _Watch(streamer, bar, [] if output_trajectory else None)
         sequences, known = prompt, keep.clone()
-        for number, window in enumerate(windows):
-            own_seeds = seeds if number == 0 else step_seeds(seeds, _WINDOW + number)
-            part = self._integrate(sequences[:, window], known[:, window], own_seeds, config, drafts, streamer)
-            sequences[:, window], known[:, window] = part, True
+        with bar:
+            for number, window in enumerate(windows):
+                own_seeds = seeds if number == 0 else step_seeds(seeds, _WINDOW + number)
+                predictor = weak(self, sequences[:, window], known[:, window], own_seeds, tokens, call)
+                part = self._integrate(predictor, config, watch, reward_fn)
+                sequences[:, window], known[:, window] = part, True
         if config.pad_after_eos:
             written_eos = (sequences == config.eos_token_id) & ~keep
             past = written_eos.cumsum(1) - written_eos.int() > 0
             sequences = sequences.masked_fill(past & ~keep, config.pad_token_id)
         if not config.return_dict_in_generate and not output_trajectory:
             return sequences
-        trajectory, confidence = (torch.stack(kept) for kept in zip(*drafts, strict=True)) if drafts else (None, None)
+        looks = 0 if reward_fn is None else len(windows) * (steps - 1)
+        evaluations = total * predictor.evaluations + looks
+        trajectory, confidence = (
+            (torch.stack(x) for x in zip(*watch.drafts, strict=True)) if watch.drafts else (None,) * 2
+        )
         return FlowGenerationOutput(
             sequences=sequences,
-            num_function_evaluations=config.num_steps * len(windows),
-            tokens_per_forward=(~keep).sum().item() / len(keep) / (config.num_steps * len(windows)),
+            num_function_evaluations=evaluations,
+            tokens_per_forward=(~keep).sum().item() / len(keep) / evaluations,
             seeds=seeds,
             conditioning_mask=keep,
             trajectory=trajectory,
@@ -315,52 +415,71 @@ class FlowGenerationMixin(GenerationMixin):
 
     def _integrate(
         self,
-        prompt: Tensor,
-        keep: Tensor,
-        seeds: list[int],
+        predictor: Predictor,
         config: FlowGenerationConfig,
-        drafts: list[tuple[Tensor, Tensor]] | None,
-        streamer: BaseStreamer | None,
+        watch: "_Watch",
+        reward_fn: Callable[[Lookahead], Tensor] | None,
     ) -> Tensor:
-        """Ids (batch, length), those of `prompt` (batch, length) clamped where `keep` (batch, length). The draft of
-        each step and its confidence are added to `drafts`, if there are any, and put to the streamer."""
-        batch, length = prompt.shape
-        steps = config.num_steps
+        """Ids (batch, length) of one window, those of its prompt clamped where they are kept."""
+        prompt, keep, steps = predictor.prompt, predictor.keep, config.num_steps
         even = torch.arange(steps) / steps
         tau = torch.cat([torch.tensor(config.timesteps) if config.timesteps else even, torch.ones(1)])
         tau = tau.to(self.device, torch.float32)
-        sampler = SAMPLERS[config.sampler](self, config, tau, self._fresh_noise(seeds, length))
-        clean = self.embed_state(prompt)
-        state = self.embed_noise(batch, length, seeds=seeds)
+        sampler = SAMPLERS[config.sampler](predictor, config, tau, predictor.fresh_noise())
+        refinements, scale = config.refine_steps or 0, 1.0 if config.reward_scale is None else config.reward_scale
+        state = predictor.start
         for step in range(steps):
-            state = torch.where(keep[..., None], clean, state)
-            target = sampler.target(step)
-            hidden = self.denoise(state, tau[step].expand(batch), None if target is None else target.expand(batch))
+            state = torch.where(keep[..., None], predictor.clean, state)
+            prediction = predictor.predict(state, tau[step], sampler.target(step))
             last = step == steps - 1
-            if last or drafts is not None or streamer is not None:
-                tokens = sampler.finish(hidden) if last else self.decode_prediction(hidden)
-                draft = torch.where(keep, prompt, tokens)
-                if (draft < 0).any():
-                    raise ValueError("the network's output is not finite: look for NaN or infinite weights.")
-                if drafts is not None:
-                    drafts.append((draft, self.confidence(hidden, draft).masked_fill(keep, 1)))
-                if streamer is not None:
-                    streamer.put(draft.cpu())
+            if last or watch.drafts_wanted:
+                tokens = sampler.finish(prediction) if last else prediction.most_likely()
+                draft, confidence = self._clamped(tokens, prompt, keep), None
+                if watch.drafts is not None or (last and refinements):
+                    confidence = prediction.confidence(draft).masked_fill(keep, 1)
+                watch.show(draft, confidence)
             if not last:
-                state = sampler.advance(state, hidden, step)
-        if streamer is not None:
-            streamer.end()
+                ahead = sampler.advance(state, prediction, step)
+                if reward_fn is not None:
+                    ahead = ahead + scale * reward_gradient(predictor, reward_fn, state, tau[step])
+                state = ahead
+            watch.bar.update()
+        for _ in range(refinements):
+            draft, confidence = self._refine(draft, confidence, predictor, sampler, config)
+            watch.show(draft, confidence)
+            watch.bar.update()
+        watch.end()
         return draft
 
-    def _fresh_noise(self, seeds: list[int], length: int) -> Noise:
-        """Embedded noise and uniform numbers for one step after the other, of each sequence's own seed."""
-        vocab_size, width = self.config.vocab_size, self.config.hidden_size
-        size, longest = min(vocab_size, width), self.config.max_position_embeddings
-        # Noise is linear in the white noise that it is made of: the factor is worked out once for all steps.
-        factor = self.embed_tokens(torch.eye(size, device=self.device), white=vocab_size > width)
-        for step in itertools.count(1):
-            white, _ = white_noise(step_seeds(seeds, step), length, size + 1, self.device, longest)
-            yield white[..., :size] @ factor, torch.special.ndtr(white[..., size])
+    def _refine(
+        self, draft: Tensor, confidence: Tensor, predictor: Predictor, sampler: Sampler, config: FlowGenerationConfig
+    ) -> tuple[Tensor, Tensor]:
+        """The draft (batch, length) with its least certain tokens written anew, given the others, from fresh noise in
+        one evaluation (after the idea of arXiv 2606.24773); and the confidence of all."""
+        free = ~predictor.keep
+        fraction = 0.25 if config.refine_fraction is None else config.refine_fraction
+        count = (free.sum(1, keepdim=True) * fraction).ceil()
+        place = confidence.masked_fill(~free, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+        again = (place < count) & free
+        noise, _ = next(sampler.noise)
+        state = torch.where(again[..., None], noise, predictor.embed(draft))
+        start = torch.zeros((), device=state.device)
+        prediction = predictor.predict(state, start, torch.ones_like(start) if sampler.two_time else None)
+        draft = self._clamped(sampler.finish(prediction), draft, ~again)
+        return draft, torch.where(again, prediction.confidence(draft), confidence)
+
+    @staticmethod
+    def _clamped(tokens: Tensor, given: Tensor, keep: Tensor) -> Tensor:
+        """`tokens`, and `given` where `keep`."""
+        tokens = torch.where(keep, given, tokens)
+        if (tokens < 0).any():
+            raise ValueError("the network's output is not finite: look for NaN or infinite weights.")
+        return tokens
+
+    def _compiled(self, options: CompileConfig) -> Callable[..., Tensor]:
+        denoise = torch.compile(self.denoise, **options.to_dict())
+        # A CUDA graph writes into the same memory at each call, and two predictions of a step are needed at once.
+        return lambda *args: denoise(*args).clone()
 
     def _merge_generation_config(
         self, generation_config: GenerationConfig | None, given: dict
@@ -413,6 +532,70 @@ class FlowGenerationMixin(GenerationMixin):
                 raise ValueError(f'`{name}` is a setting of sampler="{owner}"; "{config.sampler}" has no use for it.')
         if config.renoise is not None and config.gamma is None:
             raise ValueError("`renoise` says how noise of strength `gamma` is put back, but there is no `gamma`.")
+        if config.refine_fraction is not None and not config.refine_steps:
+            raise ValueError("`refine_fraction` is that of `refine_steps`, but there are none.")
+
+    def _weak_network(
+        self, config: FlowGenerationConfig, keep: Tensor, guidance_model: torch.nn.Module | None
+    ) -> Callable[..., Predictor]:
+        """How to make the predictor of a window: guided by what, if at all."""
+        scale, rate = config.guidance_scale, config.guidance_dropout
+        if scale is None:
+            for name, value in (("guidance_model", guidance_model), ("guidance_dropout", rate)):
+                if value is not None:
+                    raise ValueError(f"`{name}` is to be guided by, but there is no `guidance_scale`.")
+            return Predictor
+        if config.sampler == "bridge":
+            raise ValueError('`guidance_scale` leads beyond distributions, which sampler="bridge" cannot draw from.')
+        if guidance_model is not None:
+            if rate is not None:
+                raise ValueError("give `guidance_model` or `guidance_dropout`, not both: there is one weak network.")
+            self._check_guidance_model(guidance_model, config)
+            return partial(ModelGuided, guidance_model, scale)
+        if rate is not None:
+            return partial(DropoutGuided, rate, scale)
+        if not keep.any():
+            raise ValueError(
+                "`guidance_scale` without a prompt needs a weak network: give `guidance_model` or `guidance_dropout`."
+            )
+        return partial(ClassifierFree, scale)
+
+    def _check_guidance_model(self, weak: torch.nn.Module, config: FlowGenerationConfig) -> None:
+        if not isinstance(weak, FlowGenerationMixin):
+            raise ValueError(f"`guidance_model` must be a flow language model, but is {type(weak).__name__}.")
+        if SAMPLERS[config.sampler].two_time and weak.config.model_type != "fmlm":
+            raise ValueError(
+                f'sampler="{config.sampler}" asks `guidance_model` for jumps too, but it is a denoiser (FLM).'
+            )
+        for name in ("vocab_size", "max_position_embeddings"):
+            own, other = getattr(self.config, name), getattr(weak.config, name)
+            if other != own:
+                raise ValueError(f"`guidance_model` has {name} {other}, but the model has {own}: they must agree.")
+        if weak.device != self.device:
+            raise ValueError(f"`guidance_model` is on {weak.device}, but the model on {self.device}.")
+
+    @staticmethod
+    def _check_reward(config: FlowGenerationConfig, reward_fn: Callable[[Lookahead], Tensor] | None) -> None:
+        if reward_fn is None:
+            if config.reward_scale is not None:
+                raise ValueError("`reward_scale` is that of a `reward_fn`, but there is none.")
+            return
+        if not callable(reward_fn):
+            raise ValueError(f"`reward_fn` must be a function of a Lookahead, but is {reward_fn!r}.")
+        if config.num_steps < 2:
+            raise ValueError("`reward_fn` acts between two steps: raise `num_steps` to 2 or more.")
+
+    def _writable(self, config: FlowGenerationConfig) -> Tensor | None:
+        """The ids that may be written, ascending; None for all."""
+        suppressed = config.suppressed
+        if not suppressed:
+            return None
+        allowed = torch.ones(self.config.vocab_size, dtype=torch.bool)
+        self._check_ids("suppress_tokens", torch.tensor(suppressed))
+        allowed[suppressed] = False
+        if not allowed.any():
+            raise ValueError("`suppress_tokens` and `bad_words_ids` leave no token to write.")
+        return allowed.nonzero().squeeze(1).to(self.device)
 
     def _check_prompt(
         self,
@@ -422,8 +605,7 @@ class FlowGenerationMixin(GenerationMixin):
         batch_size: int | None,
     ) -> tuple[Tensor, Tensor]:
         """The prompts (batch, P) on the model's device, P = 0 without any; and where they are kept, bool."""
-        is_int = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-        if batch_size is not None and not (is_int and batch_size >= 1):
+        if batch_size is not None and not (_is_integer(batch_size) and batch_size >= 1):
             raise ValueError(f"`batch_size` must be an integer >= 1, but is {batch_size!r}.")
         masks = {"attention_mask": attention_mask, "conditioning_mask": conditioning_mask}
         if input_ids is None:
@@ -527,6 +709,38 @@ def _set_values(config: GenerationConfig) -> dict:
         for name, value in config.to_diff_dict().items()
         if value is not None and not name.startswith("_") and name != "transformers_version"
     }
+
+
+@dataclass
+class _Watch:
+    """What is told of the steps of a generation, while it goes on."""
+
+    streamer: BaseStreamer | None
+    bar: Any  # of tqdm
+    drafts: list[tuple[Tensor, Tensor]] | None
+
+    @property
+    def drafts_wanted(self) -> bool:
+        return self.drafts is not None or self.streamer is not None
+
+    def show(self, draft: Tensor, confidence: Tensor | None) -> None:
+        if self.drafts is not None:
+            self.drafts.append((draft, confidence))
+        if self.streamer is not None:
+            self.streamer.put(draft.cpu())
+
+    def end(self) -> None:
+        if self.streamer is not None:
+            self.streamer.end()
+
+
+def _as_list(value):
+    """A sequence as a list, to be saved as one; anything else as it is, to be refused."""
+    return list(value) if isinstance(value, Sequence | Tensor) and not isinstance(value, str) else value
+
+
+def _is_integer(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value) -> bool:

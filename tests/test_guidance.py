@@ -1,0 +1,328 @@
+"""Guidance, refinement and forbidden tokens: against the dense formulas over the vocabulary, and in `generate`."""
+
+import copy
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from exact_models import exact_denoiser
+from test_generate import spy
+from tiny import random_ids, tiny_model
+from training import arguments, fresh_model
+from transformers import default_data_collator
+from worlds import World, two_cities
+
+from modeling_flm.flow_flm import interpolate
+from modeling_flm.guidance_flm import (
+    ClassifierFree,
+    DropoutGuided,
+    ModelGuided,
+    Prediction,
+    Predictor,
+    reward_gradient,
+)
+from trainers import FLMTrainer
+
+PROMPT = random_ids(3, 12)
+KEEP = torch.arange(12).expand(3, 12) < 4
+SEEDS = [5, 6, 7]
+TAU = torch.tensor(0.3)
+CLOSE = dict(atol=2e-5, rtol=1e-4)
+
+
+def window(kind=Predictor, *first, model=None, tokens=None):
+    return kind(*first, model or tiny_model(), PROMPT, KEEP, SEEDS, tokens)
+
+
+@torch.no_grad()
+def dense(model, state) -> torch.Tensor:
+    """The prediction for an embedded state, over the vocabulary."""
+    return model(inputs_embeds=state, timesteps=TAU.expand(3)).logits.softmax(-1)
+
+
+def agrees(prediction: Prediction, probabilities: torch.Tensor, table: torch.Tensor) -> None:
+    torch.testing.assert_close(prediction.embedding(), probabilities @ table, **CLOSE)
+    assert torch.equal(prediction.most_likely(), probabilities.argmax(-1))
+    ids = random_ids(3, 12, seed=4)
+    entries = probabilities.gather(-1, ids[..., None]).squeeze(-1).clamp(0, 1)
+    torch.testing.assert_close(prediction.confidence(ids), entries, **CLOSE)
+
+
+# -- the weak networks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("scale", [0, 0.5, 4, 50])
+@torch.no_grad()
+def test_a_weak_model_with_a_table_of_its_own(scale, cap):
+    strong = tiny_model(final_logit_softcapping=cap)
+    weak = tiny_model(hidden_size=16, final_logit_softcapping=cap, weights_seed=1)
+    guided = window(ModelGuided, weak, scale, model=strong)
+    tables = torch.cat([strong.embed_tokens.weight, weak.embed_tokens.weight], dim=1)
+    state = torch.randn(3, 12, 61, generator=torch.Generator().manual_seed(0)) @ tables  # of one state over V
+    d_strong, d_weak = dense(strong, state[..., :32]), dense(weak, state[..., 32:])
+    agrees(guided.predict(state, TAU), d_weak + scale * (d_strong - d_weak), tables)
+    torch.testing.assert_close(guided.clean, tables[PROMPT])
+
+
+@pytest.mark.parametrize("vocab_size", [23, 61])  # dense noise, and embedded noise
+@torch.no_grad()
+def test_joint_noise_is_the_models_own_and_has_the_joint_law(vocab_size):
+    strong = tiny_model(vocab_size=vocab_size)
+    weak = tiny_model(vocab_size=vocab_size, hidden_size=16, weights_seed=1)
+    nothing = torch.zeros(400, 12, dtype=torch.long)
+    rest = (nothing, nothing.bool(), list(range(400)))
+    alone, guided = Predictor(strong, *rest), ModelGuided(weak, 2.0, strong, *rest)
+    torch.testing.assert_close(guided.start[..., :32], alone.start, atol=1e-4, rtol=1e-4)
+    (own, uniform), (joint, same_uniform) = next(alone.fresh_noise()), next(guided.fresh_noise())
+    torch.testing.assert_close(joint[..., :32], own, atol=1e-4, rtol=1e-4)
+    assert torch.equal(uniform, same_uniform)
+    tables = torch.cat([strong.embed_tokens.weight, weak.embed_tokens.weight], dim=1)
+    exact = tables.T @ tables
+    for noise in (guided.start, joint):
+        rows = noise.flatten(0, 1)
+        assert (rows.T @ rows / len(rows) - exact).norm() < 0.1 * exact.norm()
+
+
+@torch.no_grad()
+def test_classifier_free_guidance_hides_the_prompt_from_the_weak_network():
+    model = tiny_model()
+    guided = window(ClassifierFree, 3.0, model=model)
+    state = torch.where(KEEP[..., None], guided.clean, torch.randn(3, 12, 32, generator=torch.Generator()))
+    noisy = interpolate(guided.start, guided.clean, model.clock.t(TAU))
+    hidden_prompt = torch.where(KEEP[..., None], noisy, state)
+    d, d_weak = dense(model, state), dense(model, hidden_prompt)
+    agrees(guided.predict(state, TAU), d_weak + 3 * (d - d_weak), model.embed_tokens.weight)
+
+
+@torch.no_grad()
+def test_dropout_is_of_its_rate_and_goes_away():
+    model = tiny_model()
+    guided = window(DropoutGuided, 0.5, 2.0, model=model)
+    shares = []
+    hook = model.layers[0].dropout.register_forward_hook(
+        lambda module, inputs, output: shares.append((output == 0).double().mean().item()), prepend=False
+    )
+    first, second = guided.predict(guided.start, TAU), guided.predict(guided.start, TAU)
+    hook.remove()
+    assert not torch.equal(first.embedding(), second.embedding())  # drawn anew at each step
+    assert torch.equal(first.parts[0].hidden, second.parts[0].hidden)  # the strong network has none
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+WEAK = {
+    "model": lambda: dict(guidance_model=tiny_model("fmlm", hidden_size=16, weights_seed=1)),
+    "dropout": lambda: dict(guidance_dropout=0.3),
+    "prompt": lambda: dict(input_ids=PROMPT[:, :4]),
+}
+
+
+@pytest.mark.parametrize("weak", WEAK)
+def test_scale_1_is_the_model_itself(weak):
+    model, settings = tiny_model("fmlm"), WEAK[weak]()
+    prompt = dict(input_ids=PROMPT[:, :4])
+    plain = model.generate(**prompt, num_steps=4, seed=0)
+    assert torch.equal(plain, model.generate(**(settings | prompt), num_steps=4, seed=0, guidance_scale=1))
+    assert not torch.equal(plain, model.generate(**(settings | prompt), num_steps=4, seed=0, guidance_scale=8))
+
+
+@pytest.mark.parametrize("kind, sampler", [("flm", "euler"), ("flm", "multistep"), ("fmlm", "flow_map")])
+def test_a_weak_model_that_is_as_strong_changes_nothing(kind, sampler):
+    model = tiny_model(kind)
+    settings = dict(num_steps=4, num_return_sequences=4, seed=0, sampler=sampler)
+    same = model.generate(**settings, guidance_scale=5, guidance_model=copy.deepcopy(model))
+    assert torch.equal(same, model.generate(**settings))
+
+
+@pytest.mark.parametrize("weak", WEAK)
+def test_a_guided_sequence_depends_on_its_seed_alone(weak):
+    model, settings = tiny_model("fmlm", mask_token_id=0), WEAK[weak]()
+    settings = {"input_ids": torch.tensor([[3, 9, 4]])} | settings | dict(num_steps=3, gamma=0.5, guidance_scale=3)
+    settings["input_ids"] = settings["input_ids"][:1]
+    many = model.generate(seed=[3, 4, 5], num_return_sequences=3, **settings)
+    assert torch.equal(many[1:2], model.generate(seed=[4], **settings))
+
+
+def test_guidance_counts_its_evaluations(monkeypatch):
+    model = tiny_model("fmlm")
+    calls = spy(monkeypatch, model, "denoise")
+    out = model.generate(
+        PROMPT[:, :4],
+        num_steps=3,
+        guidance_scale=2,
+        reward_fn=lambda ahead: ahead.embedding.sum((1, 2)),
+        refine_steps=2,
+        return_dict_in_generate=True,
+    )
+    assert len(calls) == out.num_function_evaluations == 2 * (3 + 2) + 2
+    assert out.tokens_per_forward == pytest.approx(8 / 12)
+
+
+# -- reward -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("kind", ["flm", "fmlm"])
+def test_the_reward_gradient_is_that_over_the_vocabulary(kind, cap):
+    """grad_x of r(X_{t,1}(x)) for a state over the vocabulary, embedded by two tables."""
+    model = tiny_model(kind, final_logit_softcapping=cap)
+    weak = tiny_model(kind, hidden_size=16, weights_seed=1)
+    guided = window(ModelGuided, weak, 2.0, model=model)
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(1))
+
+    def reward(ahead):
+        return (ahead.embedding @ direction).tanh().sum(1) + ahead.probabilities[:, 2, 7].log()
+
+    x = torch.randn(3, 12, 61, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    end = {} if kind == "flm" else {"target_timesteps": torch.ones(3)}
+    logits = model(inputs_embeds=x @ model.embed_tokens.weight, timesteps=TAU.expand(3), **end).logits
+    p = logits.softmax(-1)
+    value = (p @ model.embed_tokens.weight.detach() @ direction).tanh().sum() + p[:, 2, 7].log().sum()
+    (gradient,) = torch.autograd.grad(value, x)
+    with torch.no_grad():
+        tables = torch.cat([model.embed_tokens.weight, weak.embed_tokens.weight], dim=1)
+        got = reward_gradient(guided, reward, x @ tables, TAU)
+        torch.testing.assert_close(got, gradient @ tables, atol=1e-4, rtol=1e-3)
+
+
+def test_reward_guidance_raises_the_reward():
+    """Two pairs of cities, 70 % of the first: rewarded for the second, more and more come out as the second."""
+    world = two_cities()
+    model, second = exact_denoiser(world), world.ids[1, 0]
+    shares = []
+    for scale in (0.0, 0.3, 1.0):
+        ids = model.generate(
+            num_steps=16,
+            num_return_sequences=500,
+            seed=0,
+            reward_fn=lambda ahead: ahead.probabilities[:, 0, second],
+            reward_scale=scale,
+        )
+        items = world.items(ids)
+        assert (items < 0).double().mean() < 0.05  # and they stay pairs
+        shares.append((items == 1).double().mean().item())
+    assert shares[0] == pytest.approx(0.3, abs=0.08) and shares[0] + 0.05 < shares[1] < shares[2] - 0.05
+
+
+@pytest.mark.parametrize(
+    "reward_fn, message",
+    [
+        (lambda ahead: 1.0, "returned 1.0"),
+        (lambda ahead: ahead.embedding.sum(), r"returned \(\)"),
+        (lambda ahead: ahead.embedding.detach().sum((1, 2)), "differentiable"),
+    ],
+)
+def test_a_reward_that_is_none(reward_fn, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model().generate(num_steps=2, reward_fn=reward_fn)
+
+
+# -- refinement -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind, settings", [("flm", {}), ("flm", {"sampler": "bridge"}), ("fmlm", {}), ("fmlm", {"guidance_scale": 2})]
+)
+def test_refinement_writes_the_least_certain_tokens_anew(kind, settings):
+    model = tiny_model(kind)
+    arguments = dict(num_steps=2, seed=0, output_trajectory=True) | settings
+    plain = model.generate(PROMPT[:, :4], **arguments)
+    refined = model.generate(PROMPT[:, :4], refine_steps=3, refine_fraction=0.25, **arguments)
+    assert refined.trajectory.shape == refined.confidence.shape == (5, 3, 12)
+    assert torch.equal(refined.trajectory[:2], plain.trajectory) and torch.equal(
+        refined.sequences, refined.trajectory[-1]
+    )
+    for before, after in zip(range(1, 4), range(2, 5), strict=True):
+        least = refined.confidence[before, :, 4:].argsort(dim=1)[:, : math.ceil(8 * 0.25)] + 4
+        changed = refined.confidence[before] != refined.confidence[after]
+        assert all(
+            set(row.nonzero().flatten().tolist()) == set(places.tolist())
+            for row, places in zip(changed, least, strict=True)
+        )
+        assert torch.equal(refined.trajectory[before][~changed], refined.trajectory[after][~changed])
+    assert torch.equal(refined.sequences[:, :4], PROMPT[:, :4])
+
+
+# -- forbidden tokens -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_forbidden_tokens_share_their_probability_among_the_others():
+    model = tiny_model()
+    allowed = torch.tensor([token for token in range(61) if token % 3])
+    predictor = window(model=model, tokens=allowed)
+    p = dense(model, predictor.start)
+    p[..., ::3] = 0
+    p /= p.sum(-1, keepdim=True)
+    prediction = predictor.predict(predictor.start, TAU)
+    torch.testing.assert_close(prediction.embedding(), p @ model.embed_tokens.weight, **CLOSE)
+    assert torch.equal(prediction.most_likely(), p.argmax(-1))
+    drawn = prediction.draw(torch.full((3, 12), 0.5), temperature=1.0)
+    below, upto = (
+        (p * (torch.arange(61) < drawn[..., None])).sum(-1),
+        (p * (torch.arange(61) <= drawn[..., None])).sum(-1),
+    )
+    assert (below <= 0.5001).all() and (upto >= 0.4999).all()
+    torch.testing.assert_close(prediction.confidence(drawn), p.gather(-1, drawn[..., None]).squeeze(-1), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"sampler": "bridge"}, {"refine_steps": 2}, {"guidance_dropout": 0.3, "guidance_scale": 3}],
+    ids=str,
+)
+def test_forbidden_tokens_are_not_written(settings):
+    model, forbidden = tiny_model(), list(range(0, 61, 2))
+    arguments = dict(num_steps=4, num_return_sequences=8, seed=0) | settings
+    out = model.generate(suppress_tokens=forbidden, output_trajectory=True, **arguments)
+    assert (out.trajectory % 2 == 1).all()
+    assert (model.generate(**arguments) % 2 == 0).any()
+    words = model.generate(bad_words_ids=[[token] for token in forbidden], **arguments)
+    assert torch.equal(words, out.sequences)
+    prompt = torch.full((8, 4), 2)
+    assert (model.generate(prompt, suppress_tokens=forbidden, num_steps=2)[:, :4] == 2).all()  # what is given is given
+
+
+# -- infilling --------------------------------------------------------------------------------------------------------
+
+
+def test_infilling_gives_the_exact_conditional_distribution(tmp_path):
+    """A model trained with clean positions, clamped: p(rest | given) of a world to 0.08 in total variation."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.tensor([[0, 1, 2], [0, 1, 3], [4, 1, 2], [4, 5, 3], [6, 5, 3], [6, 5, 7]])
+    world = World(ids, 12, torch.tensor([0.3, 0.1, 0.1, 0.1, 0.1, 0.3]))
+    model = fresh_model(
+        vocab_size=12,
+        max_position_embeddings=3,
+        learned_positions=True,
+        initializer_range=0.3,
+        conditioning_size=32,
+        time_embedding_size=32,
+    )
+    rows = Dataset.from_dict({"input_ids": world.draw(20_000, generator).tolist()})
+    args = arguments(
+        tmp_path,
+        max_steps=500,
+        per_device_train_batch_size=256,
+        lr_scheduler_type="cosine",
+        ema_decay=0.98,
+        logging_steps=100,
+        conditioning_rate=0.7,
+    )
+    trainer = FLMTrainer(model, args, train_dataset=rows, data_collator=default_data_collator)
+    trainer.train()
+    count, distances = 4000, []
+    with trainer.averaged_weights():
+        for given, items in ((1, slice(0, 3)), (5, slice(3, 6))):
+            prompt = torch.tensor([[0, given, 0]]).expand(count, 3)
+            middle = torch.tensor([[0, 1, 0]]).expand(count, 3)
+            out = model.eval().generate(prompt, conditioning_mask=middle, num_steps=32, seed=0)
+            assert (out[:, 1] == given).all()
+            found = world.items(out)
+            shares = torch.stack([(found == item).float().mean() for item in range(6)])
+            exact = torch.zeros(6)
+            exact[items] = world.weights[items] / world.weights[items].sum()
+            distances.append(((shares - exact).abs().sum() + (found < 0).float().mean()).item() / 2)
+    print(distances)
+    assert max(distances) < 0.08
