@@ -9,8 +9,6 @@ for as many steps as its map and compared with a pair that is trained so with th
 that of the samples, not of the training.
 """
 
-import json
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.few_step import GRIDS, HUB, ROOT, Row, over_seeds, show, table, unconditional
+from benchmarks.few_step import GRIDS, unconditional
+from benchmarks.results import HUB, ROOT, Row, measure_parts, over_seeds, show, table
 from modeling_flm import FLMModel
 from modeling_flm.flow_flm import Clock
 from trainers import FLMTrainer
@@ -140,16 +139,5 @@ def report(results: dict[str, list[Row]]) -> str:
     )
 
 
-def main() -> None:
-    unknown = set(sys.argv[1:]) - VARIANTS.keys()
-    if unknown:
-        sys.exit(f"unknown variant {', '.join(sorted(unknown))}: choose from {', '.join(VARIANTS)}.")
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in sys.argv[1:] or VARIANTS:
-        results[name] = measure(name)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        RESULTS.with_suffix(".md").write_text(report(results))
-
-
 if __name__ == "__main__":
-    main()
+    measure_parts({name: partial(measure, name) for name in VARIANTS}, RESULTS, report)

@@ -9,8 +9,6 @@ per sample, distinct-2 and self-BLEU, for the flow, its map, masked diffusion, t
 text. Every figure is a mean over seeds with their standard deviation; every sample counts.
 """
 
-import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -23,17 +21,15 @@ from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
+from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, Row, measure_parts, number, over_seeds, show, table
 from evaluation.ngram import KneserNey
 from evaluation.sudoku import is_valid
 from evaluation.text import causal_losses, distinct_n, self_bleu, token_entropy
 from trainers.data import pack
 
-ROOT = Path(__file__).parent.parent
-HUB, BASELINES, CORPUS = ROOT / "hub_cards", ROOT / "benchmarks" / "baselines", ROOT / "examples" / "corpus"
 MDLM = BASELINES / "mdlm-english-small"  # trained by `python -m benchmarks.baselines.mdlm`
 RESULTS = ROOT / "benchmarks" / "few_step.json"
 STEPS = (1, 2, 4, 8, 16, 64)
-SEEDS = (1, 2, 3)
 GRIDS = 500  # per seed, of 4x4
 LARGE_GRIDS = 200  # per seed, of 9x9
 PUZZLES = 200  # per seed, the same grids with other clues
@@ -41,18 +37,6 @@ CLUES = (50, 40, 30)  # of the 81 cells
 TEXTS = 64  # per seed
 SAMPLERS = {"flm": ("euler", "bridge"), "fmlm": ("flow_map",)}
 MDLM_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)  # at 8 steps, else 1
-
-Row = dict[str, object]
-
-
-def summary(name: str, values: list[float]) -> Row:
-    return {name: float(np.mean(values)), f"{name}_sd": float(np.std(values, ddof=1))}
-
-
-def over_seeds(measure: Callable[[int], Row]) -> Row:
-    """`measure` of each seed; its numbers become mean and standard deviation."""
-    rows = [measure(seed) for seed in SEEDS]
-    return {k: v for name in rows[0] for k, v in summary(name, [float(str(row[name])) for row in rows]).items()}
 
 
 def load(folder: Path):
@@ -81,9 +65,7 @@ def coverage() -> list[Row]:
 
 def sudoku() -> list[Row]:
     rows: list[Row] = []
-    held_out = ROOT / "examples" / "sudoku" / "9x9" / "validation.parquet"
-    text = load_dataset("parquet", data_files=str(held_out), split="train")["text"]
-    solutions = np.array([[int(digit) for digit in line] for line in text[:PUZZLES]])
+    solutions = held_out_grids(PUZZLES)
     for name in ("flm-sudoku", "fmlm-sudoku"):
         model = load(HUB / name)
         for sampler, steps in product(SAMPLERS[name.split("-")[0]], STEPS):
@@ -95,21 +77,29 @@ def sudoku() -> list[Row]:
     return rows
 
 
-def unconditional(model, sampler: str, steps: int, count: int, seed: int) -> Row:
+def held_out_grids(count: int) -> np.ndarray:
+    """Digits (count, 81) of 9x9 grids that are in no training data."""
+    held_out = ROOT / "examples" / "sudoku" / "9x9" / "validation.parquet"
+    text = load_dataset("parquet", data_files=str(held_out), split="train")["text"]
+    return np.array([[int(digit) for digit in line] for line in text[:count]])
+
+
+def unconditional(model, sampler: str, steps: int, count: int, seed: int, **settings) -> Row:
+    """Share of valid grids among `count`, and how many different ones they are; `settings` are those of `generate`."""
     seeds = 1_000_000 * seed + np.arange(count)
-    draw = partial(model.generate, num_steps=steps, sampler=sampler)
+    draw = partial(model.generate, num_steps=steps, sampler=sampler, **settings)
     grids = torch.cat([draw(num_return_sequences=len(s), seed=s.tolist()) for s in _parts(seeds)]).numpy()
     valid = is_valid(grids)
     return {"valid": float(valid.mean()), "distinct": len(np.unique(grids[valid], axis=0))}
 
 
-def solved(model, sampler: str, steps: int, solutions: np.ndarray, clues: int, seed: int) -> Row:
+def solved(model, sampler: str, steps: int, solutions: np.ndarray, clues: int, seed: int, **settings) -> Row:
     """Share of the puzzles, with `clues` random cells of a valid grid given, that are completed to a valid grid."""
     rng = np.random.default_rng(seed)
     given = rng.random(solutions.shape).argsort(axis=1) < clues
     puzzles = torch.from_numpy(np.where(given, solutions, 0))
     seeds = 1_000_000 * seed + np.arange(len(puzzles))
-    draw = partial(model.generate, num_steps=steps, sampler=sampler)
+    draw = partial(model.generate, num_steps=steps, sampler=sampler, **settings)
     parts = zip(_parts(puzzles), _parts(seeds), strict=True)
     grids = torch.cat([draw(p, seed=s.tolist()) for p, s in parts]).numpy()
     return {f"solved, {clues} clues": float(is_valid(grids).mean())}
@@ -187,41 +177,18 @@ def write(model, steps: int, seed: int) -> torch.Tensor:
 # -- report -----------------------------------------------------------------------------------------------------------
 
 
-def show(row: Row) -> None:
-    print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if not k.endswith("_sd")}, flush=True)
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as Markdown, each figure with its standard deviation over the seeds where there is one."""
-    columns = [name for name in {name: None for row in rows for name in row} if not name.endswith("_sd")]
-    lines = ["| " + " | ".join(columns).replace("_", " ") + " |", "|" + " --- |" * len(columns)]
-    for row in rows:
-        cells = [_cell(row.get(name), row.get(f"{name}_sd")) for name in columns]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(value, spread) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        digits = 1 if abs(value) >= 20 else 3
-        return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
-    return str(value)
-
-
 def matched(rows: list[Row], steps: int) -> list[str]:
     """For each few-step map: what masked diffusion at `steps` steps reaches at the map's entropy, by interpolation."""
     curve = [row for row in rows if row["model"] == "mdlm-english-small" and row["steps"] == steps]
-    curve.sort(key=lambda row: float(str(row["entropy"])))
-    entropies = [float(str(row["entropy"])) for row in curve]
+    curve.sort(key=lambda row: number(row["entropy"]))
+    entropies = [number(row["entropy"]) for row in curve]
     lines = []
     for row in rows:
-        if row["model"] != "fmlm-english-small" or float(str(row["steps"])) > 8:
+        if row["model"] != "fmlm-english-small" or number(row["steps"]) > 8:
             continue
-        entropy = float(str(row["entropy"]))
+        entropy = number(row["entropy"])
         at = {
-            k: float(np.exp(np.interp(entropy, entropies, [np.log(float(str(point[k]))) for point in curve])))
+            k: float(np.exp(np.interp(entropy, entropies, [np.log(number(point[k])) for point in curve])))
             for k in ("gppl_ar", "gppl_ngram")
         }
         outside = "" if entropies[0] <= entropy <= entropies[-1] else " (beyond the sweep: its nearest end)"
@@ -290,16 +257,5 @@ def report(results: dict[str, list[Row]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def main() -> None:
-    unknown = set(sys.argv[1:]) - PARTS.keys()
-    if unknown:
-        sys.exit(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}.")
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in sys.argv[1:] or PARTS:
-        results[name] = PARTS[name]()
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        RESULTS.with_suffix(".md").write_text(report(results))
-
-
 if __name__ == "__main__":
-    main()
+    measure_parts(PARTS, RESULTS, report)

@@ -15,7 +15,8 @@ from pathlib import Path
 import yaml
 from safetensors import safe_open
 
-from benchmarks.few_step import GRIDS, HUB, LARGE_GRIDS, PUZZLES, RESULTS, ROOT, Row, table
+from benchmarks.few_step import GRIDS, LARGE_GRIDS, PUZZLES, RESULTS
+from benchmarks.results import HUB, ROOT, Row, table
 from trainers.recipe import load_recipe
 
 BIBTEX = """@article{lee2026flow,

@@ -8,7 +8,8 @@ import sys
 import pytest
 from transformers import AutoModel
 
-from benchmarks.few_step import BASELINES, RESULTS, ROOT, report, unconditional
+from benchmarks.few_step import RESULTS, report, unconditional
+from benchmarks.results import BASELINES, ROOT
 from hub_cards.cards import card, shipped
 from hub_cards.ship import ship
 

@@ -1,0 +1,69 @@
+"""What the benchmarks of quality share: measures over seeds, their tables, and files that keep them part by part."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+HUB, BASELINES, CORPUS = ROOT / "hub_cards", ROOT / "benchmarks" / "baselines", ROOT / "examples" / "corpus"
+SEEDS = (1, 2, 3)
+
+Row = dict[str, object]
+
+
+def over_seeds(measure: Callable[[int], Row]) -> Row:
+    """`measure` of each seed; its numbers become mean and standard deviation."""
+    rows = [measure(seed) for seed in SEEDS]
+    measured: Row = {}
+    for name in rows[0]:
+        values = [number(row[name]) for row in rows]
+        measured |= {name: float(np.mean(values)), f"{name}_sd": float(np.std(values, ddof=1))}
+    return measured
+
+
+def number(value: object) -> float:
+    return float(str(value))
+
+
+def show(row: Row) -> None:
+    print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if not k.endswith("_sd")}, flush=True)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as Markdown, each figure with its standard deviation over the seeds where there is one."""
+    columns = [name for name in {name: None for row in rows for name in row} if not name.endswith("_sd")]
+    lines = ["| " + " | ".join(columns).replace("_", " ") + " |", "|" + " --- |" * len(columns)]
+    for row in rows:
+        cells = [_cell(row.get(name), row.get(f"{name}_sd")) for name in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value, spread) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        digits = 1 if abs(value) >= 20 else 3
+        return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    return str(value)
+
+
+def measure_parts(
+    parts: Mapping[str, Callable[[], list[Row]]],
+    results_file: Path,
+    report: Callable[[dict[str, list[Row]]], str],
+) -> None:
+    """Measure those `parts` that the command line names, all if it names none; the others stay as they were. Results
+    go to `results_file`, and `report` of them to the Markdown file beside it, after each part."""
+    wanted = sys.argv[1:]
+    unknown = set(wanted) - parts.keys()
+    if unknown:
+        sys.exit(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(parts)}.")
+    results = json.loads(results_file.read_text()) if results_file.exists() else {}
+    for name in wanted or parts:
+        results[name] = parts[name]()
+        results_file.write_text(json.dumps(results, indent=1) + "\n")
+        results_file.with_suffix(".md").write_text(report(results))
