@@ -1,6 +1,7 @@
 """The samplers on worlds where the exact denoiser and the exact flow map are known, and their steps by themselves."""
 
 import math
+from inspect import signature
 from itertools import repeat
 
 import pytest
@@ -12,11 +13,11 @@ from tiny import random_ids, tiny_model
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from worlds import shidoku, two_cities
 
-from modeling_flm import FlowGenerationConfig, flow_flm
+from modeling_flm import FLMModel, FlowGenerationConfig, flow_flm
 from modeling_flm.flow_flm import bridge_step, draw_token, renoise, step_seeds
 from modeling_flm.guidance_flm import Predictor
 from modeling_flm.samplers_flm import SAMPLERS, SETTINGS
-from trainers.cli import _parser
+from trainers.cli import GENERATION_SETTINGS, _parser
 
 CITIES = two_cities()
 SPREAD = (0.7 * 0.3) ** 0.5  # of one draw of the first city
@@ -298,4 +299,4 @@ def test_another_sampler_drops_the_settings_of_the_configured_one(tmp_path):
 def test_the_command_line_knows_every_sampler():
     for name in SAMPLERS:
         assert _parser().parse_args(["generate", "model", "--sampler", name]).sampler == name
-    assert {"temperature", "top_p", "gamma"} <= set(SETTINGS)
+    assert set(SETTINGS) <= set(GENERATION_SETTINGS) <= set(signature(FLMModel.generate).parameters)

@@ -4,6 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+# Options of `flm generate` that are arguments of `generate`, by the same name.
+GENERATION_SETTINGS = (
+    *("sampler", "temperature", "top_k", "top_p", "gamma", "renoise", "guidance_scale", "guidance_dropout"),
+    *("refine_steps", "refine_fraction", "max_length", "window_overlap", "seed"),
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `flm`; the exit status: 0, 1 with one line on stderr for what went wrong, 130 when interrupted."""
@@ -65,8 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     samplers = ("euler", "multistep", "flow_map", "bridge")
     generate.add_argument("--sampler", choices=samplers, help="default: the model's own")
     generate.add_argument("--temperature", type=float, help="of the bridge sampler (default: 1)")
+    generate.add_argument("--top-k", type=int, help="of the bridge sampler: draw among so many likeliest tokens")
     generate.add_argument("--top-p", type=float, help="of the bridge sampler: draw among the likeliest tokens only")
     generate.add_argument("--gamma", type=float, help="of the flow_map sampler: noise put back, 0 to 1 (default: 0)")
+    generate.add_argument("--renoise", choices=("official", "markov"), help="how --gamma does it (default: official)")
+    generate.add_argument(
+        "--guidance-scale", type=float, help="away from a weaker prediction, 1: none; by the prompt, or by dropout"
+    )
+    generate.add_argument("--guidance-dropout", type=float, help="rate of dropout that makes the weaker prediction")
+    generate.add_argument("--refine-steps", type=int, help="times to rewrite the least certain tokens at the end")
+    generate.add_argument("--refine-fraction", type=float, help="part that is rewritten (default: 0.25)")
+    generate.add_argument(
+        "--window-overlap", type=int, help="for a --max-length beyond the context: tokens shared by its windows"
+    )
     generate.add_argument("--num-samples", type=int, default=1, help="default: %(default)s")
     generate.add_argument("--max-length", type=int, help="tokens, prompt included (default: the model's context)")
     generate.add_argument("--seed", type=int, help="the i-th sample takes seed + i (default: a random seed)")
@@ -121,21 +138,15 @@ def _generate(options: argparse.Namespace) -> int:
         tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=trust)
     except (ValueError, OSError) as error:
         raise ValueError(f"{options.model} cannot be loaded: {error}") from error
+    logging.enable_progress_bar()
     prompt = None
     if options.prompt:
         prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt").input_ids
         if tokenizer.bos_token_id is not None:  # rows of training text begin with it
             prompt = prompt.new_tensor([[tokenizer.bos_token_id, *prompt[0].tolist()]])
     steps = options.num_steps
-    settings = dict(
-        sampler=options.sampler,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        gamma=options.gamma,
-        num_return_sequences=options.num_samples,
-        max_length=options.max_length,
-        seed=options.seed,
-    )
+    settings = {name: getattr(options, name) for name in GENERATION_SETTINGS}
+    settings["num_return_sequences"] = options.num_samples
     if options.html:
         from .page import write_page
 
@@ -144,7 +155,8 @@ def _generate(options: argparse.Namespace) -> int:
         raise ValueError("several --num-steps are for --html, which shows them side by side.")
     else:
         streamer = DraftStreamer(tokenizer, skip_special_tokens=True) if options.watch else None
-        ids = model.generate(prompt, num_steps=steps[0], streamer=streamer, **settings)
+        bar = sys.stderr.isatty() and streamer is None
+        ids = model.generate(prompt, num_steps=steps[0], streamer=streamer, progress_bar=bar, **settings)
     for text in tokenizer.batch_decode(ids, skip_special_tokens=True):
         print(text.strip(), end="\n\n")
     return 0
