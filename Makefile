@@ -23,7 +23,7 @@ test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
 # The 4x4 Sudoku models from scratch, and their measures: what is shipped is overwritten.
-shidoku: export OMP_NUM_THREADS := 2
+shidoku: export OMP_NUM_THREADS := 1
 shidoku: $(READY)
 	rm -rf runs/shidoku runs/shidoku-fmlm
 	$(BIN)/flm train recipes/shidoku.yaml

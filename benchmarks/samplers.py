@@ -146,7 +146,6 @@ def report(results: dict[str, list[Row]]) -> str:
         title = f"## 9x9 Sudoku, {CLUES} random cells given ({PUZZLES} held-out grids per seed)"
         text += ["", title, "", table(results["sudoku"])]
     if "english" in results:
-        frontier(results["english"])
         text += [
             "",
             f"## English ({TEXTS} texts of 128 tokens per seed)",
@@ -162,3 +161,4 @@ def report(results: dict[str, list[Row]]) -> str:
 
 if __name__ == "__main__":
     measure_parts({"shidoku": shidoku, "sudoku": sudoku, "english": english}, RESULTS, report)
+    frontier(json.loads(RESULTS.read_text()).get("english", []))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_flm import FMLMConfig, FMLMModel, flow_flm, losses_flm
-from modeling_flm.flow_flm import expected_embedding, most_likely_token, softcap
+from modeling_flm.flow_flm import expected_embedding, most_likely_of_mixture, most_likely_token, softcap
 from modeling_flm.losses_flm import chunked_cross_entropy
 from modeling_flm.samplers_flm import SAMPLERS
 
@@ -97,6 +97,30 @@ def test_embedding_of_a_prediction_with_huge_logits():
     torch.testing.assert_close(out, values[(hidden @ weight.T + bias).argmax(-1)], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("cap", CAPS)
+def test_gradient_of_the_embedding_of_a_prediction(cap, blocks):
+    hidden, weight, bias, _, values = layer()
+    exact = hidden.double().requires_grad_()
+    direction = torch.randn(values.shape[1], generator=torch.Generator().manual_seed(0))
+    logits = softcap(exact @ weight.double().T + bias.double(), cap)
+    (logits.softmax(-1) @ values.double() @ direction.double()).square().sum().backward()
+    hidden = hidden.clone().requires_grad_()
+    (expected_embedding(hidden, weight, bias, values, cap) @ direction).square().sum().backward()
+    torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("cap", CAPS)
+@pytest.mark.parametrize("share", [0.5, 3.0, 50.0])
+def test_most_likely_token_of_a_mixture(share, cap, blocks):
+    hidden, weight, bias, _, _ = layer()
+    other, strong = hidden.flip(0), softcap(hidden @ weight.T + bias, cap).softmax(-1)
+    weak = softcap(other @ weight.T + bias, cap).softmax(-1)
+    token = most_likely_of_mixture([(share, hidden, weight, bias, cap), (1 - share, other, weight, bias, cap)])
+    entries = share * strong + (1 - share) * weak
+    taken = entries.gather(1, token[:, None]).squeeze(1)
+    torch.testing.assert_close(taken, entries.amax(1), rtol=1e-4, atol=1e-5)
+
+
 def test_most_likely_token(blocks):
     hidden, weight, bias, _, _ = layer()
     assert torch.equal(most_likely_token(hidden, weight, bias), (hidden @ weight.T + bias).argmax(-1))
@@ -146,3 +170,11 @@ def test_nothing_of_size_length_times_vocabulary_is_made():
                 num_steps=2, sampler=sampler, seed=0, output_trajectory=True, **more.get(sampler, {})
             )
         assert 0 < sampling.elements < length * vocab_size / 2, sampler
+    for control in (
+        {"guidance_scale": 2, "guidance_model": FMLMModel(config)},
+        {"reward_fn": lambda ahead: ahead.embedding.sum((1, 2))},
+        {"refine_steps": 1, "suppress_tokens": [3]},
+    ):
+        with Largest() as sampling:
+            model.generate(num_steps=2, seed=0, **control)
+        assert 0 < sampling.elements < length * vocab_size / 2, control

@@ -132,6 +132,7 @@ class Predictor:
     ):
         self.model, self.prompt, self.keep, self.seeds, self.tokens = model, prompt, keep, seeds, tokens
         self.call = call or model.denoise
+        self._heads: dict[Any, tuple[Tensor, Tensor, float | None]] = {}
         self.table = self._rows(self.vocabulary_table())
         self.clean = self.embed(prompt)
         self.start = self._start()
@@ -186,8 +187,10 @@ class Predictor:
     def _combine(self, *weighted: tuple[float, Any, Tensor]) -> Prediction:
         parts = []
         for share, model, hidden in weighted:
-            head, cap = model.lm_head, model.config.final_logit_softcapping
-            parts.append(Part(share, hidden.flatten(0, 1), self._rows(head.weight), self._rows(head.bias), cap))
+            if model not in self._heads:
+                head, cap = model.lm_head, model.config.final_logit_softcapping
+                self._heads[model] = (self._rows(head.weight), self._rows(head.bias), cap)
+            parts.append(Part(share, hidden.flatten(0, 1), *self._heads[model]))
         return Prediction(parts, self.table, self.tokens, self.prompt.shape)
 
 
