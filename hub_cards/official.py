@@ -59,6 +59,21 @@ def _convert_name(name: str) -> str:
     raise ValueError(f"{name!r} is not a weight of the official network.")
 
 
+def official_name(name: str) -> str:
+    """The official name of a weight of this package.
+
+    Raises:
+        ValueError: the official network has no such weight.
+    """
+    for pattern, replacement in _NAMES:
+        ours = re.sub(r"\\\\\d", r"(\\w+)", re.escape(replacement))
+        if match := re.fullmatch(ours, name):
+            for group in match.groups():
+                pattern = re.sub(r"\(.*?\)", group, pattern, count=1)
+            return pattern.replace("\\.", ".")
+    raise ValueError(f"the official network has no weight {name}.")
+
+
 def convert_config(
     official: Mapping, weights: Mapping[str, Tensor], final_logit_softcapping: float | None = 30.0
 ) -> FLMConfig:
@@ -71,11 +86,28 @@ def convert_config(
             `n_heads`, `length` and `dropout`.
         weights (`Mapping[str, Tensor]`): the official state dict.
         final_logit_softcapping (`float`, *optional*): 30 for the second published version, None for the first.
+
+    Raises:
+        ValueError: a value or weight that decides a size is missing, or they contradict each other.
     """
-    model = official["model"]
-    config_class = FMLMConfig if "sigma_map_prime.mlp.0.weight" in weights else FLMConfig
+    model = official.get("model") or {}
+    for section, names in ((official, ("vocab_size", "model")), (model, ("n_heads", "length", "dropout"))):
+        for name in names:
+            if name not in section:
+                raise ValueError(f"the official configuration has no {name}.")
+    for name in ("vocab_embed.embedding", "sigma_map.mlp.0.weight", "blocks.0.mlp.0.weight"):
+        if name not in weights:
+            raise ValueError(f"the weight {name} is missing.")
+    config_class = FMLMConfig if any(name.startswith("sigma_map_prime.") for name in weights) else FLMConfig
     vocab_size, hidden_size = weights["vocab_embed.embedding"].shape
     conditioning_size, time_embedding_size = weights["sigma_map.mlp.0.weight"].shape
+    for name, said, found in (
+        ("vocab_size", official["vocab_size"], vocab_size),
+        ("hidden_size", model.get("hidden_size", hidden_size), hidden_size),
+        ("cond_dim", model.get("cond_dim", conditioning_size), conditioning_size),
+    ):
+        if said != found:
+            raise ValueError(f"the official configuration says {name} {said}, but the weights have {found}.")
     return config_class(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -87,5 +119,5 @@ def convert_config(
         time_embedding_size=time_embedding_size,
         final_logit_softcapping=final_logit_softcapping,
         hidden_dropout=model["dropout"],
-        loss_weighting="learnable_loss_weighting.mlp.0.weight" in weights,
+        loss_weighting=any(name.startswith("learnable_loss_weighting.") for name in weights),
     )

@@ -39,6 +39,10 @@ def _integers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
+def _number_or_none(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flm", description="Flow language models: train, generate, try out.")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
@@ -93,6 +97,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--trust-remote-code", action="store_true", help="run a model type this package lacks")
     generate.set_defaults(run=_generate)
+
+    convert = commands.add_parser(
+        "convert",
+        help="make a model repository of an official checkpoint",
+        description="Make a model repository of an official checkpoint, a Hub export or a Lightning .ckpt file.",
+    )
+    convert.add_argument("source", help="a folder with config.json and model.safetensors, a .ckpt file, or a Hub name")
+    convert.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    convert.add_argument("--tokenizer", help="folder or Hub name of the tokenizer to put in, such as gpt2")
+    convert.add_argument(
+        "--final-logit-softcapping",
+        type=_number_or_none,
+        default=30.0,
+        metavar="CAP",
+        help='"none" for models of the first published version (default: %(default)s)',
+    )
+    convert.add_argument("--raw", action="store_true", help="of a .ckpt: the raw weights, not their moving average")
+    convert.add_argument("--config", metavar="FILE", help="of a .ckpt: its nested configuration as JSON")
+    convert.set_defaults(run=_convert)
+
+    export = commands.add_parser(
+        "export-official",
+        help="write a model as the official code loads it",
+        description="Write a model as the official code loads it: config.json and model.safetensors.",
+    )
+    export.add_argument("model", help="a model folder or a name on the Hub")
+    export.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    export.set_defaults(run=_export_official)
 
     demo = commands.add_parser(
         "demo",
@@ -159,6 +191,38 @@ def _generate(options: argparse.Namespace) -> int:
         ids = model.generate(prompt, num_steps=steps[0], streamer=streamer, progress_bar=bar, **settings)
     for text in tokenizer.batch_decode(ids, skip_special_tokens=True):
         print(text.strip(), end="\n\n")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from huggingface_hub import snapshot_download
+
+    from hub_cards.convert import convert, read_source
+
+    path, config = Path(options.source), options.config and Path(options.config)
+    if not path.exists():
+        path = Path(snapshot_download(options.source, allow_patterns=["config.json", "model.safetensors"]))
+    source = read_source(path, config, averaged=not options.raw)
+    model = convert(source, Path(options.output), options.tokenizer, options.final_logit_softcapping)
+    kind = "a flow map (FMLM)" if model.config.model_type == "fmlm" else "a flow (FLM)"
+    if source.dropped:
+        print(f"Dropped: {', '.join(source.dropped)}.")
+    print(f"{options.output} is {kind} of {model.num_parameters() / 1e6:.1f} M parameters, loaded again and compared.")
+    return 0
+
+
+def _export_official(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from transformers import AutoModel
+
+    import modeling_flm  # noqa: F401  registers the model types
+    from hub_cards.convert import export_official
+
+    export_official(AutoModel.from_pretrained(options.model), Path(options.output))
+    print(f"{options.output} is in the official form.")
     return 0
 
 

@@ -1,0 +1,281 @@
+"""Official checkpoints to model repositories of this package, and back: `flm convert` and `flm export-official`.
+
+A source is the official Hub export (a folder with the nested `config.json` and `model.safetensors`) or a Lightning
+checkpoint (`.ckpt`). Nothing is loaded in part: every tensor of the source is used or named as dropped, every weight
+of the model filled, and what was written is loaded again in a fresh process and compared.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from modeling_flm import FLMModel, FMLMConfig, FMLMModel
+
+from .official import convert_config, convert_state_dict, official_name
+
+_COMPUTED = "rotary_emb.inv_freq"  # a constant of the official network, computed in ours
+_RELOAD = """
+import sys
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+folder, given, found = sys.argv[1:]
+inputs = load_file(given)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+save_file({"logits": model(**inputs).logits.detach()}, found)
+"""
+
+
+@dataclass
+class Source:
+    """An official checkpoint.
+
+    Args:
+        config (`dict`): the nested configuration.
+        weights (`dict[str, Tensor]`): the network's, by official names.
+        dropped (`list[str]`): tensors that are not the network's, a teacher's say.
+    """
+
+    config: dict
+    weights: dict[str, Tensor]
+    dropped: list[str] = field(default_factory=list)
+
+
+def read_source(path: Path, config: Path | None = None, averaged: bool = True) -> Source:
+    """Read an official checkpoint.
+
+    Args:
+        path (`Path`): the folder of a Hub export, or a `.ckpt` file.
+        config (`Path`, *optional*): the nested configuration as JSON, for a `.ckpt` that does not hold a readable one.
+        averaged (`bool`): of a `.ckpt`, take the exponential moving average, not the raw weights.
+
+    Raises:
+        ValueError: something is missing, damaged, or would run code when loaded; the message names it.
+    """
+    if path.is_dir():
+        return _read_export(path)
+    if path.suffix == ".ckpt" and path.is_file():
+        return _read_lightning(path, config, averaged)
+    raise ValueError(f"{path} is neither a folder with config.json and model.safetensors nor a .ckpt file.")
+
+
+def _read_export(folder: Path) -> Source:
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}: it is not an official Hub export.")
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}.") from error
+    return Source(_read_config(folder / "config.json"), weights)
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
+
+
+class _Inert:
+    """What stands for an object of a configuration library in a checkpoint: its attributes, none of its code."""
+
+    def __setstate__(self, state) -> None:
+        self.__dict__.update(state if isinstance(state, dict) else {})
+
+
+def _inert(*names: str) -> list:
+    """Safe globals: each name becomes a class of its own that only holds attributes."""
+    return [(type(name.rsplit(".", 1)[-1], (_Inert,), {}), name) for name in names]
+
+
+_ALLOWED = _inert(
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.nodes.AnyNode",
+)
+
+
+def _read_lightning(path: Path, config: Path | None, averaged: bool) -> Source:
+    with torch.serialization.safe_globals(_ALLOWED):
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many kinds, by what is wrong with the file
+            reason = str(error).split("\n")[0]
+            raise ValueError(
+                f"{path} cannot be read without running code that it brings, or is damaged ({reason}): take the Hub "
+                "export of the model."
+            ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"{path} has no state_dict: it is not a Lightning checkpoint.")
+    weights, dropped = {}, []
+    for name, tensor in checkpoint["state_dict"].items():
+        if name.startswith("teacher"):
+            dropped.append(name)
+        else:
+            weights[name.removeprefix("backbone.").replace("_orig_mod.", "")] = tensor
+    if averaged:
+        weights |= _average(path, checkpoint, weights)
+    if config is not None:
+        nested = _read_config(config)
+    else:
+        nested = _plain(checkpoint.get("hyper_parameters", {}))
+        nested = nested.get("config", nested)
+    return Source(nested, weights, dropped)
+
+
+def _average(path: Path, checkpoint: Mapping, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The moving average by name: a list in the order of the network's parameters."""
+    average = (checkpoint.get("ema") or {}).get("shadow_params")
+    if average is None:
+        raise ValueError(f"{path} holds no moving average (ema.shadow_params): convert its raw weights (--raw).")
+    names = [name for name in weights if name != _COMPUTED]
+    if len(average) != len(names):
+        raise ValueError(f"the moving average in {path} has {len(average)} tensors for {len(names)} parameters.")
+    for name, tensor in zip(names, average, strict=True):
+        if tensor.shape != weights[name].shape:
+            raise ValueError(
+                f"the moving average in {path} has {tuple(tensor.shape)} in the place of {name}, which is "
+                f"{tuple(weights[name].shape)}."
+            )
+    return dict(zip(names, average, strict=True))
+
+
+def _plain(node: Any) -> Any:
+    """A configuration object as dicts, lists and values."""
+    if isinstance(node, _Inert):
+        held = vars(node)
+        return _plain(held["_content"] if "_content" in held else held.get("_val"))
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_plain(value) for value in node]
+    return node
+
+
+def convert(
+    source: Source, output: Path, tokenizer: str | None = None, final_logit_softcapping: float | None = 30.0
+) -> FLMModel:
+    """Write a model repository: FLM or FMLM, by the structure of the weights.
+
+    Args:
+        source (`Source`): what `read_source` read.
+        output (`Path`): the folder to write.
+        tokenizer (`str`, *optional*): folder or Hub name of the tokenizer to put in, whose special ids go into the
+            configuration. The official gpt2 has a [PAD] more than that on the Hub: it is added.
+        final_logit_softcapping (`float`, *optional*): 30 for the second published version, None for the first.
+
+    Raises:
+        ValueError: a weight is missing, too many, of a wrong shape or not finite, the configuration does not fit, or
+            what was written does not load as it was.
+    """
+    weights = convert_state_dict(source.weights)
+    config = convert_config(source.config, source.weights, final_logit_softcapping)
+    for name, tensor in source.weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has entries that are not finite.")
+    if tokenizer is not None:
+        words = _load_tokenizer(tokenizer, config.vocab_size)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id"):
+            setattr(config, name, getattr(words, name))
+    with torch.device("meta"):
+        model = FMLMModel(config) if isinstance(config, FMLMConfig) else FLMModel(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        name = min(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+        raise ValueError(
+            f"the weight {official_name(name)} is {found.get(name, 'missing')}, but the network that the others make has "
+            f"{expected.get(name, 'none of that name')}."
+        )
+    model.load_state_dict({name: tensor.float().contiguous() for name, tensor in weights.items()}, assign=True)
+    model.generation_config = model.generation_config_class.from_model_config(config)
+    model.eval().save_pretrained(output)
+    if tokenizer is not None:
+        words.save_pretrained(output)
+    _compare(model, output)
+    return model
+
+
+def _load_tokenizer(name: str, vocab_size: int):
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the tokenizer {name} cannot be loaded: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    if len(tokenizer) != vocab_size:
+        raise ValueError(f"the tokenizer {name} has {len(tokenizer)} tokens, but the model {vocab_size}.")
+    return tokenizer
+
+
+@torch.no_grad()
+def _compare(model: FLMModel, folder: Path) -> None:
+    """That the folder, loaded by its own code in a fresh process, has the logits of the model."""
+    length = min(16, model.config.max_position_embeddings)
+    state = model.embed_noise(2, length, seeds=[0, 1])
+    inputs = {"inputs_embeds": state, "timesteps": torch.tensor([0.2, 0.7])}
+    if model.config.model_type == "fmlm":
+        inputs["target_timesteps"] = torch.tensor([0.6, 1.0])
+    logits = model(**inputs).logits
+    with tempfile.TemporaryDirectory() as between:
+        given, found = Path(between) / "inputs.safetensors", Path(between) / "logits.safetensors"
+        save_file(inputs, given)
+        arguments = [sys.executable, "-P", "-c", _RELOAD, str(folder.resolve()), str(given), str(found)]
+        done = subprocess.run(arguments, cwd=between, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"what was written to {folder} does not load: {done.stderr.strip().splitlines()[-1]}")
+        difference = (load_file(found)["logits"] - logits).abs().max().item()
+    if not difference < 1e-4:
+        raise ValueError(f"what was written to {folder} has other logits than the source, by up to {difference:.2g}.")
+
+
+def export_official(model: FLMModel, output: Path) -> None:
+    """Write a model in the form of the official Hub export, for the official evaluation.
+
+    Raises:
+        ValueError: the model has something that the official network has not.
+    """
+    config = model.config
+    if config.attn_logit_softcapping != 50.0:
+        raise ValueError(
+            f"the official network caps attention scores at 50, but `attn_logit_softcapping` is "
+            f"{config.attn_logit_softcapping}."
+        )
+    weights = {
+        official_name(name): tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("loss_weighting.target_time_embedding.")  # a second time that the official one ignores
+    }
+    half = config.hidden_size // config.num_attention_heads // 2
+    weights[_COMPUTED] = config.rope_theta ** (-torch.arange(half, dtype=torch.float32) / half)
+    nested = {
+        "algo": {"name": config.model_type, "backbone": "dit", "learnable_loss_weighting": config.loss_weighting},
+        "model": {
+            "type": "ddit",
+            "hidden_size": config.hidden_size,
+            "cond_dim": config.conditioning_size,
+            "length": config.max_position_embeddings,
+            "n_blocks": config.num_hidden_layers,
+            "n_heads": config.num_attention_heads,
+            "dropout": config.hidden_dropout,
+            "scale_by_sigma": True,
+            "tie_word_embeddings": False,
+        },
+        "vocab_size": config.vocab_size,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    save_file(weights, output / "model.safetensors")
+    (output / "config.json").write_text(json.dumps(nested, indent=2) + "\n")

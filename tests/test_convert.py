@@ -1,0 +1,215 @@
+"""`flm convert` and `flm export-official`: both forms of an official checkpoint, and every damage to one."""
+
+import json
+import shutil
+import sys
+from collections import OrderedDict
+from types import ModuleType
+
+import pytest
+import torch
+from official import PARITY, about, official_model, record
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from hub_cards.convert import convert, export_official, read_source
+from trainers.cli import main
+
+NAMES = ["dit_flm", "dit_fmlm"]
+
+
+def export(folder, name: str = "dit_flm"):
+    """An official Hub export with the recorded weights."""
+    folder.mkdir()
+    shutil.copy(PARITY / f"{name}.safetensors", folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(about(name)["config"]))
+    return folder
+
+
+def parameters(name: str) -> dict[str, torch.Tensor]:
+    """The recorded weights in the order in which the official network has them."""
+    first = ("vocab_embed", "sigma_map.", "sigma_map_prime", "rotary_emb", "blocks", "output_layer", "learnable")
+    weights = record(name)
+    return {key: weights[key] for start in first for key in weights if key.startswith(start)}
+
+
+def lightning(path, name: str = "dit_flm", **changes):
+    """A Lightning checkpoint with the recorded weights as its moving average, and other raw ones."""
+    weights = parameters(name)
+    average = [tensor for key, tensor in weights.items() if key != "rotary_emb.inv_freq"]
+    raw = OrderedDict(
+        (f"backbone._orig_mod.{key}", tensor if "rotary" in key else tensor + 1) for key, tensor in weights.items()
+    )
+    raw["teacher_model.blocks.0.norm1.weight"] = torch.ones(64)
+    checkpoint = {
+        "state_dict": raw,
+        "ema": {"decay": 0.9999, "num_updates": 10, "shadow_params": average},
+        "hyper_parameters": {"config": about(name)["config"]},
+        "global_step": 10,
+    }
+    torch.save(checkpoint | changes, path)
+    return path
+
+
+def logits_agree(model, name: str) -> None:
+    io, exact = record(f"{name}_io"), official_model(name, 30.0)
+    times = (io["in.tau"],) if name == "dit_flm" else (io["in.tau_s"], io["in.tau_t"])
+    with torch.no_grad():
+        found, expected = (m(None, m.embed_state(io["in.dense.x"]), None, *times).logits for m in (model, exact))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hub_export(name, tmp_path, capsys):
+    source = export(tmp_path / "official", name)
+    assert main(["convert", str(source), "--output", str(tmp_path / "ours")]) == 0
+    assert "loaded again and compared" in capsys.readouterr().out
+    model = AutoModel.from_pretrained(tmp_path / "ours").eval()
+    assert model.config.model_type == name.removeprefix("dit_") and model.config.final_logit_softcapping == 30
+    logits_agree(model, name)
+    # And back: the same tensors, and the same sizes.
+    assert main(["export-official", str(tmp_path / "ours"), "--output", str(tmp_path / "back")]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    for key in before:
+        torch.testing.assert_close(after[key], before[key], atol=1e-7 if "rotary" in key else 0, rtol=0)
+    old, new = (json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "back"))
+    assert new["vocab_size"] == old["vocab_size"]
+    assert {key: old["model"][key] for key in new["model"]} == new["model"] | {"scale_by_sigma": True}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lightning_checkpoint(name, tmp_path):
+    path = lightning(tmp_path / "last.ckpt", name)
+    source = read_source(path)
+    assert source.dropped == ["teacher_model.blocks.0.norm1.weight"]
+    logits_agree(convert(source, tmp_path / "ours"), name)
+    raw = read_source(path, averaged=False).weights
+    assert all(torch.equal(raw[key], tensor + 1) for key, tensor in record(name).items() if "rotary" not in key)
+
+
+def test_the_first_published_version_has_no_cap(tmp_path):
+    source = str(export(tmp_path / "official"))
+    assert main(["convert", source, "--output", str(tmp_path / "v1"), "--final-logit-softcapping", "none"]) == 0
+    assert AutoModel.from_pretrained(tmp_path / "v1").config.final_logit_softcapping is None
+
+
+def test_a_configuration_object_is_read_without_its_code(tmp_path, monkeypatch):
+    """As omegaconf pickles it: modules of that name exist when it is written, and not when it is read."""
+    package, module = ModuleType("omegaconf"), ModuleType("omegaconf.dictconfig")
+
+    class DictConfig:
+        def __init__(self, content):
+            self._content = content
+
+    DictConfig.__module__, DictConfig.__qualname__ = "omegaconf.dictconfig", "DictConfig"
+    module.DictConfig = DictConfig
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "omegaconf", package)
+        patch.setitem(sys.modules, "omegaconf.dictconfig", module)
+        config = about("dit_flm")["config"]
+        held = DictConfig(config | {"model": DictConfig(config["model"])})
+        path = lightning(tmp_path / "last.ckpt", hyper_parameters={"config": held})
+    assert read_source(path).config["model"] == config["model"]
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+class Attack:
+    def __reduce__(self):
+        return print, ("code has run",)
+
+
+def damaged_weights(change):
+    def damage(folder):
+        path = export(folder) / "model.safetensors"
+        weights = load_file(path)
+        change(weights)
+        save_file(weights, path)
+        return folder
+
+    return damage
+
+
+def damaged_config(change):
+    def damage(folder):
+        path = export(folder) / "config.json"
+        config = json.loads(path.read_text())
+        change(config)
+        path.write_text(json.dumps(config))
+        return folder
+
+    return damage
+
+
+def truncated(folder):
+    path = export(folder) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    return folder
+
+
+def without_weights(folder):
+    (export(folder) / "model.safetensors").unlink()
+    return folder
+
+
+def checkpoint(**changes):
+    return lambda folder: lightning(folder.with_suffix(".ckpt"), **changes)
+
+
+SHORT = {"shadow_params": [torch.zeros(1)]}
+SWAPPED = {"shadow_params": [t for k, t in parameters("dit_flm").items() if "rotary" not in k][::-1]}
+HALF_A_MAP = {k: v for k, v in record("dit_fmlm").items() if k.startswith("sigma_map_prime.mlp.0")}
+DAMAGED = {
+    "missing key": (damaged_weights(lambda w: w.pop("blocks.1.mlp.0.bias")), "blocks.1.mlp.0.bias is missing"),
+    "missing table": (damaged_weights(lambda w: w.pop("vocab_embed.embedding")), "vocab_embed.embedding is missing"),
+    "extra key": (damaged_weights(lambda w: w.update(more=torch.ones(1))), "'more' is not a weight of the official"),
+    "extra block": (
+        damaged_weights(lambda w: w.update({"blocks.7.norm1.weight": torch.ones(64)})),
+        "blocks.7.norm1.weight is \\(64,\\), but .* none of that name",
+    ),
+    "half a flow map": (damaged_weights(lambda w: w.update(HALF_A_MAP)), "sigma_map_prime.mlp.2.bias is missing"),
+    "wrong shape": (
+        damaged_weights(lambda w: w.update({"blocks.0.norm1.weight": torch.ones(63)})),
+        "blocks.0.norm1.weight is \\(63,\\), but .* \\(64,\\)",
+    ),
+    "not finite": (
+        damaged_weights(lambda w: w["output_layer.linear.weight"].fill_(torch.nan)),
+        "output_layer.linear.weight has entries that are not finite",
+    ),
+    "truncated": (truncated, "model.safetensors is damaged"),
+    "no weights": (without_weights, "has no model.safetensors"),
+    "wrong vocabulary": (damaged_config(lambda c: c.update(vocab_size=38)), "says vocab_size 38, .* have 37"),
+    "no vocabulary": (damaged_config(lambda c: c.pop("vocab_size")), "has no vocab_size"),
+    "no heads": (damaged_config(lambda c: c["model"].pop("n_heads")), "has no n_heads"),
+    "no such source": (lambda folder: folder / "nothing.ckpt", "is neither a folder"),
+    "pickle with code": (checkpoint(callbacks=Attack()), "without running code"),
+    "no checkpoint": (checkpoint(state_dict=None), "state_dict"),
+    "average too short": (checkpoint(ema=SHORT), "has 1 tensors for 40 parameters"),
+    "average in another order": (checkpoint(ema=SWAPPED), "in the place of vocab_embed.embedding"),
+    "no average": (checkpoint(ema=None), "holds no moving average.*--raw"),
+    "no configuration": (checkpoint(hyper_parameters={}), "has no vocab_size"),
+}
+
+
+@pytest.mark.parametrize("damage, message", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_source_is_refused_by_name(damage, message, tmp_path, capsys):
+    source = damage(tmp_path / "source")
+    with pytest.raises(ValueError, match=message):
+        convert(read_source(source), tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+    assert "code has run" not in capsys.readouterr().out
+
+
+def test_a_tokenizer_of_another_size_is_refused(tmp_path):
+    source = read_source(export(tmp_path / "official"))
+    with pytest.raises(ValueError, match="has 4096 tokens, but the model 37"):
+        convert(source, tmp_path / "ours", tokenizer="examples/corpus/tokenizer")
+
+
+def test_what_the_official_network_has_not_is_not_exported(tmp_path):
+    model = official_model("dit_flm", 30.0)
+    model.config.attn_logit_softcapping = None
+    with pytest.raises(ValueError, match="caps attention scores at 50"):
+        export_official(model, tmp_path)
