@@ -197,7 +197,7 @@ def convert(
     if expected != found:
         name = min(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         raise ValueError(
-            f"the weight {official_name(name)} is {found.get(name, 'missing')}, but the network that the others make has "
+            f"the weight {official_name(name)} is {found.get(name, 'missing')}, but the network of the others has "
             f"{expected.get(name, 'none of that name')}."
         )
     model.load_state_dict({name: tensor.float().contiguous() for name, tensor in weights.items()}, assign=True)
