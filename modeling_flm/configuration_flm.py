@@ -72,6 +72,9 @@ class FLMConfig(PreTrainedConfig):
             module, _, name = self.auto_map.get(auto, "modeling_flm.").rpartition(".")
             if name in ("", "FLMModel", "FMLMModel"):
                 self.auto_map[auto] = f"{module}.{self.model_class}"
+        if getattr(self, "custom_pipelines", None) is None:  # what `pipeline("text-generation")` builds
+            own = {"impl": "pipeline_flm.FLMPipeline", "pt": ["AutoModel"], "type": "text"}
+            self.custom_pipelines = {"text-generation": own}
 
     def _check(self) -> None:
         sizes = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]

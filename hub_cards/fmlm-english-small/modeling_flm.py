@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -375,6 +376,12 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         int64 (batch, length), blockwise."""
         tokens = most_likely_token(hidden.flatten(0, 1), self.lm_head.weight, self.lm_head.bias)
         return tokens.view(hidden.shape[:2])
+
+    def pipeline(self, tokenizer: PreTrainedTokenizerBase, **kwargs):
+        """The text-generation pipeline of this model, a [`FLMPipeline`]; `kwargs` are its defaults."""
+        from .pipeline_flm import FLMPipeline  # here it also tells transformers that this file belongs to the model's
+
+        return FLMPipeline(model=self, tokenizer=tokenizer, **kwargs)
 
     # -- the network --------------------------------------------------------------------------------------------------
 

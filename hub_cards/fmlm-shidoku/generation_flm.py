@@ -376,7 +376,7 @@ class FlowGenerationMixin(GenerationMixin):
         windows = self._windows(keep, config)
         if len(windows) > 1 and (output_trajectory or streamer is not None):
             raise ValueError("`output_trajectory` and `streamer` show one window: ask for a text within the context.")
-        weak = self._weak_network(config, keep, guidance_model)
+        window_predictor = self._window_predictor(config, keep, guidance_model)
         self._check_reward(config, reward_fn)
         tokens = self._writable(config)
         call = self.denoise if config.compile_config is None else self._compiled(config.compile_config)
@@ -389,7 +389,7 @@ class FlowGenerationMixin(GenerationMixin):
         with bar:
             for number, window in enumerate(windows):
                 own_seeds = seeds if number == 0 else step_seeds(seeds, _WINDOW + number)
-                predictor = weak(self, sequences[:, window], known[:, window], own_seeds, tokens, call)
+                predictor = window_predictor(self, sequences[:, window], known[:, window], own_seeds, tokens, call)
                 part = self._integrate(predictor, config, watch, reward_fn)
                 sequences[:, window], known[:, window] = part, True
         if config.pad_after_eos:
@@ -535,7 +535,7 @@ class FlowGenerationMixin(GenerationMixin):
         if config.refine_fraction is not None and not config.refine_steps:
             raise ValueError("`refine_fraction` is that of `refine_steps`, but there are none.")
 
-    def _weak_network(
+    def _window_predictor(
         self, config: FlowGenerationConfig, keep: Tensor, guidance_model: torch.nn.Module | None
     ) -> Callable[..., Predictor]:
         """How to make the predictor of a window: guided by what, if at all."""
