@@ -126,6 +126,16 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     export.set_defaults(run=_export_official)
 
+    push = commands.add_parser(
+        "push", help="upload a model folder to the Hub", description="Upload a model folder to the Hub."
+    )
+    push.add_argument("folder", help="a model repository, such as hub_cards/fmlm-english-small")
+    push.add_argument("name", help="organisation/model; it is made if it is not there")
+    push.add_argument("--dry-run", action="store_true", help="only show what would be uploaded")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
+    push.add_argument("--private", action="store_true", help="if it is made, make it private")
+    push.set_defaults(run=_push)
+
     demo = commands.add_parser(
         "demo",
         help="watch the shipped models write English and Sudoku grids in one evaluation",
@@ -223,6 +233,18 @@ def _export_official(options: argparse.Namespace) -> int:
 
     export_official(AutoModel.from_pretrained(options.model), Path(options.output))
     print(f"{options.output} is in the official form.")
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from hub_cards.push import push, to_upload
+
+    for path in to_upload(Path(options.folder)):
+        print(f"{path.stat().st_size:>12,}  {path.name}")
+    if not options.dry_run:
+        print(push(Path(options.folder), options.name, options.create_pr, options.private))
     return 0
 
 

@@ -1,0 +1,170 @@
+"""A small Hugging Face Hub on loopback: as much of the protocol as creating, pushing, listing and loading need.
+
+`local_hub()` gives its address and itself. Repositories live in memory, each a list of revisions; pull requests are
+revisions of their own. Files travel within the commit, as small ones do on the real Hub.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlparse
+
+KINDS = r"(?P<kind>models|datasets|spaces)"
+NAME = r"(?P<name>[^/]+/[^/]+)"
+API = re.compile(rf"/api/{KINDS}/{NAME}(?:/(?P<what>[\w-]+)(?:/(?P<revision>[^/]+))?(?:/(?P<path>.*))?)?")
+RESOLVE = re.compile(rf"/(?:(?P<kind>datasets|spaces)/)?{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+
+Files = dict[str, bytes]
+
+
+class Hub:
+    """Repositories by (kind, name): (commit, branch, files) in the order of their making."""
+
+    def __init__(self):
+        self.repositories: dict[tuple[str, str], list[tuple[str, str, Files]]] = {}
+
+    def commit(self, key: tuple[str, str], files: Files, branch: str = "main") -> str:
+        revisions = self.repositories.setdefault(key, [])
+        number = hashlib.sha1(repr((key, len(revisions), sorted(files))).encode()).hexdigest()
+        revisions.append((number, branch, files))
+        return number
+
+    def head(self, key: tuple[str, str], revision: str = "main") -> tuple[str, Files]:
+        for number, branch, files in reversed(self.repositories[key]):
+            if revision in (number, branch):
+                return number, files
+        raise KeyError(revision)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: "Server"
+
+    def log_message(self, format: str, *args) -> None:
+        pass
+
+    def answer(self, body, code: int = 200, **headers: str) -> None:
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(code)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def missing(self, what: str) -> None:
+        self.answer({"error": f"{what} is missing"}, 404, X_Error_Code=what, X_Error_Message=f"{what} is missing")
+
+    def handle_request(self) -> None:
+        url = urlparse(self.path)
+        path, data = unquote(url.path), self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if path == "/api/whoami-v2":
+            self.answer({"type": "user", "name": "tester", "fullname": "tester", "orgs": []})
+        elif path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            self.create(json.loads(data))
+        elif match := RESOLVE.fullmatch(path):
+            self.resolve(match)
+        elif match := API.fullmatch(path):
+            self.repository(match, parse_qs(url.query), data)
+        else:
+            self.answer({"error": f"no {path} here"}, 404)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
+
+    def create(self, wanted: dict) -> None:
+        hub, name = self.server.hub, f"{wanted.get('organization') or 'tester'}/{wanted['name']}"
+        key = (f"{wanted.get('type') or 'model'}s", name)
+        answer = {"url": f"http://{self.headers['Host']}/{name}", "name": name, "id": name}
+        if key in hub.repositories:
+            self.answer(answer | {"error": "it is there"}, 409)
+        else:
+            hub.commit(key, {".gitattributes": b""})
+            self.answer(answer)
+
+    def resolve(self, match: re.Match) -> None:
+        hub, key = self.server.hub, (match["kind"] or "models", match["name"])
+        if key not in hub.repositories:
+            return self.missing("RepoNotFound")
+        try:
+            number, files = hub.head(key, match["revision"])
+        except KeyError:
+            return self.missing("RevisionNotFound")
+        if match["path"] not in files:
+            return self.missing("EntryNotFound")
+        body = files[match["path"]]
+        self.answer(body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=number, Accept_Ranges="bytes")
+
+    def repository(self, match: re.Match, query: dict, data: bytes) -> None:
+        hub, key, branch = self.server.hub, (match["kind"], match["name"]), match["revision"] or "main"
+        if key not in hub.repositories:
+            return self.missing("RepoNotFound")
+        try:
+            number, files = hub.head(key, branch)
+        except KeyError:
+            return self.missing("RevisionNotFound")
+        what = match["what"]
+        if what in (None, "revision"):
+            siblings = [{"rfilename": path} for path in sorted(files)]
+            self.answer({"_id": "0", "id": match["name"], "sha": number, "private": False, "siblings": siblings})
+        elif what == "tree":
+            inside = [path for path in sorted(files) if path.startswith(match["path"] or "")]
+            self.answer([_entry(path, files) for path in inside]) if inside else self.missing("EntryNotFound")
+        elif what == "paths-info":
+            paths = json.loads(data)["paths"] if data[:1] == b"{" else parse_qs(data.decode()).get("paths", [])
+            self.answer([_entry(path, files) for path in paths if path in files])
+        elif what == "preupload":
+            wanted = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in _files(data)]
+            self.answer({"files": wanted})
+        elif what == "commit":
+            self.commit(match, files, data, asked_for_review="1" in query.get("create_pr", []))
+        else:
+            self.answer({"error": f"no {what} here"}, 404)
+
+    def commit(self, match: re.Match, files: Files, data: bytes, asked_for_review: bool) -> None:
+        files = dict(files)
+        for line in data.splitlines():
+            operation = json.loads(line)
+            value = operation["value"]
+            if operation["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "deletedFile":
+                files.pop(value["path"], None)
+        branch = "refs/pr/1" if asked_for_review else match["revision"]
+        number = self.server.hub.commit((match["kind"], match["name"]), files, branch)
+        home = f"http://{self.headers['Host']}/{match['name']}"
+        answer = {"success": True, "commitOid": number, "commitUrl": f"{home}/commit/{number}", "hookOutput": ""}
+        self.answer(answer | ({"pullRequestUrl": f"{home}/discussions/1"} if asked_for_review else {}))
+
+
+def _files(data: bytes) -> list[dict]:
+    return json.loads(data)["files"]
+
+
+def _entry(path: str, files: Files) -> dict:
+    return {"type": "file", "path": path, "size": len(files[path]), "oid": hashlib.sha1(files[path]).hexdigest()}
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.hub = Hub()
+
+
+@contextmanager
+def local_hub():
+    """The address of a fresh Hub, and the Hub."""
+    server = Server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", server.hub
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,89 @@
+"""`flm push`, and what a user of the Hub then loads: against a Hub on loopback, in fresh processes."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from local_hub import local_hub
+
+from benchmarks.results import HUB
+from hub_cards.push import to_upload
+
+FOLDER = HUB / "fmlm-shidoku"
+PUSH = """
+import sys
+from trainers.cli import main
+folder = sys.argv[1]
+assert main(["push", folder, "org/fmlm-test", "--dry-run"]) == 0
+assert main(["push", folder, "org/fmlm-test"]) == 0
+assert main(["push", folder, "org/fmlm-test", "--create-pr"]) == 0
+"""
+LOAD = """
+import sys
+from transformers import AutoModel, AutoTokenizer, pipeline
+model = AutoModel.from_pretrained("org/fmlm-test", trust_remote_code=True)
+ids = model.generate(num_steps=1, num_return_sequences=2, seed=0)
+write = pipeline("text-generation", model="org/fmlm-test", trust_remote_code=True)
+texts = [text["generated_text"] for text in write(num_steps=1, num_return_sequences=2, seed=0)]
+assert texts == AutoTokenizer.from_pretrained("org/fmlm-test", trust_remote_code=True).batch_decode(ids)
+assert "modeling_flm" not in sys.modules
+print(texts)
+"""
+
+
+def run(script: str, cwd, *arguments, **environment: str) -> str:
+    left = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    command = [sys.executable, "-P", "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=left | environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_pushed_and_loaded_from_the_hub(tmp_path):
+    with local_hub() as (address, hub):
+        environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any", HF_HUB_DISABLE_XET="1")
+        shown = run(PUSH, tmp_path, FOLDER, **environment)
+        assert "README.md" in shown and "/commit/" in shown and "/discussions/1" in shown
+        (key,) = hub.repositories
+        _, files = hub.head(key)
+        names = {path.name for path in to_upload(FOLDER)}
+        assert key == ("models", "org/fmlm-test") and files.keys() == names | {".gitattributes"}
+        assert all(files[name] == (FOLDER / name).read_bytes() for name in names)
+        assert hub.head(key, "refs/pr/1")[1].keys() == files.keys()
+        online = run(LOAD, tmp_path, **environment)
+    assert run(LOAD, tmp_path, **environment, HF_HUB_OFFLINE="1") == online  # the Hub is gone: from the cache
+
+
+def without(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+def damaged(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (without("README.md"), "has no README.md"),
+        (without("pipeline_flm.py"), "has no pipeline_flm.py"),
+        (damaged("model.safetensors", "short"), "model.safetensors is damaged"),
+        (damaged("README.md", "# a title\n"), "has no YAML"),
+        (damaged("README.md", "---\na: [1\n---\n"), "the YAML at the head of .* is broken"),
+    ],
+)
+def test_a_repository_that_is_not_whole_is_refused(damage, message, tmp_path):
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        to_upload(folder)
+
+
+def test_what_is_left_out(tmp_path):
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
+    for name in ("optimizer.pt", ".secret", "training_args.bin"):
+        (folder / name).touch()
+    (folder / "checkpoint-5").mkdir()
+    assert {path.name for path in to_upload(folder)} == {path.name for path in FOLDER.iterdir() if path.is_file()}
