@@ -17,15 +17,8 @@ from safetensors import safe_open
 
 from benchmarks.few_step import GRIDS, LARGE_GRIDS, PUZZLES, RESULTS
 from benchmarks.results import HUB, ROOT, Row, table
+from trainers.card import BIBTEX
 from trainers.recipe import load_recipe
-
-BIBTEX = """@article{lee2026flow,
-  title   = {Flow Map Language Models: One-step Language Modeling via Continuous Denoising},
-  author  = {Lee, Chanhyuk and Yoo, Jaehoon and Agarwal, Manan and Shah, Sheel and Huang, Jerry and
-             Raghunathan, Aditi and Hong, Seunghoon and Boffi, Nicholas M. and Kim, Jinwoo},
-  journal = {arXiv preprint arXiv:2602.16813},
-  year    = {2026}
-}"""
 
 # What is written, in which part of the measurements it stands, and what the figures are.
 DATA = {

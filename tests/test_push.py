@@ -8,7 +8,7 @@ import sys
 import pytest
 from local_hub import local_hub
 
-from benchmarks.results import HUB
+from benchmarks.results import HUB, ROOT
 from hub_cards.push import to_upload
 
 FOLDER = HUB / "fmlm-shidoku"
@@ -30,6 +30,41 @@ texts = [text["generated_text"] for text in write(num_steps=1, num_return_sequen
 assert texts == AutoTokenizer.from_pretrained("org/fmlm-test", trust_remote_code=True).batch_decode(ids)
 assert "modeling_flm" not in sys.modules
 print(texts)
+"""
+
+TRAIN = """
+import sys
+import yaml
+from huggingface_hub import hf_hub_download
+from datasets import Dataset
+from transformers import AutoModel, AutoTokenizer, Trainer, TrainingArguments
+from trainers import FLMTrainer, FLMTrainingArguments
+folder = sys.argv[1]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+ids = model.generate(num_steps=1, num_return_sequences=8, seed=0)
+rows = Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()})
+ways = {"flow": (FLMTrainer, FLMTrainingArguments), "plain": (Trainer, TrainingArguments)}
+for name, (trainer_class, arguments_class) in ways.items():
+    args = arguments_class(
+        name, push_to_hub=True, hub_model_id=f"org/{name}", hub_token="any", hub_strategy="every_save", save_steps=1,
+        max_steps=2, logging_steps=1, per_device_train_batch_size=4, use_cpu=True, report_to="none", disable_tqdm=True,
+    )
+    trainer = trainer_class(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    trainer.push_to_hub(dataset="org/grids", license="apache-2.0")
+card = open(hf_hub_download("org/flow", "README.md")).read()
+head = yaml.safe_load(card.split("---")[1])
+assert head["datasets"] == ["org/grids"] and head["tags"] == ["flow-language-model", "fmlm"]
+assert "steps taken: 2" in card and "ema decay" in card and "loss: " in card and "Trained from: " in card
+"""
+LOAD_TRAINED = """
+from transformers import AutoModel, pipeline
+for name in ("flow", "plain"):
+    model = AutoModel.from_pretrained(f"org/{name}", trust_remote_code=True)
+    assert model.generate(num_steps=1).shape == (1, 16)
+    assert pipeline("text-generation", model=f"org/{name}", trust_remote_code=True)(num_steps=1)
+print("loaded")
 """
 
 
@@ -54,6 +89,14 @@ def test_pushed_and_loaded_from_the_hub(tmp_path):
         assert hub.head(key, "refs/pr/1")[1].keys() == files.keys()
         online = run(LOAD, tmp_path, **environment)
     assert run(LOAD, tmp_path, **environment, HF_HUB_OFFLINE="1") == online  # the Hub is gone: from the cache
+
+
+def test_trained_with_push_to_hub_and_loaded(tmp_path):
+    with local_hub() as (address, hub):
+        environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any", HF_HUB_DISABLE_XET="1")
+        run(TRAIN, tmp_path, FOLDER, **environment, PYTHONPATH=str(ROOT))
+        assert {name for _, name in hub.repositories} == {"org/flow", "org/plain"}
+        assert run(LOAD_TRAINED, tmp_path, **environment).strip() == "loaded"
 
 
 def without(name: str):

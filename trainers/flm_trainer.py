@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from .card import training_card
 from .checkpoints import discard, is_whole, last_whole_checkpoint
 from .data import with_fixed_noise
 from .ema import EMA
@@ -32,11 +33,11 @@ class FLMTrainer(Trainer):
       and its place in the global batch alone (see [`draw_times_and_seeds`]): gradient accumulation, several processes
       and a resumed run give the losses of the plain run.
     * A moving average of the weights (EMA) is kept. Evaluation, `save_model` and the Hub use it. A checkpoint is a
-    model
-      folder with the averaged weights; what training goes on from (raw weights, optimiser, random states) lies beside.
+      model folder with the averaged weights; what training goes on from (raw weights, optimiser, random states) lies
+      beside.
     * The evaluation loss is taken at fixed noise and times, overall (`eval_loss`, the mean over all scored positions)
-    and
-      by time (`eval_loss_tau_0.2_0.4`, ...). Samples are drawn at each evaluation.
+      and by time (`eval_loss_tau_0.2_0.4`, ...). Samples are drawn at each evaluation.
+    * `push_to_hub` writes a model card of what was trained.
     * Unfinished checkpoints are recognised: `train(resume_from_checkpoint=True)` takes the last whole one.
 
     Args are those of [`~transformers.Trainer`]. Datasets have `input_ids` and, optionally, `labels` (default: the ids;
@@ -103,6 +104,27 @@ class FLMTrainer(Trainer):
         """Save the model with its averaged weights, ready for `from_pretrained`."""
         with self.averaged_weights():
             super().save_model(output_dir, _internal_call)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write `README.md` in the output directory: see [`training_card`]."""
+        if not self.is_world_process_zero():
+            return
+        name = model_name or Path(self.args.output_dir).name
+        base = finetuned_from or getattr(self.model.config, "_name_or_path", None)
+        tags = [tags] if isinstance(tags, str) else tags
+        text = training_card(self, name, base, dataset or dataset_tags, language, license, tags)
+        Path(self.args.output_dir, "README.md").write_text(text)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
