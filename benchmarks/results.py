@@ -62,8 +62,10 @@ def measure_parts(
     unknown = set(wanted) - parts.keys()
     if unknown:
         sys.exit(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(parts)}.")
-    results = json.loads(results_file.read_text()) if results_file.exists() else {}
     for name in wanted or parts:
-        results[name] = parts[name]()
+        measured = parts[name]()
+        # Read only now: another part may have been measured meanwhile.
+        results = json.loads(results_file.read_text()) if results_file.exists() else {}
+        results[name] = measured
         results_file.write_text(json.dumps(results, indent=1) + "\n")
         results_file.with_suffix(".md").write_text(report(results))

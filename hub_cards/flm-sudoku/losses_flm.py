@@ -1,0 +1,163 @@
+"""Vocabulary losses in chunks of tokens: no tensor of size tokens x V is ever alive.
+
+The gradient is formed in the forward pass, chunk by chunk, while the chunk's probabilities are at hand; what is kept
+for the backward pass has the size of the inputs.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 24  # logits held at a time
+_CPU_CHUNK, _CPU_ROWS = 1 << 20, 256  # the same on a CPU, where they should stay in the cache; but no fewer rows
+
+Target = Callable[[slice], Tensor]  # rows of target probabilities (rows, V), float32, made when they are asked for
+
+
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    token_weights: Tensor,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the cross entropies `-log softmax(c tanh((h W^T + b) / c))[label]`.
+
+    Args:
+        hidden (`Tensor`): (tokens, d) floating point.
+        weight, bias (`Tensor`): (V, d) and (V,), the output layer.
+        labels (`Tensor`): (tokens,) int64 in [0, V).
+        token_weights (`Tensor`): (tokens,) float32; a token of weight zero receives no gradient. The result is
+            differentiable in the weights too.
+        softcap (`float`, *optional*): c; None for plain logits.
+
+    Returns:
+        the weighted sum (scalar, float32), and the unweighted loss of each token (tokens,), float32 and detached.
+    """
+
+    def loss_of(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        return _label_loss(logits, labels[part, None], softcap)
+
+    return _ChunkedLoss.apply(hidden, weight, bias, token_weights, loss_of, torch.is_grad_enabled())
+
+
+def chunked_distillation_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target: Target,
+    token_weights: Tensor,
+    softcap: float | None = None,
+    loss_type: str = "ce",
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the losses of `p = softmax(c tanh((h W^T + b) / c))` against target distributions q.
+
+    "ce" is the cross entropy `-sum_v q_v log p_v`, "mse" the squared distance `sum_v (p_v - q_v)^2`. No gradient goes
+    into the target. Arguments and results are otherwise those of [`chunked_cross_entropy`].
+
+    Args:
+        target: q by rows of tokens, such as [`posterior`] or a [`mixture`] of two.
+    """
+    loss_of_scores = {"ce": _soft_cross_entropy, "mse": _squared_error}[loss_type]
+
+    def loss_of(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        scores = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        loss, grad = loss_of_scores(scores.log_softmax(-1), target(part))
+        if softcap is not None:
+            grad *= 1 - (scores / softcap).square()
+        return loss, grad
+
+    return _ChunkedLoss.apply(hidden, weight, bias, token_weights, loss_of, torch.is_grad_enabled())
+
+
+def posterior(hidden: Tensor, weight: Tensor, bias: Tensor, softcap: float | None = None) -> Target:
+    """The predictions `softmax(c tanh((h W^T + b) / c))` of hidden states (tokens, d)."""
+
+    def rows(part: slice) -> Tensor:
+        logits = torch.addmm(bias, hidden[part], weight.T).float()
+        return (logits if softcap is None else softcap * torch.tanh(logits / softcap)).softmax(-1)
+
+    return rows
+
+
+def mixture(share: Tensor, first: Target, second: Target) -> Target:
+    """`share * first + (1 - share) * second`, share (tokens,) in [0, 1]."""
+    return lambda part: torch.lerp(second(part), first(part), share[part, None])
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Sum of `token_weights` times the losses that `loss_of(logits, part)` gives with their gradient in the logits."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, token_weights, loss_of, with_gradient):
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        with torch.autocast(device, enabled=False):
+            h, w, b = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
+            losses = torch.empty(len(h), device=h.device)
+            if with_gradient:
+                grad_hidden = torch.empty_like(h)
+                grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+                grad_bias = torch.zeros_like(bias, dtype=torch.float32)
+            rows = _rows_at_a_time(len(weight), device)
+            for start in range(0, len(h), rows):
+                part = slice(start, start + rows)
+                losses[part], grad = loss_of(torch.addmm(b, h[part], w.T).float(), part)
+                if with_gradient:
+                    grad *= token_weights[part, None]
+                    grad_bias += grad.sum(0)
+                    grad = grad.to(dtype)
+                    torch.mm(grad, w, out=grad_hidden[part])
+                    if dtype == torch.float32:
+                        grad_weight.addmm_(grad.T, h[part])
+                    else:
+                        grad_weight += grad.T @ h[part]
+        if with_gradient:
+            ctx.save_for_backward(
+                grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), losses
+            )
+        ctx.mark_non_differentiable(losses)
+        return (losses * token_weights).sum(), losses  # autocast would round a dot product
+
+    @staticmethod
+    def backward(ctx, grad_output, _):
+        gradients = zip(ctx.saved_tensors, ctx.needs_input_grad[:4], strict=True)
+        return *(grad * grad_output if wanted else None for grad, wanted in gradients), None, None
+
+
+def _rows_at_a_time(vocab_size: int, device: str) -> int:
+    """Fewer rows than _CPU_ROWS would make the products with the output layer slow."""
+    return max(_CPU_ROWS, _CPU_CHUNK // vocab_size) if device == "cpu" else max(1, _CHUNK // vocab_size)
+
+
+def _label_loss(logits: Tensor, label: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Loss (rows,) of `logits` (rows, V) at `label` (rows, 1), and its gradient in the logits, written over them."""
+    if softcap is None:
+        logits -= logits.amax(1, keepdim=True)
+        at_label = logits.gather(1, label)
+        prob = logits.exp_()
+    else:  # capped logits lie in [-softcap, softcap]: their exponentials need no maximum taken out
+        bent = logits.div_(softcap).tanh_()
+        at_label = bent.gather(1, label) * softcap
+        prob = (bent * softcap).exp_()
+    total = prob.sum(1, keepdim=True)
+    loss = (total.log() - at_label).squeeze(1)
+    grad = prob.div_(total)
+    grad.scatter_add_(1, label, torch.full_like(total, -1))
+    if softcap is not None:
+        grad.addcmul_(grad, bent.square_(), value=-1)  # d(c tanh(z / c)) / dz = 1 - tanh^2
+    return loss, grad
+
+
+def _soft_cross_entropy(log_prob: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """`-sum q log p` (rows,), and its gradient in the logits of p."""
+    return -(target * log_prob).sum(-1), log_prob.exp() - target
+
+
+def _squared_error(log_prob: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """`sum (p - q)^2` (rows,), and its gradient in the logits of p."""
+    prob = log_prob.exp()
+    error = prob - target
+    return error.square().sum(-1), 2 * prob * (error - (prob * error).sum(-1, keepdim=True))

@@ -1,0 +1,122 @@
+"""Configurations of the flow language model (FLM) and of its flow map (FMLM)."""
+
+import math
+
+from transformers.configuration_utils import PreTrainedConfig
+
+
+def _require(condition: bool, field: str, value, rule: str) -> None:
+    if not condition:
+        raise ValueError(f"`{field}` is {value!r}, but it must be {rule}.")
+
+
+class FLMConfig(PreTrainedConfig):
+    """Configuration of [`FLMModel`], the one-time denoiser of a flow language model (arXiv 2602.16813).
+
+    Args:
+        vocab_size (`int`): number of tokens V, at least 2. The clock depends on it.
+        hidden_size (`int`): width d; divisible by `num_attention_heads` into an even head size.
+        num_hidden_layers (`int`): number of transformer blocks.
+        num_attention_heads (`int`): number of attention heads.
+        intermediate_size (`int`): width of the MLP.
+        max_position_embeddings (`int`): longest sequence, and the length `generate` writes by default.
+        conditioning_size (`int`): width of the time condition that modulates every block (adaLN).
+        time_embedding_size (`int`): number of sinusoidal time features, even.
+        attn_logit_softcapping (`float`, *optional*): attention scores s become c tanh(s / c); None for no cap.
+        final_logit_softcapping (`float`, *optional*): the same for the output logits. The first published models
+            have none, later ones 30.
+        hidden_dropout (`float`): dropout after attention and MLP, in [0, 1).
+        rope_theta (`float`): base of the rotary positions.
+        learned_positions (`bool`): whether a learned vector per position is added to the state. The paper's models
+            have none: rotary positions are relative. For data in which a place has a meaning of its own, such as the
+            cells of a Sudoku, which pure noise cannot tell apart.
+        initializer_range (`float`): standard deviation of the initial embedding table. Linear layers start uniform in
+            +-1 / sqrt(fan-in), as in the published code, adaLN and the output layer at zero.
+        loss_weighting (`bool`): whether the model carries the learned loss weight w(tau), which scales the training
+            loss l of a sequence to exp(-w) l + w and is not used otherwise.
+        bos_token_id, eos_token_id, pad_token_id, mask_token_id (`int`, *optional*): special ids, in [0, V).
+
+    Raises:
+        ValueError: a value breaks the rule given here; the message names the field, the value and the rule.
+    """
+
+    model_type = "flm"
+    model_class = "FLMModel"  # the class the Auto classes build from a repository's own code
+
+    vocab_size: int = 50258
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 1024
+    conditioning_size: int = 128
+    time_embedding_size: int = 256
+    attn_logit_softcapping: float | None = 50.0
+    final_logit_softcapping: float | None = 30.0
+    hidden_dropout: float = 0.1
+    rope_theta: float = 10000.0
+    learned_positions: bool = False
+    initializer_range: float = 0.02
+    loss_weighting: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    mask_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self._check()
+        vars(self).pop("model_type", None)  # an FMLM that starts from an FLM's files is an FMLM: the class decides
+        self.auto_map = dict(getattr(self, "auto_map", None) or {})
+        for auto in ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM"):
+            module, _, name = self.auto_map.get(auto, "modeling_flm.").rpartition(".")
+            if name in ("", "FLMModel", "FMLMModel"):
+                self.auto_map[auto] = f"{module}.{self.model_class}"
+        if getattr(self, "custom_pipelines", None) is None:  # what `pipeline("text-generation")` builds
+            own = {"impl": "pipeline_flm.FLMPipeline", "pt": ["AutoModel"], "type": "text"}
+            self.custom_pipelines = {"text-generation": own}
+
+    def _check(self) -> None:
+        sizes = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
+        sizes += ["max_position_embeddings", "conditioning_size", "time_embedding_size"]
+        for field, least in [("vocab_size", 2)] + [(size, 1) for size in sizes]:
+            value = getattr(self, field)
+            _require(_is_integer(value) and value >= least, field, value, f"an integer >= {least}")
+        heads, width = self.num_attention_heads, self.hidden_size
+        rule = f"a multiple of 2 * num_attention_heads (= {2 * heads}), since rotary positions turn pairs"
+        _require(width % (2 * heads) == 0, "hidden_size", width, rule)
+        _require(self.time_embedding_size % 2 == 0, "time_embedding_size", self.time_embedding_size, "even")
+        for field in ("attn_logit_softcapping", "final_logit_softcapping"):
+            value = getattr(self, field)
+            valid = value is None or (_is_number(value) and 0 < value <= 80)
+            _require(valid, field, value, "None or a number in (0, 80], so that its exponential fits float32")
+        dropout = self.hidden_dropout
+        _require(_is_number(dropout) and 0 <= dropout < 1, "hidden_dropout", dropout, "a number in [0, 1)")
+        for field in ("rope_theta", "initializer_range"):
+            value = getattr(self, field)
+            _require(_is_number(value) and 0 < value < math.inf, field, value, "a positive number")
+        for field in ("learned_positions", "loss_weighting"):
+            _require(isinstance(getattr(self, field), bool), field, getattr(self, field), "true or false")
+        for field in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id"):
+            value = getattr(self, field)
+            valid = value is None or (_is_integer(value) and 0 <= value < self.vocab_size)
+            _require(valid, field, value, f"None or an id in [0, vocab_size = {self.vocab_size})")
+
+
+class FMLMConfig(FLMConfig):
+    """Configuration of [`FMLMModel`], the two-time denoiser (flow map); the same fields as [`FLMConfig`]."""
+
+    model_type = "fmlm"
+    model_class = "FMLMModel"
+
+
+def _is_integer(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+FLMConfig.register_for_auto_class()
+FMLMConfig.register_for_auto_class()
