@@ -8,7 +8,8 @@ import sys
 import pytest
 from transformers import AutoModel
 
-from benchmarks.few_step import RESULTS, report, unconditional
+from benchmarks import ablation, few_step, samplers
+from benchmarks.few_step import RESULTS, held_out_grids, solved, unconditional
 from benchmarks.results import BASELINES, ROOT
 from hub_cards.cards import card, shipped
 from hub_cards.ship import ship
@@ -31,7 +32,7 @@ print("loaded", len(sys.argv) - 1)
 
 def test_what_is_shipped():
     names = {folder.name for folder in FOLDERS}
-    assert names >= {f"{kind}-{data}" for kind in ("flm", "fmlm") for data in ("english-small", "shidoku")}
+    assert names >= {f"{kind}-{data}" for kind in ("flm", "fmlm") for data in ("english-small", "shidoku", "sudoku")}
     assert all("flm-" + name.split("-", 1)[1] in names for name in names)  # each map with its flow
     for folder in FOLDERS:
         for file in ("config.json", "generation_config.json", "tokenizer.json", "recipe.yaml", "training_log.jsonl"):
@@ -48,8 +49,10 @@ def test_code_and_card_are_up_to_date(folder):
     assert (folder / "README.md").read_text() == card(folder, MEASURED)
 
 
-def test_the_report_is_that_of_the_measurements():
-    assert RESULTS.with_suffix(".md").read_text() == report(MEASURED)
+@pytest.mark.parametrize("benchmark", [few_step, samplers, ablation], ids=lambda module: module.__name__)
+def test_the_report_is_that_of_the_measurements(benchmark):
+    measured = json.loads(benchmark.RESULTS.read_text())
+    assert benchmark.RESULTS.with_suffix(".md").read_text() == benchmark.report(measured)
 
 
 def test_every_repository_loads_in_a_fresh_process_from_its_folder_alone(tmp_path):
@@ -69,6 +72,14 @@ def test_the_grids_are_as_good_as_the_card_says(drawn):
     name, sampler, steps = drawn
     measured = unconditional(AutoModel.from_pretrained(ROOT / "hub_cards" / name).eval(), sampler, steps, 500, seed=7)
     assert abs(measured["valid"] - SHIDOKU[drawn]) < 4 * (0.25 / 500) ** 0.5
+
+
+@pytest.mark.parametrize("name, sampler", [("flm-sudoku", "euler"), ("fmlm-sudoku", "flow_map")])
+def test_puzzles_are_solved_as_often_as_the_card_says(name, sampler):
+    (row,) = (row for row in MEASURED["sudoku"] if (row["model"], row["steps"]) == (name, 2))
+    model = AutoModel.from_pretrained(ROOT / "hub_cards" / name).eval()
+    (share,) = solved(model, sampler, 2, held_out_grids(100), 50, seed=7).values()
+    assert abs(share - row["solved, 50 clues"]) < 4 * (0.25 / 100) ** 0.5
 
 
 def test_the_measured_gain_of_the_map():
