@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 from transformers import AutoModel
@@ -87,6 +88,27 @@ def test_the_measured_gain_of_the_map():
     assert min(SHIDOKU[*FLOW, 64], SHIDOKU["flm-shidoku", "euler", 64]) >= 0.95 and SHIDOKU[*FLOW, 1] < 0.02
     assert SHIDOKU[*MAP, 1] >= 0.70
     assert MEASURED["coverage"][0]["distinct"] >= 280
+
+
+def test_the_measured_gain_of_the_samplers():
+    """What the project claims of them, at equal evaluations of the network."""
+    measured = json.loads(samplers.RESULTS.read_text())
+    solved_by = {
+        (row["model"], row["evaluations"], row["settings"]): (row["solved, 40 clues"], row["solved, 40 clues_sd"])
+        for row in measured["sudoku"]
+    }
+    for model, evaluations in product(("flm-sudoku", "fmlm-sudoku"), (4, 8, 16)):
+        plain, spread = solved_by[model, evaluations, ""]
+        refined, other_spread = solved_by[model, evaluations, f"refine_steps {evaluations - 1}"]
+        assert refined - plain > spread + other_spread
+    perplexity = {
+        (row["sampler"], row["evaluations"]): (row["gppl_ar"], row["entropy"])
+        for row in measured["english"]
+        if row["model"] == "flm-english-small" and not row["settings"]
+    }
+    for evaluations in (8, 16):
+        (second, its_entropy), (first, entropy) = (perplexity[name, evaluations] for name in ("multistep", "euler"))
+        assert second < first and abs(its_entropy - entropy) < 0.01
 
 
 def test_shipping_needs_a_finished_run(tmp_path):
