@@ -23,6 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
+from .configuration_flm import is_integer
 from .flow_flm import as_seeds, step_seeds
 from .guidance_flm import (
     ClassifierFree,
@@ -135,7 +136,7 @@ class FlowGenerationConfig(GenerationConfig):
                 f"`bad_words_ids` must be lists of one id each, but is {words!r}: words of several tokens cannot be "
                 "forbidden where all tokens are written at once."
             )
-        if not isinstance(self.suppress_tokens, list | tuple | None) or not all(map(_is_integer, self.suppressed)):
+        if not isinstance(self.suppress_tokens, list | tuple | None) or not all(map(is_integer, self.suppressed)):
             raise ValueError(
                 "`suppress_tokens` and `bad_words_ids` must list integers, but are "
                 f"{self.suppress_tokens!r} and {words!r}."
@@ -144,7 +145,7 @@ class FlowGenerationConfig(GenerationConfig):
         at_least_one = ("num_steps", "num_return_sequences", "max_length", "max_new_tokens", "top_k")
         for name, lowest in (*((name, 1) for name in at_least_one), ("window_overlap", 0), ("refine_steps", 0)):
             value = getattr(self, name)
-            if value is not None and not (_is_integer(value) and value >= lowest):
+            if value is not None and not (is_integer(value) and value >= lowest):
                 raise ValueError(f"`{name}` must be an integer >= {lowest}, but is {value!r}.")
         if self.pad_after_eos and (self.eos_token_id is None or self.pad_token_id is None):
             raise ValueError("`pad_after_eos` needs `eos_token_id` and `pad_token_id`, but there are not both.")
@@ -605,7 +606,7 @@ class FlowGenerationMixin(GenerationMixin):
         batch_size: int | None,
     ) -> tuple[Tensor, Tensor]:
         """The prompts (batch, P) on the model's device, P = 0 without any; and where they are kept, bool."""
-        if batch_size is not None and not (_is_integer(batch_size) and batch_size >= 1):
+        if batch_size is not None and not (is_integer(batch_size) and batch_size >= 1):
             raise ValueError(f"`batch_size` must be an integer >= 1, but is {batch_size!r}.")
         masks = {"attention_mask": attention_mask, "conditioning_mask": conditioning_mask}
         if input_ids is None:
@@ -737,10 +738,6 @@ class _Watch:
 def _as_list(value):
     """A sequence as a list, to be saved as one; anything else as it is, to be refused."""
     return list(value) if isinstance(value, Sequence | Tensor) and not isinstance(value, str) else value
-
-
-def _is_integer(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value) -> bool:

@@ -81,7 +81,7 @@ class FLMConfig(PreTrainedConfig):
         sizes += ["max_position_embeddings", "conditioning_size", "time_embedding_size"]
         for field, least in [("vocab_size", 2)] + [(size, 1) for size in sizes]:
             value = getattr(self, field)
-            _require(_is_integer(value) and value >= least, field, value, f"an integer >= {least}")
+            _require(is_integer(value) and value >= least, field, value, f"an integer >= {least}")
         heads, width = self.num_attention_heads, self.hidden_size
         rule = f"a multiple of 2 * num_attention_heads (= {2 * heads}), since rotary positions turn pairs"
         _require(width % (2 * heads) == 0, "hidden_size", width, rule)
@@ -99,7 +99,7 @@ class FLMConfig(PreTrainedConfig):
             _require(isinstance(getattr(self, field), bool), field, getattr(self, field), "true or false")
         for field in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id"):
             value = getattr(self, field)
-            valid = value is None or (_is_integer(value) and 0 <= value < self.vocab_size)
+            valid = value is None or (is_integer(value) and 0 <= value < self.vocab_size)
             _require(valid, field, value, f"None or an id in [0, vocab_size = {self.vocab_size})")
 
 
@@ -110,7 +110,8 @@ class FMLMConfig(FLMConfig):
     model_class = "FMLMModel"
 
 
-def _is_integer(value) -> bool:
+def is_integer(value) -> bool:
+    """Whether a value is an integer, which True is not here."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

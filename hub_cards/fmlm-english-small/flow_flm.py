@@ -9,7 +9,7 @@ V x d embedding table), states live in the embedded space: tensors (batch, lengt
 import functools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -360,14 +360,11 @@ def most_likely_token(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`argmax(hidden W^T + b)` as (tokens,) int64: of equal logits the first, and -1 where a largest logit is not
     finite. A soft cap would not change it.
     """
-    best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
-    token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
-    for block in _vocabulary_blocks(len(hidden), len(weight)):
-        value, index = torch.addmm(bias[block], hidden, weight[block].T).float().max(dim=1)
-        better = value > best
-        best = torch.maximum(best, value)  # which keeps a NaN
-        token = torch.where(better, index + block.start, token)
-    return torch.where(best.isfinite(), token, -1)
+
+    def logits(block: slice) -> Tensor:
+        return torch.addmm(bias[block], hidden, weight[block].T).float()
+
+    return _argmax_by_blocks(logits, len(hidden), len(weight), hidden.device)
 
 
 @torch.no_grad()
@@ -381,17 +378,28 @@ def most_likely_of_mixture(
         parts: share, hidden (tokens, d_i), W_i (V, d_i), b_i (V,) and the soft cap of each.
     """
     normalisers = [_log_normaliser(*part[1:]) for part in parts]
-    tokens, vocab_size = len(parts[0][1]), len(parts[0][2])
-    best = torch.full((tokens,), -torch.inf, device=parts[0][1].device)
-    token = torch.zeros(tokens, dtype=torch.long, device=best.device)
-    for block in _vocabulary_blocks(tokens, vocab_size):
-        entries = torch.zeros(tokens, block.stop - block.start, device=best.device)
+    _, first, vocabulary, _, _ = parts[0]
+
+    def mixture(block: slice) -> Tensor:
+        entries = torch.zeros(len(first), block.stop - block.start, device=first.device)
         for (share, hidden, weight, bias, cap), normaliser in zip(parts, normalisers, strict=True):
             scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
             entries.add_((scores - normaliser[:, None]).exp_(), alpha=share)
-        value, index = entries.max(dim=1)
+        return entries
+
+    return _argmax_by_blocks(mixture, len(first), len(vocabulary), first.device)
+
+
+def _argmax_by_blocks(
+    entries: Callable[[slice], Tensor], tokens: int, vocab_size: int, device: torch.device
+) -> Tensor:
+    """The place (tokens,) of the largest of `entries`, given by blocks of the vocabulary; -1 where not finite."""
+    best = torch.full((tokens,), -torch.inf, device=device)
+    token = torch.zeros(tokens, dtype=torch.long, device=device)
+    for block in _vocabulary_blocks(tokens, vocab_size):
+        value, index = entries(block).max(dim=1)
         better = value > best
-        best = torch.maximum(best, value)
+        best = torch.maximum(best, value)  # which keeps a NaN
         token = torch.where(better, index + block.start, token)
     return torch.where(best.isfinite(), token, -1)
 

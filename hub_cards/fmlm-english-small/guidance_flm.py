@@ -132,6 +132,9 @@ class Predictor:
     ):
         self.model, self.prompt, self.keep, self.seeds, self.tokens = model, prompt, keep, seeds, tokens
         self.call = call or model.denoise
+        vocab_size, hidden_size = model.config.vocab_size, model.config.hidden_size
+        self.dense = vocab_size <= hidden_size  # the white noise is that over the vocabulary, which then is narrower
+        self.white_width = min(vocab_size, hidden_size)  # of the white noise that the model alone needs
         self._heads: dict[Any, tuple[Tensor, Tensor, float | None]] = {}
         self.table = self._rows(self.vocabulary_table())
         self.clean = self.embed(prompt)
@@ -144,11 +147,10 @@ class Predictor:
     def fresh_noise(self) -> Noise:
         """Embedded noise and uniform numbers for one step after the other, of each sequence's own seed."""
         factor = self._noise_factor()
-        own = min(self.model.config.vocab_size, self.model.config.hidden_size)
         for step in itertools.count(1):
             seeds = step_seeds(self.seeds, step)
-            white = self._white(seeds, own + 1)
-            yield self._widen(white[..., :own], seeds) @ factor, torch.special.ndtr(white[..., own])
+            white = self._white(seeds, self.white_width + 1)
+            yield self._widen(white[..., :-1], seeds) @ factor, torch.special.ndtr(white[..., -1])
 
     def predict(self, state: Tensor, tau: Tensor, target: Tensor | None = None) -> Prediction:
         """The prediction for a state (batch, length, width) at tau, a scalar; with `target`, a scalar in [tau, 1],
@@ -173,9 +175,7 @@ class Predictor:
 
     def _noise_factor(self) -> Tensor:
         """(n, width): white noise of width n times it is the embedding of Gaussian noise over the vocabulary."""
-        vocab_size, width = self.model.config.vocab_size, self.model.config.hidden_size
-        unit = torch.eye(min(vocab_size, width), device=self.model.device)
-        return self.model.embed_tokens(unit, white=vocab_size > width)
+        return self.model.embed_tokens(torch.eye(self.white_width, device=self.model.device), white=not self.dense)
 
     def _rows(self, of_vocabulary: Tensor) -> Tensor:
         return of_vocabulary if self.tokens is None else of_vocabulary[self.tokens]
@@ -213,7 +213,7 @@ class Guided(Predictor):
         return state
 
     def _weak(self, state: Tensor, tau: Tensor, target: Tensor | None) -> tuple[Any, Tensor]:
-        """The weak network, and its hidden states."""
+        """The weak network, and its hidden states: each kind of guidance its own."""
         raise NotImplementedError
 
 
@@ -260,19 +260,18 @@ class ModelGuided(Guided):
         return [model.embed_tokens.weight.float() for model in (self.model, self.weak)]
 
     def _start(self) -> Tensor:
-        own = min(self.model.config.vocab_size, self.model.config.hidden_size)
-        return self._widen(self._white(self.seeds, own), self.seeds) @ self._noise_factor()
+        return self._widen(self._white(self.seeds, self.white_width), self.seeds) @ self._noise_factor()
 
     def _widen(self, white: Tensor, seeds: list[int]) -> Tensor:
         # The factor of the joint noise is triangular: the model's own part is what it would be without the weak one.
-        if self.model.config.vocab_size <= self.model.config.hidden_size:
+        if self.dense:
             return white
         more = self._white(step_seeds(seeds, _WEAK_NOISE), self.weak.config.hidden_size)
         return torch.cat([white, more], dim=-1)
 
     def _noise_factor(self) -> Tensor:
         tables = self._tables()
-        if self.model.config.vocab_size <= self.model.config.hidden_size:
+        if self.dense:
             return torch.cat(tables, dim=1)
         width = sum(table.shape[1] for table in tables)
         return torch.cat(embedded_noise(torch.eye(width, device=self.model.device), *tables), dim=1)
