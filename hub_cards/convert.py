@@ -6,6 +6,7 @@ of the model filled, and what was written is loaded again in a fresh process and
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,8 @@ from transformers import AutoTokenizer
 
 from modeling_flm import FLMModel, FMLMConfig, FMLMModel
 
-from .official import convert_config, convert_state_dict, official_name
+from .card import model_card
+from .official import convert_config, convert_state_dict, official_logits, official_name
 
 _COMPUTED = "rotary_emb.inv_freq"  # a constant of the official network, computed in ours
 _RELOAD = """
@@ -44,8 +46,10 @@ class Source:
         config (`dict`): the nested configuration.
         weights (`dict[str, Tensor]`): the network's, by official names.
         dropped (`list[str]`): tensors that are not the network's, a teacher's say.
+        name (`str`): what it is called: its name on the Hub, or that of its file or folder.
     """
 
+    name: str
     config: dict
     weights: dict[str, Tensor]
     dropped: list[str] = field(default_factory=list)
@@ -77,7 +81,7 @@ def _read_export(folder: Path) -> Source:
         weights = load_file(folder / "model.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}.") from error
-    return Source(_read_config(folder / "config.json"), weights)
+    return Source(folder.resolve().name, _read_config(folder / "config.json"), weights)
 
 
 def _read_config(path: Path) -> dict:
@@ -133,7 +137,7 @@ def _read_lightning(path: Path, config: Path | None, averaged: bool) -> Source:
     else:
         nested = _plain(checkpoint.get("hyper_parameters", {}))
         nested = nested.get("config", nested)
-    return Source(nested, weights, dropped)
+    return Source(path.name, nested, weights, dropped)
 
 
 def _average(path: Path, checkpoint: Mapping, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -205,8 +209,32 @@ def convert(
     model.eval().save_pretrained(output)
     if tokenizer is not None:
         words.save_pretrained(output)
-    _compare(model, output)
+    difference = _compare(source, model.config, output)
+    (output / "README.md").write_text(_card(source, model, output.resolve().name, difference))
     return model
+
+
+def _card(source: Source, model: FLMModel, name: str, difference: float) -> str:
+    config = model.config
+    cap = config.final_logit_softcapping
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source.name) is not None
+    return model_card(
+        name=name,
+        model_type=config.model_type,
+        parameters=model.num_parameters(),
+        writes=f"up to {config.max_position_embeddings} tokens",
+        num_steps=model.generation_config.num_steps,
+        made=[
+            f"Converted from the official checkpoint `{source.name}` by `flm convert`; its training is told there.",
+            f"Attention scores capped at {config.attn_logit_softcapping:g}, logits "
+            + ("not capped." if cap is None else f"at {cap:g}."),
+            *([f"Left out, being no part of the network: {', '.join(source.dropped)}."] if source.dropped else []),
+        ],
+        quality="Its samples were not measured when this card was written. Its logits, loaded from this repository, "
+        f"are those of the official equations on the official weights, within {difference:.1g} (2 x 16 tokens).",
+        limits="Those of the original.",
+        base_model=source.name if on_hub else None,
+    )
 
 
 def _load_tokenizer(name: str, vocab_size: int):
@@ -221,15 +249,19 @@ def _load_tokenizer(name: str, vocab_size: int):
     return tokenizer
 
 
-@torch.no_grad()
-def _compare(model: FLMModel, folder: Path) -> None:
-    """That the folder, loaded by its own code in a fresh process, has the logits of the model."""
-    length = min(16, model.config.max_position_embeddings)
-    state = model.embed_noise(2, length, seeds=[0, 1])
-    inputs = {"inputs_embeds": state, "timesteps": torch.tensor([0.2, 0.7])}
-    if model.config.model_type == "fmlm":
-        inputs["target_timesteps"] = torch.tensor([0.6, 1.0])
-    logits = model(**inputs).logits
+def _compare(source: Source, config, folder: Path) -> float:
+    """The largest difference of logits between the folder, loaded by its own code in a fresh process, and the official
+    equations on the source's weights."""
+    length = min(16, config.max_position_embeddings)
+    state = torch.randn(2, length, config.vocab_size, generator=torch.Generator().manual_seed(0))
+    tau = torch.tensor([0.2, 0.7])
+    target_tau = torch.tensor([0.6, 1.0]) if config.model_type == "fmlm" else None
+    expected = official_logits(
+        source.weights, config.num_attention_heads, state, tau, target_tau, config.final_logit_softcapping
+    )
+    inputs = {"inputs_embeds": state @ source.weights["vocab_embed.embedding"].float(), "timesteps": tau}
+    if target_tau is not None:
+        inputs["target_timesteps"] = target_tau
     with tempfile.TemporaryDirectory() as between:
         given, found = Path(between) / "inputs.safetensors", Path(between) / "logits.safetensors"
         save_file(inputs, given)
@@ -237,9 +269,10 @@ def _compare(model: FLMModel, folder: Path) -> None:
         done = subprocess.run(arguments, cwd=between, capture_output=True, text=True)
         if done.returncode:
             raise ValueError(f"what was written to {folder} does not load: {done.stderr.strip().splitlines()[-1]}")
-        difference = (load_file(found)["logits"] - logits).abs().max().item()
+        difference = (load_file(found)["logits"] - expected).abs().max().item()
     if not difference < 1e-4:
         raise ValueError(f"what was written to {folder} has other logits than the source, by up to {difference:.2g}.")
+    return difference
 
 
 def export_official(model: FLMModel, output: Path) -> None:

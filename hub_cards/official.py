@@ -3,10 +3,12 @@
 Both are the same network: only names differ, and the rotary frequencies, a stored constant there, are computed here.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_flm import FLMConfig, FMLMConfig
@@ -121,3 +123,71 @@ def convert_config(
         hidden_dropout=model["dropout"],
         loss_weighting=any(name.startswith("learnable_loss_weighting.") for name in weights),
     )
+
+
+@torch.no_grad()
+def official_logits(
+    weights: Mapping[str, Tensor],
+    num_heads: int,
+    state: Tensor,
+    tau: Tensor,
+    target_tau: Tensor | None = None,
+    final_logit_softcapping: float | None = None,
+) -> Tensor:
+    """The official network's equations on its own weights by their own names: what a conversion is checked against.
+
+    It shares nothing with this package's model, and is written for clearness: in float32, attention in full.
+
+    Args:
+        weights (`Mapping[str, Tensor]`): the official state dict.
+        num_heads (`int`): heads of the attention.
+        state (`Tensor`): dense states (B, L, V).
+        tau (`Tensor`): (B,), in [0, 1].
+        target_tau (`Tensor`, *optional*): (B,), the second time of a flow map.
+        final_logit_softcapping (`float`, *optional*): cap on the logits.
+
+    Returns:
+        logits (B, L, V).
+    """
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        bias = weights.get(f"{name}.bias")
+        return F.linear(x, weights[f"{name}.weight"].float(), None if bias is None else bias.float())
+
+    def embed_time(name: str, time: Tensor) -> Tensor:
+        half = weights[f"{name}.mlp.0.weight"].shape[1] // 2
+        angles = time.float()[:, None] * torch.exp(-math.log(10000) * torch.arange(half) / half)
+        return linear(f"{name}.mlp.2", F.silu(linear(f"{name}.mlp.0", torch.cat([angles.cos(), angles.sin()], -1))))
+
+    def norm(name: str, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"].float()) * (1 + scale) + shift
+
+    def modulation(name: str, pieces: int) -> tuple[Tensor, ...]:
+        return linear(f"{name}.adaLN_modulation", condition)[:, None].chunk(pieces, dim=-1)
+
+    hidden = state.float() @ weights["vocab_embed.embedding"].float()
+    batch, length, width = hidden.shape
+    time = embed_time("sigma_map", tau)
+    if target_tau is not None:
+        time = time + embed_time("sigma_map_prime", target_tau)
+    condition = F.silu(time)
+    half = width // num_heads // 2
+    angles = torch.arange(length)[:, None] * torch.exp(-math.log(10000) * torch.arange(half) / half)
+    for i in range(sum(name.endswith("attn_qkv.weight") for name in weights)):
+        block = f"blocks.{i}"
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation(block, 6)
+        projected = linear(f"{block}.attn_qkv", norm(f"{block}.norm1", hidden, shift_1, scale_1))
+        query, key, value = projected.view(batch, length, 3, num_heads, 2 * half).permute(2, 0, 3, 1, 4)
+        query, key = (
+            torch.cat([x[..., :half] * angles.cos() - x[..., half:] * angles.sin(),
+                       x[..., half:] * angles.cos() + x[..., :half] * angles.sin()], -1)
+            for x in (query, key)
+        )  # fmt: skip
+        scores = 50 * torch.tanh(query @ key.mT / math.sqrt(2 * half) / 50)
+        attended = (scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, length, width)
+        hidden = hidden + gate_1 * linear(f"{block}.attn_out", attended)
+        inner = linear(f"{block}.mlp.0", norm(f"{block}.norm2", hidden, shift_2, scale_2))
+        hidden = hidden + gate_2 * linear(f"{block}.mlp.2", F.gelu(inner, approximate="tanh"))
+    logits = linear("output_layer.linear", norm("output_layer.norm_final", hidden, *modulation("output_layer", 2)))
+    cap = final_logit_softcapping
+    return logits if cap is None else cap * torch.tanh(logits / cap)

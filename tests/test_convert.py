@@ -8,11 +8,17 @@ from types import ModuleType
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from official import PARITY, about, official_model, record
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModel, PreTrainedTokenizerFast
 
+from benchmarks.convert import converted
 from hub_cards.convert import convert, export_official, read_source
+from hub_cards.official import convert_state_dict
+from hub_cards.push import to_upload
 from trainers.cli import main
 
 NAMES = ["dit_flm", "dit_fmlm"]
@@ -86,6 +92,53 @@ def test_a_lightning_checkpoint(name, tmp_path):
     logits_agree(convert(source, tmp_path / "ours"), name)
     raw = read_source(path, averaged=False).weights
     assert all(torch.equal(raw[key], tensor + 1) for key, tensor in record(name).items() if "rotary" not in key)
+
+
+def test_at_the_largest_published_size():
+    """170 M parameters; the other sizes: `python -m benchmarks.convert`."""
+    measured = converted("FMLM-B-OWT")
+    assert measured["millions of parameters"] == pytest.approx(169.7, abs=0.1)
+    assert float(measured["largest difference of logits"]) < 1e-4
+    assert measured["peak GiB"] < 2.8
+
+
+def test_a_conversion_is_pushed_with_its_card(tmp_path, monkeypatch, capsys):
+    """With the tokenizer that fits: the parity models have 37 tokens."""
+    (tmp_path / "official").mkdir()
+    export(tmp_path / "official" / "flm")
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({str(i): i for i in range(36)})))
+    words.save_pretrained(tmp_path / "words")
+    pushed = []
+    monkeypatch.setattr(
+        "hub_cards.push.push", lambda folder, name: pushed.append((to_upload(folder), name)) or "there"
+    )
+    command = ["convert", str(tmp_path / "official" / "flm"), "--output", str(tmp_path / "ours")]
+    assert main([*command, "--push-to-hub", "org/flm"]) == 1
+    assert "--push-to-hub goes with --tokenizer" in capsys.readouterr().err
+    assert main([*command, "--push-to-hub", "org/flm", "--tokenizer", str(tmp_path / "words")]) == 0
+    ((files, name),) = pushed
+    assert name == "org/flm" and {"README.md", "tokenizer.json", "pipeline_flm.py"} <= {file.name for file in files}
+    card = ModelCard.load(tmp_path / "ours" / "README.md")
+    assert "official checkpoint `flm`" in card.text and "logits at 30" in card.text
+    assert card.data.base_model is None and "of the official equations on the official weights, within" in card.text
+
+
+def test_a_source_on_the_hub_is_the_base_of_its_conversion(tmp_path):
+    source = read_source(export(tmp_path / "official"))
+    source.name = "david3684/FLM-B-LM1B"
+    convert(source, tmp_path / "ours")
+    assert ModelCard.load(tmp_path / "ours" / "README.md").data.base_model == "david3684/FLM-B-LM1B"
+
+
+def test_logits_that_differ_are_noticed(tmp_path, monkeypatch):
+    """As they would if two weights of one shape had changed places."""
+    source = read_source(export(tmp_path / "official"))
+    names = ("blocks.0.attn_out.weight", "blocks.1.attn_out.weight")
+    taken = dict(zip(names, reversed([source.weights[name] for name in names]), strict=True))
+    wrong = convert_state_dict(source.weights | taken)
+    monkeypatch.setattr("hub_cards.convert.convert_state_dict", lambda weights: wrong)
+    with pytest.raises(ValueError, match="has other logits than the source, by up to"):
+        convert(source, tmp_path / "ours")
 
 
 def test_the_first_published_version_has_no_cap(tmp_path):

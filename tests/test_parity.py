@@ -4,7 +4,7 @@ import pytest
 import torch
 from official import about, official_model, record
 
-from hub_cards.official import convert_state_dict
+from hub_cards.official import convert_state_dict, official_logits
 from modeling_flm.attention_flm import SOFTCAP_ATTENTION
 from modeling_flm.flow_flm import Clock, interpolate
 from modeling_flm.guidance_flm import Predictor
@@ -44,6 +44,14 @@ def test_logits(name, attention):
             out = plain(inputs_embeds=state, **arguments).logits
             torch.testing.assert_close(out, logits, atol=tolerance, rtol=0)
             out = capped(inputs_embeds=state, **arguments).logits.log_softmax(-1)
+            torch.testing.assert_close(out, logp, atol=tolerance, rtol=0)
+            # and what conversions are checked against
+            heads = about(name)["sizes"]["heads"]
+            dense = x if x.is_floating_point() else torch.nn.functional.one_hot(x, plain.config.vocab_size)
+            both = times if name == "dit_flm" else (times[0], times[-1])
+            out = official_logits(record(name), heads, dense, *both)
+            torch.testing.assert_close(out, logits, atol=tolerance, rtol=0)
+            out = official_logits(record(name), heads, dense, *both, final_logit_softcapping=30.0).log_softmax(-1)
             torch.testing.assert_close(out, logp, atol=tolerance, rtol=0)
             seen.append(case)
     assert seen == (["dense", "ids", "edge"] if name == "dit_flm" else ["dense", "ids", "diag", "edge"])

@@ -55,7 +55,7 @@ for name, (trainer_class, arguments_class) in ways.items():
     trainer.push_to_hub(dataset="org/grids", license="apache-2.0")
 card = open(hf_hub_download("org/flow", "README.md")).read()
 head = yaml.safe_load(card.split("---")[1])
-assert head["datasets"] == ["org/grids"] and head["tags"] == ["flow-language-model", "fmlm"]
+assert head["datasets"] == ["org/grids"] and head["tags"] == ["flow-language-model", "fmlm", "one-step-generation"]
 assert "steps taken: 2" in card and "ema decay" in card and "loss: " in card and "Trained from: " in card
 """
 LOAD_TRAINED = """

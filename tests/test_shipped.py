@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 from transformers import AutoModel
 
-from benchmarks import ablation, few_step, samplers
+from benchmarks import ablation, convert, few_step, samplers
 from benchmarks.few_step import RESULTS, held_out_grids, solved, unconditional
 from benchmarks.results import BASELINES, ROOT
 from hub_cards.cards import card, shipped
@@ -50,7 +50,7 @@ def test_code_and_card_are_up_to_date(folder):
     assert (folder / "README.md").read_text() == card(folder, MEASURED)
 
 
-@pytest.mark.parametrize("benchmark", [few_step, samplers, ablation], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("benchmark", [few_step, samplers, ablation, convert], ids=lambda module: module.__name__)
 def test_the_report_is_that_of_the_measurements(benchmark):
     measured = json.loads(benchmark.RESULTS.read_text())
     assert benchmark.RESULTS.with_suffix(".md").read_text() == benchmark.report(measured)

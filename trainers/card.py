@@ -1,15 +1,12 @@
-"""The model card that a trainer writes when it pushes: what was trained, how, on what, and what was measured."""
+"""The model card that a trainer writes beside the model it saves: what was trained, how, on what."""
 
-import yaml
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult
 from transformers import Trainer
 
-BIBTEX = """@article{lee2026flow,
-  title   = {Flow Map Language Models: One-step Language Modeling via Continuous Denoising},
-  author  = {Lee, Chanhyuk and Yoo, Jaehoon and Agarwal, Manan and Shah, Sheel and Huang, Jerry and
-             Raghunathan, Aditi and Hong, Seunghoon and Boffi, Nicholas M. and Kim, Jinwoo},
-  journal = {arXiv preprint arXiv:2602.16813},
-  year    = {2026}
-}"""
+from hub_cards.card import model_card
 
 # Arguments of a training that a card states, where the trainer has them.
 _STATED = (
@@ -22,68 +19,66 @@ def training_card(
     trainer: Trainer,
     model_name: str,
     base_model: str | None = None,
-    dataset: str | list[str] | None = None,
-    language: str | None = None,
-    license: str | None = None,
-    tags: list[str] | None = None,
+    datasets: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    **head,
 ) -> str:
-    """The card of what `trainer` has trained so far; what was not given or measured is named as such."""
+    """The card of what `trainer` has trained so far.
+
+    Args:
+        trainer (`Trainer`): with its model, arguments, data and log.
+        model_name (`str`): of the repository.
+        base_model (`str`, *optional*): what it was trained from, if that is not what the model was loaded from.
+        datasets (`list[str]`): names on the Hub of what it was trained on.
+        tags, head: see [`model_card`].
+    """
     config, args = trainer.model.config, trainer.args
-    is_map = config.model_type == "fmlm"
     teacher = getattr(trainer, "teacher", None)
-    base = base_model or (None if teacher is None else teacher.config._name_or_path or None)
-    datasets = [dataset] if isinstance(dataset, str) else list(dataset or [])
-    head = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["flow-language-model", config.model_type, *(tags or [])],
-        **({"license": license} if license else {}),
-        **({"language": language} if language else {}),
-        **({"datasets": datasets} if datasets else {}),
-        **({"base_model": base} if base else {}),
-    }
+    teacher_name = "" if teacher is None else teacher.config._name_or_path
+    base = base_model or config._name_or_path or teacher_name
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     stated = {name: getattr(args, name) for name in _STATED if getattr(args, name, None) is not None}
     stated = {"rows per step": batch, "steps taken": trainer.state.global_step} | stated
     measured: dict[str, float] = {}
     for entry in trainer.state.log_history:
         measured |= {name: value for name, value in entry.items() if name == "loss" or name.startswith("eval_loss")}
-    size = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
-    lines = [
-        "---",
-        yaml.safe_dump(head, sort_keys=False).strip(),
-        "---",
-        "",
-        f"# {model_name}",
-        "",
-        f"A {'flow map' if is_map else 'flow'} language model ({'FMLM' if is_map else 'FLM'}, arXiv 2602.16813) of "
-        f"{size:.1f} M parameters that writes up to {config.max_position_embeddings} tokens"
-        + (" in one forward pass or a few." if is_map else " by a continuous flow over one-hot tokens."),
-        "",
-        "```python",
-        "from transformers import pipeline",
-        "",
-        f'write = pipeline("text-generation", model="{model_name}", trust_remote_code=True)',
-        f"print(write(num_steps={trainer.model.generation_config.num_steps}))",
-        "```",
-        "",
-        "## How it was made",
-        "",
-        f"* Trained from: {base or 'fresh weights'}.",
-        f"* Data: {', '.join(datasets) or 'not named by who trained it'}.",
-        *(f"* {name.replace('_', ' ')}: {getattr(value, 'value', value)}" for name, value in stated.items()),
-        "",
-        "## Losses",
-        "",
-        "In nats per token, of the denoiser at uniform tau: no bound of a perplexity.",
-        "",
-        *(f"* {name.replace('_', ' ')}: {value:.4f}" for name, value in measured.items()),
-        *(["* None was measured."] if not measured else []),
-        "",
-        "## Cite",
-        "",
-        "```bibtex",
-        BIBTEX,
-        "```",
-    ]
-    return "\n".join(lines) + "\n"
+    rows = trainer.train_dataset
+    size = f"{len(rows):,} rows" if hasattr(rows, "__len__") else "a stream of rows"
+    lines = [f"* {name.replace('_', ' ')}: {value:.4f}" for name, value in measured.items()]
+    return model_card(
+        name=model_name,
+        model_type=config.model_type,
+        parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+        writes=f"up to {config.max_position_embeddings} tokens",
+        num_steps=trainer.model.generation_config.num_steps,
+        made=[
+            f"Trained from: {_shown(base) or 'fresh weights'}.",
+            *([f"Teacher: {_shown(teacher_name) or 'a model that was never saved'}."] if teacher is not None else []),
+            f"Data: {', '.join(datasets) or 'not on the Hub'} ({size}).",
+            *(f"{name.replace('_', ' ')}: {getattr(value, 'value', value)}" for name, value in stated.items()),
+        ],
+        quality="Losses in nats per token, of the denoiser at uniform tau: no bound of a perplexity.\n\n"
+        + ("\n".join(lines) or "None was measured."),
+        limits="Its samples were not measured when this card was written.",
+        results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=", ".join(datasets) or "text",
+                dataset_name=", ".join(datasets) or "held-out rows",
+                metric_type="loss",
+                metric_name="cross entropy of the denoiser at uniform tau, nats per token",
+                metric_value=measured["eval_loss"],
+            )
+        ]
+        if "eval_loss" in measured
+        else [],
+        tags=tags,
+        datasets=list(datasets) or None,
+        base_model=base if base and not Path(base).exists() else None,
+        **head,
+    )
+
+
+def _shown(name: str) -> str:
+    """A name on the Hub as it is; of a folder, which is its owner's business, the last part."""
+    return f"{Path(name).name} (a local folder)" if name and Path(name).exists() else name

@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--raw", action="store_true", help="of a .ckpt: the raw weights, not their moving average")
     convert.add_argument("--config", metavar="FILE", help="of a .ckpt: its nested configuration as JSON")
+    convert.add_argument("--push-to-hub", metavar="ORG/NAME", help="push it there, too; needs --tokenizer")
     convert.set_defaults(run=_convert)
 
     export = commands.add_parser(
@@ -210,16 +211,24 @@ def _convert(options: argparse.Namespace) -> int:
     from huggingface_hub import snapshot_download
 
     from hub_cards.convert import convert, read_source
+    from hub_cards.push import push
 
+    if options.push_to_hub and not options.tokenizer:
+        raise ValueError("a repository on the Hub needs a tokenizer: --push-to-hub goes with --tokenizer.")
     path, config = Path(options.source), options.config and Path(options.config)
-    if not path.exists():
+    if path.exists():
+        source = read_source(path, config, averaged=not options.raw)
+    else:
         path = Path(snapshot_download(options.source, allow_patterns=["config.json", "model.safetensors"]))
-    source = read_source(path, config, averaged=not options.raw)
+        source = read_source(path)
+        source.name = options.source
     model = convert(source, Path(options.output), options.tokenizer, options.final_logit_softcapping)
     kind = "a flow map (FMLM)" if model.config.model_type == "fmlm" else "a flow (FLM)"
     if source.dropped:
         print(f"Dropped: {', '.join(source.dropped)}.")
     print(f"{options.output} is {kind} of {model.num_parameters() / 1e6:.1f} M parameters, loaded again and compared.")
+    if options.push_to_hub:
+        print(push(Path(options.output), options.push_to_hub))
     return 0
 
 

@@ -61,6 +61,7 @@ class FLMTrainer(Trainer):
             eval_dataset = _fixed(eval_dataset)
         super().__init__(model=model, args=args, eval_dataset=eval_dataset, **kwargs)
         self.ema: EMA | None = None
+        self.trained_on: list[str] = []  # names of data sets on the Hub, for the card
         self.add_callback(_FlowCallback(self))
 
     def call_model_init(self, trial=None):
@@ -101,9 +102,12 @@ class FLMTrainer(Trainer):
             yield
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model with its averaged weights, ready for `from_pretrained`."""
+        """Save the model with its averaged weights, ready for `from_pretrained`; its card, too, where a user calls."""
         with self.averaged_weights():
             super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.is_world_process_zero():
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / "README.md").write_text(training_card(self, folder.name, datasets=self.trained_on))
 
     def create_model_card(
         self,
@@ -118,13 +122,17 @@ class FLMTrainer(Trainer):
         dataset_args: str | list[str] | None = None,
     ) -> None:
         """Write `README.md` in the output directory: see [`training_card`]."""
-        if not self.is_world_process_zero():
-            return
-        name = model_name or Path(self.args.output_dir).name
-        base = finetuned_from or getattr(self.model.config, "_name_or_path", None)
-        tags = [tags] if isinstance(tags, str) else tags
-        text = training_card(self, name, base, dataset or dataset_tags, language, license, tags)
-        Path(self.args.output_dir, "README.md").write_text(text)
+        if self.is_world_process_zero():
+            text = training_card(
+                self,
+                model_name or Path(self.args.output_dir).name,
+                finetuned_from,
+                _listed(dataset or dataset_tags) or self.trained_on,
+                _listed(tags),
+                language=language,
+                license=license,
+            )
+            Path(self.args.output_dir, "README.md").write_text(text)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -269,6 +277,10 @@ class _FlowCallback(TrainerCallback):
         if args.num_samples > 0 and state.is_world_process_zero:
             with self.trainer.averaged_weights():
                 self.trainer.sample()
+
+
+def _listed(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])
 
 
 def _weighted(model, args: FLMTrainingArguments):

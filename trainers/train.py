@@ -1,6 +1,7 @@
 """A recipe, run: tokenizer, packed data, model, trainer."""
 
 import dataclasses
+import re
 
 from transformers import AutoModel, default_data_collator, set_seed
 
@@ -28,7 +29,11 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
     args = FLMTrainingArguments(**_known("training", recipe.training, FLMTrainingArguments))
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
     model = build_model(recipe.model, tokenizer, args.seed)
-    return trainer_class(model, args, **load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed))
+    trainer = trainer_class(
+        model, args, **load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
+    )
+    trainer.trained_on = hub_datasets(recipe)
+    return trainer
 
 
 def build_distiller(recipe: Recipe) -> FMLMTrainer:
@@ -47,7 +52,9 @@ def build_distiller(recipe: Recipe) -> FMLMTrainer:
         fields = {name: getattr(teacher.config, name) for name in FLMConfig.__annotations__} | fields
     model = build_model(fields | {"type": "fmlm"}, tokenizer, args.seed)
     data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
-    return FMLMTrainer(model, teacher, args, **data)
+    trainer = FMLMTrainer(model, teacher, args, **data)
+    trainer.trained_on = hub_datasets(recipe)
+    return trainer
 
 
 def build_model(fields: dict, tokenizer, seed: int) -> FLMModel:
@@ -81,6 +88,12 @@ def run_training(trainer: FLMTrainer, resume: bool = False) -> None:
     trainer.train(resume_from_checkpoint=last is not None)
     trainer.save_model()
     trainer.save_state()  # the log
+
+
+def hub_datasets(recipe: Recipe) -> list[str]:
+    """The data sets on the Hub, "organisation/name", that a recipe trains on: none for local files."""
+    path = DataSource.parse(recipe.data.train, recipe.folder).path
+    return [path] if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else []
 
 
 def load_data(recipe: Recipe, tokenizer, length: int, seed: int) -> dict:
