@@ -106,8 +106,8 @@ def report(results: dict[str, list[Row]]) -> str:
     rows = [row for name in NAMES for row in results.get(name, [])]
     return (
         "# The converter at the published sizes\n\n`python -m benchmarks.convert`: random weights in the official "
-        "form; wall time with saving, loading again in a fresh process and comparing; peak resident memory of the larger "
-        f"of the two processes.\n\n{table(rows)}\n"
+        "form; wall time with saving, loading again in a fresh process and comparing; peak resident memory of the "
+        f"larger of the two processes.\n\n{table(rows)}\n"
     )
 
 

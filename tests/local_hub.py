@@ -1,7 +1,8 @@
 """A small Hugging Face Hub on loopback: as much of the protocol as creating, pushing, listing and loading need.
 
 `local_hub()` gives its address and itself. Repositories live in memory, each a list of revisions; pull requests are
-revisions of their own. Files travel within the commit, as small ones do on the real Hub.
+revisions of their own. Weights and parquet files travel by the large-file protocol of git (LFS), as on the real Hub
+without Xet, all others within the commit.
 """
 
 import base64
@@ -18,6 +19,9 @@ NAME = r"(?P<name>[^/]+/[^/]+)"
 API = re.compile(rf"/api/{KINDS}/{NAME}(?:/(?P<what>[\w-]+)(?:/(?P<revision>[^/]+))?(?:/(?P<path>.*))?)?")
 RESOLVE = re.compile(rf"/(?:(?P<kind>datasets|spaces)/)?{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
+LARGE = (".safetensors", ".parquet")
+BATCH = re.compile(rf"/(?:(?:datasets|spaces)/)?{NAME}\.git/info/lfs/objects/batch")
+
 Files = dict[str, bytes]
 
 
@@ -26,6 +30,7 @@ class Hub:
 
     def __init__(self):
         self.repositories: dict[tuple[str, str], list[tuple[str, str, Files]]] = {}
+        self.large: Files = {}  # large files by their sha256
 
     def commit(self, key: tuple[str, str], files: Files, branch: str = "main") -> str:
         revisions = self.repositories.setdefault(key, [])
@@ -68,6 +73,16 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"errors": [], "warnings": []})
         elif path == "/api/repos/create":
             self.create(json.loads(data))
+        elif BATCH.fullmatch(path):
+            wanted = json.loads(data)["objects"]
+            uploads = [f"http://{self.headers['Host']}/large/{file['oid']}" for file in wanted]
+            objects = [
+                file | {"actions": {"upload": {"href": url}}} for file, url in zip(wanted, uploads, strict=True)
+            ]
+            self.answer({"transfer": "basic", "objects": objects}, Content_Type="application/vnd.git-lfs+json")
+        elif path.startswith("/large/"):
+            self.server.hub.large[path.removeprefix("/large/")] = data
+            self.answer({})
         elif match := RESOLVE.fullmatch(path):
             self.resolve(match)
         elif match := API.fullmatch(path):
@@ -113,14 +128,16 @@ class Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in sorted(files)]
             self.answer({"_id": "0", "id": match["name"], "sha": number, "private": False, "siblings": siblings})
         elif what == "tree":
-            inside = [path for path in sorted(files) if path.startswith(match["path"] or "")]
+            inside = _inside(match["path"] or "", files, deep="true" in query.get("recursive", []))
             self.answer([_entry(path, files) for path in inside]) if inside else self.missing("EntryNotFound")
         elif what == "paths-info":
             paths = json.loads(data)["paths"] if data[:1] == b"{" else parse_qs(data.decode()).get("paths", [])
-            self.answer([_entry(path, files) for path in paths if path in files])
+            self.answer([_entry(path, files) for path in paths if path in files or _inside(path, files)])
         elif what == "preupload":
-            wanted = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in _files(data)]
-            self.answer({"files": wanted})
+            paths = [file["path"] for file in json.loads(data)["files"]]
+            modes = ["lfs" if path.endswith(LARGE) else "regular" for path in paths]
+            files_of = [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in zip(paths, modes, strict=True)]
+            self.answer({"files": files_of})
         elif what == "commit":
             self.commit(match, files, data, asked_for_review="1" in query.get("create_pr", []))
         else:
@@ -133,6 +150,8 @@ class Handler(BaseHTTPRequestHandler):
             value = operation["value"]
             if operation["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                files[value["path"]] = self.server.hub.large[value["oid"]]
             elif operation["key"] == "deletedFile":
                 files.pop(value["path"], None)
         branch = "refs/pr/1" if asked_for_review else match["revision"]
@@ -142,11 +161,18 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(answer | ({"pullRequestUrl": f"{home}/discussions/1"} if asked_for_review else {}))
 
 
-def _files(data: bytes) -> list[dict]:
-    return json.loads(data)["files"]
+def _inside(folder: str, files: Files, deep: bool = False) -> list[str]:
+    """The files in a folder and the folders in it; `deep`: the files in those, too."""
+    start = folder.strip("/") + "/" if folder.strip("/") else ""
+    rest = [path.removeprefix(start) for path in files if path.startswith(start)]
+    return sorted(
+        start + name for name in set(rest) | {name.split("/")[0] for name in rest} if deep or "/" not in name
+    )
 
 
 def _entry(path: str, files: Files) -> dict:
+    if path not in files:
+        return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()}
     return {"type": "file", "path": path, "size": len(files[path]), "oid": hashlib.sha1(files[path]).hexdigest()}
 
 

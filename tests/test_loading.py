@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import json
 import math
 import os
 import pickle
@@ -274,3 +275,37 @@ def test_the_clock_compiles_into_one_graph():
     model, times = tiny_model(), torch.linspace(0, 1, 101)
     compiled = torch.compile(lambda tau: read(model.clock, tau), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(times), read(model.clock, times), rtol=0, atol=1e-7)
+
+
+def truncated(folder):
+    os.truncate(folder / "model.safetensors", 1000)
+
+
+def pickled(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({"lm_head.bias": torch.zeros(61)}, folder / "pytorch_model.bin")
+
+
+def mistyped(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+
+
+@pytest.mark.parametrize(
+    "damage, kind, message",
+    [
+        (truncated, ValueError, "the weights of .*m are damaged .*: download or write them again"),
+        (pickled, OSError, "model.safetensors"),
+        (mistyped, ValueError, "`hidden_size` is 'wide', but it must be an integer >= 1"),
+    ],
+)
+def test_what_was_tampered_with_is_refused(damage, kind, message, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "m")
+    damage(tmp_path / "m")
+    with pytest.raises(kind, match=message):
+        AutoModel.from_pretrained(tmp_path / "m")
+
+
+def test_pickled_weights_are_not_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="pickled weights are not read"):
+        AutoModel.from_pretrained(tmp_path, config=tiny_model().config, use_safetensors=False)

@@ -36,7 +36,7 @@ TRAIN = """
 import sys
 import yaml
 from huggingface_hub import hf_hub_download
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from transformers import AutoModel, AutoTokenizer, Trainer, TrainingArguments
 from trainers import FLMTrainer, FLMTrainingArguments
 folder = sys.argv[1]
@@ -44,6 +44,9 @@ model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ids = model.generate(num_steps=1, num_return_sequences=8, seed=0)
 rows = Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()})
+rows.push_to_hub("org/grids", token="any")
+rows = load_dataset("org/grids", split="train")
+assert rows["input_ids"] == ids.tolist()
 ways = {"flow": (FLMTrainer, FLMTrainingArguments), "plain": (Trainer, TrainingArguments)}
 for name, (trainer_class, arguments_class) in ways.items():
     args = arguments_class(
@@ -59,7 +62,9 @@ assert head["datasets"] == ["org/grids"] and head["tags"] == ["flow-language-mod
 assert "steps taken: 2" in card and "ema decay" in card and "loss: " in card and "Trained from: " in card
 """
 LOAD_TRAINED = """
+from datasets import load_dataset
 from transformers import AutoModel, pipeline
+assert load_dataset("org/grids", split="train").num_rows == 8
 for name in ("flow", "plain"):
     model = AutoModel.from_pretrained(f"org/{name}", trust_remote_code=True)
     assert model.generate(num_steps=1).shape == (1, 16)
@@ -95,7 +100,7 @@ def test_trained_with_push_to_hub_and_loaded(tmp_path):
     with local_hub() as (address, hub):
         environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any", HF_HUB_DISABLE_XET="1")
         run(TRAIN, tmp_path, FOLDER, **environment, PYTHONPATH=str(ROOT))
-        assert {name for _, name in hub.repositories} == {"org/flow", "org/plain"}
+        assert set(hub.repositories) == {("models", "org/flow"), ("models", "org/plain"), ("datasets", "org/grids")}
         assert run(LOAD_TRAINED, tmp_path, **environment).strip() == "loaded"
 
 

@@ -238,6 +238,24 @@ class FLMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = None, **kwargs):
+        """[`~PreTrainedModel.from_pretrained`] of safetensors alone: pickled weights are not read.
+
+        Raises:
+            ValueError: `use_safetensors` is False, or the file of the weights is damaged.
+        """
+        if use_safetensors is False:
+            raise ValueError("`use_safetensors=False`: pickled weights are not read, convert them to safetensors.")
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise ValueError(
+                f"the weights of {pretrained_model_name_or_path} are damaged ({error}): download or write them again."
+            ) from error
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
