@@ -28,6 +28,9 @@ ids = model.generate(num_steps=1, num_return_sequences=2, seed=0)
 write = pipeline("text-generation", model="org/fmlm-test", trust_remote_code=True)
 texts = [text["generated_text"] for text in write(num_steps=1, num_return_sequences=2, seed=0)]
 assert texts == AutoTokenizer.from_pretrained("org/fmlm-test", trust_remote_code=True).batch_decode(ids)
+commit = sys.argv[1]
+pinned = AutoModel.from_pretrained("org/fmlm-test", trust_remote_code=True, revision=commit, code_revision=commit)
+assert pinned.generate(num_steps=1, num_return_sequences=2, seed=0).equal(ids)
 assert "modeling_flm" not in sys.modules
 print(texts)
 """
@@ -87,13 +90,13 @@ def test_pushed_and_loaded_from_the_hub(tmp_path):
         shown = run(PUSH, tmp_path, FOLDER, **environment)
         assert "README.md" in shown and "/commit/" in shown and "/discussions/1" in shown
         (key,) = hub.repositories
-        _, files = hub.head(key)
+        commit, files = hub.head(key)
         names = {path.name for path in to_upload(FOLDER)}
         assert key == ("models", "org/fmlm-test") and files.keys() == names | {".gitattributes"}
         assert all(files[name] == (FOLDER / name).read_bytes() for name in names)
         assert hub.head(key, "refs/pr/1")[1].keys() == files.keys()
-        online = run(LOAD, tmp_path, **environment)
-    assert run(LOAD, tmp_path, **environment, HF_HUB_OFFLINE="1") == online  # the Hub is gone: from the cache
+        online = run(LOAD, tmp_path, commit, **environment)
+    assert run(LOAD, tmp_path, commit, **environment, HF_HUB_OFFLINE="1") == online  # the Hub is gone: from the cache
 
 
 def test_trained_with_push_to_hub_and_loaded(tmp_path):
