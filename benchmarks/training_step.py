@@ -1,142 +1,187 @@
-"""Time and peak memory of one training step, in three ways that share the transformer.
+"""Time and peak memory of a training step, in ways that share the transformer.
 
-    python benchmarks/training_step.py [--vocab-size 30522 --length 128 --batch-size 32 ...]
+    python -m benchmarks.training_step                  # or one of its parts:
+    python -m benchmarks.training_step lm1b-32
 
-    ours         FLMModel(labels=...): embedded noise, loss in chunks
-    dense        the same loss as the paper writes it: noise and state of size batch x length x V, all logits at once
-    masked LM    what a masked language model of this transformer costs: no noise, all logits at once
+    ours          FLMModel(labels=...): embedded noise, loss in chunks
+    dense         the same loss as the paper writes it: noise and state of size batch x length x V, all logits at once
+    masked LM     what a masked language model of this transformer costs: no noise, all logits at once
+    distillation  FMLMTrainer with the paper's split, semigroup objective; compared with ours
 
-A step is forward, backward and AdamW. The three run in turn, in one process; times are medians and their ratios to the
-masked LM. Memory is the growth of the resident set over the loaded model, each way in a process of its own; on a GPU,
-what the allocator held at most.
+A step is forward, backward and AdamW. The ways run in turn, in one process. Memory is what a step needs beyond the
+loaded model, gradients and optimiser states included, each way in a process of its own. Utilisation: the products of
+the masked-LM step (the useful work, the same for the first three) per second, as a share of what a large product
+reaches.
 """
 
-import argparse
-import resource
 import statistics
-import subprocess
-import sys
-import time
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_flm import FLMConfig, FLMModel
+from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 from modeling_flm.flow_flm import interpolate, softcap
+from trainers import FMLMTrainer, FMLMTrainingArguments
+
+from .results import ROOT, Row, measure_parts, table
+from .timing import growth, in_its_own_process, in_turn, machine, matmul_flops, spread
+
+RESULTS = ROOT / "benchmarks" / "training_step.json"
+WIDTH, BLOCKS = 512, 8
+TURNS = 3
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def ours(model: FLMModel, ids: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class Size:
+    vocab_size: int
+    length: int
+    batch_size: int
+
+    @property
+    def tokens(self) -> int:
+        return self.batch_size * self.length
+
+
+SIZES = {
+    **{f"lm1b-{batch}": Size(30_522, 128, batch) for batch in (8, 32, 64)},
+    **{f"owt-{batch}": Size(50_257, 1024, batch) for batch in (1, 4)},
+}
+
+
+def ours(model: FLMModel, ids: Tensor) -> Tensor:
     return model(labels=ids).loss
 
 
-def dense(model: FLMModel, ids: torch.Tensor) -> torch.Tensor:
+def dense(model: FLMModel, ids: Tensor) -> Tensor:
     one_hot = F.one_hot(ids, model.config.vocab_size).float()
     tau = (torch.rand((), device=ids.device) + torch.arange(len(ids), device=ids.device) / len(ids)) % 1
     state = interpolate(torch.randn_like(one_hot), one_hot, model.clock.t(tau))
-    log_prob = all_logits(model, state @ model.embed_tokens.weight, tau).log_softmax(-1)
+    log_prob = _all_logits(model, state @ model.embed_tokens.weight, tau).log_softmax(-1)
     return -(one_hot * log_prob).sum(-1).mean()
 
 
-def masked_lm(model: FLMModel, ids: torch.Tensor) -> torch.Tensor:
+def masked_lm(model: FLMModel, ids: Tensor) -> Tensor:
     masked = torch.where(torch.rand(ids.shape, device=ids.device) < 0.5, 0, ids)
     tau = torch.ones(len(ids), device=ids.device)
-    return F.cross_entropy(all_logits(model, model.embed_tokens(masked), tau).flatten(0, 1), ids.flatten())
+    return F.cross_entropy(_all_logits(model, model.embed_tokens(masked), tau).flatten(0, 1), ids.flatten())
 
 
-def all_logits(model: FLMModel, state: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
+def _all_logits(model: FLMModel, state: Tensor, tau: Tensor) -> Tensor:
     return softcap(model.lm_head(model.denoise(state, tau)), model.config.final_logit_softcapping).float()
 
 
-WAYS = {"ours": ours, "dense": dense, "masked LM": masked_lm}
+LOSSES = {"ours": ours, "dense": dense, "masked LM": masked_lm}
 
 
-def build(options: argparse.Namespace) -> tuple[FLMModel, torch.optim.Optimizer, torch.Tensor]:
-    config = FLMConfig(
-        vocab_size=options.vocab_size,
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.hidden_size // 64,
-        intermediate_size=4 * options.hidden_size,
-        max_position_embeddings=options.length,
+def config(size: Size) -> dict:
+    return dict(
+        vocab_size=size.vocab_size,
+        hidden_size=WIDTH,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=WIDTH // 64,
+        intermediate_size=4 * WIDTH,
+        max_position_embeddings=size.length,
     )
+
+
+def steps_of_a_flow(size: Size) -> dict[str, Callable[[], None]]:
+    """A training step of one model, with each of the losses."""
     torch.manual_seed(0)
-    model = FLMModel(config).to(options.device)
+    model = FLMModel(FLMConfig(**config(size))).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    ids = torch.randint(0, options.vocab_size, (options.batch_size, options.length), device=options.device)
-    return model, optimizer, ids
+    ids = torch.randint(0, size.vocab_size, (size.batch_size, size.length), device=DEVICE)
+
+    def step(loss_of: Callable[[FLMModel, Tensor], Tensor]) -> None:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+            loss = loss_of(model, ids)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {way: partial(step, loss_of) for way, loss_of in LOSSES.items()}
 
 
-def step(way: str, model: FLMModel, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> None:
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
-        loss = WAYS[way](model, ids)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def times(options: argparse.Namespace) -> dict[str, list[float]]:
-    model, optimizer, ids = build(options)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for repeat in range(options.repeats + 1):
-        for way in WAYS:
-            start = time.perf_counter()
-            step(way, model, optimizer, ids)
-            if ids.is_cuda:
-                torch.cuda.synchronize()
-            if repeat > 0:  # the first round warms up
-                seconds[way].append(time.perf_counter() - start)
-    return seconds
-
-
-def peak_memory(options: argparse.Namespace) -> float:
-    """GiB that two steps of `options.memory_of` need beyond the loaded model."""
-    model, optimizer, ids = build(options)
-    if ids.is_cuda:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    for _ in range(2):
-        step(options.memory_of, model, optimizer, ids)
-    if ids.is_cuda:
-        return (torch.cuda.max_memory_allocated() - before) / 2**30
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**30
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab-size", type=int, default=30_522)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--hidden-size", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--memory-of", choices=WAYS, help="only print the peak memory of one way, in GiB")
-    options = parser.parse_args()
-    if options.memory_of:
-        print(f"{peak_memory(options):.3f}")
-        return
-    memory = {
-        way: float(subprocess.check_output([sys.executable, *sys.argv, "--memory-of", way], text=True)) for way in WAYS
-    }
-    seconds = times(options)
-    tokens = options.batch_size * options.length
-    print(
-        f"V {options.vocab_size:,}, {options.batch_size} x {options.length} = {tokens:,} tokens, "
-        f"d {options.hidden_size}, {options.layers} blocks, {options.device}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}\n"
+def step_of_a_map(size: Size, folder: str) -> Callable[[], None]:
+    """A distillation step, of a teacher of the same size."""
+    torch.manual_seed(0)
+    student, teacher = FMLMModel(FMLMConfig(**config(size))), FLMModel(FLMConfig(**config(size)))
+    args = FMLMTrainingArguments(
+        folder,
+        per_device_train_batch_size=size.batch_size,
+        report_to="none",
+        use_cpu=DEVICE == "cpu",
+        bf16=DEVICE == "cuda",
+        ema_decay=0,
     )
-    print("| way | s / step (median) | min - max | x masked LM | tokens / s | peak GiB |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    baseline = statistics.median(seconds["masked LM"])
+    rows = Dataset.from_dict({"input_ids": torch.randint(0, size.vocab_size, (size.batch_size, size.length)).tolist()})
+    trainer = FMLMTrainer(student, teacher, args, train_dataset=rows)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = next(iter(trainer.get_train_dataloader()))
+
+    def step() -> None:
+        (drawn,), _ = trainer.get_batch_samples(iter([dict(batch)]), 1, args.device)
+        trainer.training_step(trainer.model, drawn)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+
+    return step
+
+
+def memory(size: Size, way: str) -> float:
+    """GiB that two steps need beyond the loaded model."""
+    with tempfile.TemporaryDirectory() as folder:
+        step = step_of_a_map(size, folder) if way == "distillation" else steps_of_a_flow(size)[way]
+        return growth(lambda: [step() for _ in range(2)])
+
+
+def measure(name: str) -> list[Row]:
+    size = SIZES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        ways = steps_of_a_flow(size) | {"distillation": step_of_a_map(size, folder)}
+        with FlopCounterMode(display=False) as counter:
+            ways["masked LM"]()
+        peak = matmul_flops()
+        seconds = in_turn(ways, TURNS)
+    del ways
+    baseline = {way: statistics.median(seconds["ours" if way == "distillation" else "masked LM"]) for way in seconds}
+    rows: list[Row] = []
     for way, values in seconds.items():
         median = statistics.median(values)
-        print(
-            f"| {way} | {median:.3f} | {min(values):.3f} - {max(values):.3f} | {median / baseline:.2f} | "
-            f"{tokens / median:,.0f} | {memory[way]:.2f} |"
-        )
+        row: Row = {"way": way} | spread(values)
+        row["x masked LM"] = median / baseline[way] if way != "distillation" else None
+        row["x ours"] = median / baseline[way] if way == "distillation" else None
+        row["tokens a second"] = size.tokens / median
+        if way != "distillation" and DEVICE == "cpu":
+            row["utilisation"] = counter.get_total_flops() / median / peak
+        rows.append(row | {"peak GiB": in_its_own_process(memory, size, way)})
+        print(rows[-1], flush=True)
+    return [row | {"machine": machine()} for row in rows]
+
+
+def report(results: dict[str, list[Row]]) -> str:
+    text = [
+        "# A training step",
+        "",
+        "`python -m benchmarks.training_step` measures everything here anew. Forward, backward and AdamW, float32 on",
+        f"a CPU; d {WIDTH}, {BLOCKS} blocks; median of {TURNS}, run in turn. Memory: beyond the loaded model.",
+        "Utilisation: useful products per second against those of one large product.",
+    ]
+    for name, size in SIZES.items():
+        if name in results:
+            rows = [{k: v for k, v in row.items() if k != "machine"} for row in results[name]]
+            title = f"## V {size.vocab_size:,}, {size.batch_size} x {size.length:,} = {size.tokens:,} tokens"
+            text += ["", title, "", table(rows), "", f"({results[name][0]['machine']})"]
+    return "\n".join(text) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    measure_parts({name: partial(measure, name) for name in SIZES}, RESULTS, report)

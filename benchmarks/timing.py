@@ -1,0 +1,79 @@
+"""How things are timed here: in turn, in one process; their memory in a process of its own."""
+
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from .results import Row
+
+
+def in_turn(ways: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each call, way by way and turn by turn, after a first turn that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns + 1):
+        for name, run in ways.items():
+            before = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - before)
+    return seconds
+
+
+def spread(seconds: list[float]) -> Row:
+    """Median, least and most, as a table has them."""
+    return {"seconds": statistics.median(seconds), "from": min(seconds), "to": max(seconds)}
+
+
+def in_its_own_process(function: Callable, *arguments):
+    """`function(*arguments)` in a fresh process; both must be importable or picklable."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def growth(run: Callable[[], object]) -> float:
+    """GiB that `run` needs beyond what is there: of the resident set, on a GPU of what is allocated. It is right once
+    in a process, since peaks are never forgotten."""
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
+    before = _peak()
+    run()
+    return (_peak() - before) / 2**30
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def matmul_flops(size: int = 2048, repeats: int = 7) -> float:
+    """FLOP per second of a large float32 product: what this machine can do."""
+    a, b = torch.randn(2, size, size)
+    times = []
+    for _ in range(repeats):
+        before = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - before)
+    return 2 * size**3 / min(times)
+
+
+def machine() -> str:
+    """What the figures were taken on."""
+    info = Path("/proc/cpuinfo")
+    model = platform.processor() or platform.machine()
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    if torch.cuda.is_available():
+        model = torch.cuda.get_device_name()
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
