@@ -92,9 +92,9 @@ def report(results: dict[str, list[Row]]) -> str:
     text = [
         "# Generation",
         "",
-        "`python -m benchmarks.generation` measures everything here anew: a map in one evaluation, the same as the paper",
-        f"writes it, a GPT-2 of the same size with its cache. d {WIDTH}, {BLOCKS} blocks, V {VOCABULARY:,}, float32 on a",
-        f"CPU; median of {TURNS} in turn (GPT-2: one run). Memory: beyond the loaded model.",
+        "`python -m benchmarks.generation` measures everything here anew: a map in one evaluation, the same as the",
+        f"paper writes it, a GPT-2 of the same size with its cache. d {WIDTH}, {BLOCKS} blocks, V {VOCABULARY:,},",
+        f"float32 on a CPU; median of {TURNS} in turn (GPT-2: one run). Memory: beyond the loaded model.",
     ]
     for name, (length, batch) in SIZES.items():
         if name in results:
