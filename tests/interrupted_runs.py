@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import resource
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from training import fresh_model, make_trainer
 from transformers import TrainerCallback, TrainerState, modeling_utils
 
 from trainers import flm_trainer
+from trainers.checkpoints import last_whole_checkpoint
 
 OPTIONS = {
     "max_steps": 6,
@@ -92,6 +96,22 @@ KILLS: dict[str, tuple[int, Callable[[], object], dict]] = {
 }
 
 
+RANDOM_KILLS = 20
+
+
+def time_undisturbed(folder: Path) -> None:
+    """Write down how many seconds a run takes from the end of its first step, saving after every step."""
+    starts: list[float] = []
+    train_until(folder, 1, lambda: starts.append(time.perf_counter()), save_steps=1)
+    (folder / "seconds").write_text(str(time.perf_counter() - starts[0]))
+
+
+def kill_any_time(seed: int, usually: float) -> Callable[[], None]:
+    """From when this is called: SIGKILL at a random moment of a run that usually takes so many seconds from there."""
+    wait = random.Random(seed).uniform(0, usually)
+    return lambda: threading.Timer(wait, kill).start()
+
+
 def fill_disk(limit: int) -> None:
     """From now on no file can grow beyond `limit` bytes: what a full disk does, EFBIG standing in for ENOSPC."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -141,6 +161,14 @@ if __name__ == "__main__":
     ends = {}
     for name, (step, action, changes) in KILLS.items():
         ends[name] = in_child(lambda: train_until(root / name, step, action, **changes))  # noqa: B023
+    in_child(lambda: time_undisturbed(root / "undisturbed"))
+    usually = float((root / "undisturbed" / "seconds").read_text())
+    for seed in range(RANDOM_KILLS):
+        folder = root / f"random {seed}"
+        arm = kill_any_time(seed, usually)
+        end = in_child(lambda: train_until(folder, 1, arm, save_steps=1))  # noqa: B023
+        left = last_whole_checkpoint(folder)
+        ends[folder.name] = end | {"left": left and left.name}
     for limit in FULL_DISKS:
         folder = root / f"{limit} bytes"
         ends[folder.name] = in_child(lambda: train_until(folder, 3, lambda: fill_disk(limit)))  # noqa: B023

@@ -224,6 +224,37 @@ def test_two_processes_give_the_same_rows(tokenizer, validation):
     assert ids(pack(documents, tokenizer, 128, num_proc=2)) == ids(pack(documents, tokenizer, 128))
 
 
+def test_a_document_of_ten_million_characters(bert):
+    """Among others, and with empty ones: every token of all arrives."""
+    long, words = "the cat sat . " * 714_286, load_tokenizer(bert)
+    assert len(long) > 10_000_000
+    rows = ids(pack(Dataset.from_dict({"text": ["a dog", long, "", None, "ran ."]}), words, 1002))
+    assert len(rows) == (2 + 1 + 4 * 714_286 + 1 + 2 + 1) // 1000
+    assert rows[0][1:8] == [
+        *words("a dog").input_ids[1:-1],
+        words.eos_token_id,
+        *words("the cat sat .").input_ids[1:-1],
+    ]
+
+
+BROKEN = {
+    "cut.parquet": (
+        (CORPUS / "validation.parquet").read_bytes()[:100_000],
+        "magic bytes",
+    ),
+    "latin.txt": (b"good\n\xff\xfe bad\n", "can't decode byte 0xff"),
+    "rows.jsonl": (b'{"text": "fine"}\n{"text": "bro\n', "JSON parse error|Unterminated|Invalid"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named(name, tmp_path):
+    content, reason = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"(?i){name} cannot be read: .*({reason})"):
+        load_text(DataSource.parse(f"./{name}", tmp_path))
+
+
 def test_rows_are_found_in_the_cache(bert, tmp_path):
     """In a second call and in another process, also after a text beyond the tokenizer's length."""
     (tmp_path / "long.txt").write_text("the cat sat .\n" + "a dog ran . " * 300 + "\n")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from interrupted_runs import FULL_DISKS, KILLS, make
+from interrupted_runs import FULL_DISKS, KILLS, RANDOM_KILLS, make
 from training import by_step, same, weights
 
 from modeling_flm import FLMModel
@@ -32,7 +32,7 @@ def interrupted(tmp_path_factory) -> tuple[Path, dict]:
     root = tmp_path_factory.mktemp("interrupted")
     environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
     command = [sys.executable, HERE / "interrupted_runs.py", root]
-    subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True)
+    subprocess.run(command, env=environment, check=True, timeout=600, capture_output=True)
     return root, json.loads((root / "ends.json").read_text())
 
 
@@ -58,6 +58,22 @@ def test_a_killed_run_goes_on_to_the_same_losses(interrupted, uninterrupted, mom
     go_on(root / moment, uninterrupted)
     assert is_whole(root / moment / "checkpoint-6")
     assert not list((root / moment).rglob(".saving-*")), "what the killed save left behind is still there"
+
+
+@pytest.mark.parametrize("seed", range(RANDOM_KILLS))
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_losses(interrupted, uninterrupted, seed):
+    root, ends = interrupted
+    folder = root / f"random {seed}"
+    assert ends[folder.name]["signal"] == 9 or ends[folder.name]["message"] == "nothing went wrong"
+    if last_whole_checkpoint(folder) is not None:  # killed before the first: there is nothing to go on from
+        go_on(folder, uninterrupted)
+
+
+def test_kills_at_random_moments_met_the_run(interrupted):
+    _, ends = interrupted
+    of_random = [ends[f"random {seed}"] for seed in range(RANDOM_KILLS)]
+    assert sum(end["signal"] == 9 for end in of_random) > RANDOM_KILLS / 2
+    assert len({end["left"] for end in of_random}) > 2
 
 
 @pytest.mark.parametrize("limit", FULL_DISKS)

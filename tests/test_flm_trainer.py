@@ -179,6 +179,13 @@ def test_a_poisoned_weight_stops_training_at_the_next_step(tmp_path):
         trainer.train()
 
 
+def test_the_batch_where_it_began_is_named(tmp_path):
+    """Though losses are only looked at every five steps."""
+    trainer = make_trainer(tmp_path, max_steps=8, logging_steps=5, callbacks=[_Poison(2)])
+    with pytest.raises(FloatingPointError, match="at step 5: .* that of the batch of step 3. The last whole .* none"):
+        trainer.train()
+
+
 def test_non_finite_weights_are_never_saved_as_a_checkpoint(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 100, "max_steps": 8}
     trainer = make_trainer(tmp_path, callbacks=[_Poison(3)], **options)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 # The builder of `datasets` that reads files of a suffix. A text file holds one document a line.
@@ -96,18 +97,22 @@ def load_text(source: DataSource, streaming: bool = False) -> Dataset | Iterable
     """The documents of `source`: on disk (and cached there), or read as they are needed with `streaming`.
 
     Raises:
-        ValueError: `streaming` with a part of a split, which cannot be found without reading all before it.
+        ValueError: `streaming` with a part of a split, which cannot be found without reading all before it; or a file
+            is broken: cut off, not UTF-8, no JSON.
     """
     if streaming and "[" in source.split:
         raise ValueError(f"Only a whole split can be streamed, not a part of one (`{source.split}`).")
-    return load_dataset(
-        source.path,
-        name=source.name,
-        data_files=source.data_files,
-        split=source.split,
-        revision=source.revision,
-        streaming=streaming,
-    )
+    try:
+        return load_dataset(
+            source.path,
+            name=source.name,
+            data_files=source.data_files,
+            split=source.split,
+            revision=source.revision,
+            streaming=streaming,
+        )
+    except (DatasetGenerationError, ValueError) as error:
+        raise ValueError(f"{source.data_files or source.path} cannot be read: {error.__cause__ or error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ class FLMTrainer(Trainer):
             eval_dataset = _fixed(eval_dataset)
         super().__init__(model=model, args=args, eval_dataset=eval_dataset, **kwargs)
         self.ema: EMA | None = None
+        self._first_bad: torch.Tensor | None = None  # the step of the first loss that was not finite, on the device
         self.trained_on: list[str] = []  # names of data sets on the Hub, for the card
         self.add_callback(_FlowCallback(self))
 
@@ -92,6 +93,15 @@ class FLMTrainer(Trainer):
             kept = draw_conditioning(seeds, ids.shape[1], self.args.conditioning_rate)
             batch["labels"] = batch["labels"].masked_fill(torch.from_numpy(kept).to(ids.device), -100)
         return batch
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._first_bad is None:
+            self._first_bad = torch.full((), torch.inf, device=loss.device)
+        # Read when losses are logged: until then the host does not wait for the device.
+        step = torch.where(loss.isfinite(), torch.inf, self.state.global_step + 1)
+        self._first_bad = torch.minimum(self._first_bad, step)
+        return loss
 
     # -- averaged weights ---------------------------------------------------------------------------------------------
 
@@ -154,7 +164,7 @@ class FLMTrainer(Trainer):
             resume_from_checkpoint = str(last)
         elif resume_from_checkpoint and not is_whole(Path(resume_from_checkpoint)):
             raise ValueError(f"{resume_from_checkpoint} is not a whole checkpoint: it is missing or was cut off.")
-        self.ema = None  # of an earlier call
+        self.ema, self._first_bad = None, None  # of an earlier call
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _run_epoch(self, *args, **kwargs) -> None:
@@ -237,8 +247,10 @@ class FLMTrainer(Trainer):
 
     def _not_finite(self, what: str) -> FloatingPointError:
         last = last_whole_checkpoint(self.args.output_dir)
+        first = math.inf if self._first_bad is None else self._first_bad.item()
+        since = "" if first == math.inf else f" The first such loss is that of the batch of step {first:.0f}."
         return FloatingPointError(
-            f"{what} at step {self.state.global_step}: training stopped. The last whole checkpoint is "
+            f"{what} at step {self.state.global_step}: training stopped.{since} The last whole checkpoint is "
             f"{last or 'none'}; lower the learning rate or look at the data from there on."
         )
 
