@@ -9,7 +9,7 @@ import html
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ THEME = gr.themes.Default(
 CSS = "#puzzle textarea { font-family: var(--font-mono); }"
 GRID = """
 table { border-collapse: collapse; font: 1.3rem var(--font-mono); }
-td { width: 2.3rem; height: 2.3rem; text-align: center; border: 1px solid var(--border-color-primary); }
+td { width: min(2.3rem, 9vw); height: 2.3rem; text-align: center; border: 1px solid var(--border-color-primary); }
 td:nth-child(3n) { border-right: 2px solid var(--body-text-color); }
 td:first-child { border-left: 2px solid var(--body-text-color); }
 tr:nth-child(3n) td { border-bottom: 2px solid var(--body-text-color); }
@@ -150,16 +150,15 @@ def write(
     settings: dict[str, Any] = {"num_steps": steps, "sampler": sampler, "seed": seed}
     if sampler == "bridge":
         settings["temperature"] = temperature
-    blanks = ids is not None and bool((ids == flow.tokenizer.mask_token_id).any())
-    if blanks:
-        settings["max_length"] = ids.shape[1]  # the text ends where what is given ends
+    before = torch.tensor([[gpt2.tokenizer.bos_token_id]]) if ids is None else ids
+    blanks = before[0] == flow.tokenizer.mask_token_id
+    if blanks.any():
+        settings["max_length"] = before.shape[1]  # the text ends where what is given ends
+        # Left to right, blanks cannot be filled in: it goes on from what stands before the first one.
+        before = before[:, : int(blanks.int().argmax())]
     column, out = flow_column(flow.model, ids, **settings)
     column["name"] = "Flow map" if flow.model.config.model_type == "fmlm" else "Flow"
-    # Left to right, blanks cannot be filled in: it goes on from what stands before the first one.
-    before = ids[0] if ids is not None else torch.tensor([gpt2.tokenizer.bos_token_id])
-    if blanks:
-        before = before[: int((before == flow.tokenizer.mask_token_id).int().argmax())]
-    baseline = autoregressive_column(gpt2, before[None], out.sequences.shape[1], out.seeds[0])
+    baseline = autoregressive_column(gpt2, before, out.sequences.shape[1], out.seeds[0])
     return page(f"Seed {out.seeds[0]}", [column, baseline], flow.tokenizer)
 
 
@@ -176,16 +175,16 @@ def text_tab(flow: Loaded, gpt2: Loaded, seed: int) -> None:
     samplers = (["flow_map"] if is_map else []) + ["euler", "multistep", "bridge"]
     gr.Markdown(
         f"A flow {'map ' * is_map}writes all of its text at once and mends it with every evaluation of the network: "
-        f"{flow.described}. Beside it a GPT-2 of about the same size, trained on the same text, writes token by "
-        f"token: {gpt2.described}. Both plays take six seconds; the headings tell how long the writing took."
+        f"{flow.described}. Beside it an autoregressive model of the same tokens writes one after the other: "
+        f"{gpt2.described}. Both plays take six seconds; the headings tell how long the writing took."
     )
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             prompt = gr.Textbox(
                 label="Text to go on from",
-                info=f"Empty: from nothing. Three underscores, `{BLANK}`, are a blank of one token to fill in; to a text "
-                "with blanks nothing is added.",
-                placeholder="Long ago, in the kingdom of ___",
+                info="Empty: from nothing. Three underscores are a blank of one token to fill in; a text with blanks "
+                "ends where it ends.",
+                placeholder=f"He said {BLANK} the king.",
                 lines=3,
             )
             steps = gr.Slider(1, MOST_STEPS, value=8, step=1, label="Evaluations of the network")
@@ -255,20 +254,14 @@ def fill_in(sudoku: Loaded, text: str, steps: int, attempts: int, seed: int | No
     before = time.perf_counter()
     filled = sudoku.model.generate(ids.input_ids, num_steps=steps, num_return_sequences=attempts, seed=seed)
     seconds = time.perf_counter() - before
-    grids = np.array([[int(digit) for digit in grid] for grid in sudoku.tokenizer.batch_decode(filled)])
-    right = is_valid(grids)
+    right = is_valid(filled.numpy())  # an id is its digit
     cost = f"in {steps} evaluation{'s' * (steps > 1)} of the network, {1000 * seconds:.0f} ms in all"
-    if right.any():
-        message = f"**{right.sum()} of {attempts} attempts right**, {cost}. One of these:"
-    else:
-        message = (
-            f"**None of {attempts} attempts is right**, {cost}. More evaluations, more attempts or more clues help. "
-            "One of these:"
-        )
-    return message, show_grid(puzzle, grids[right.argmax()])
+    shown = "One of these:" if right.any() else "More evaluations, attempts or clues may help. The first attempt:"
+    message = f"**{right.sum() or 'None'} of {attempts} attempts right**, {cost}. {shown}"
+    return message, show_grid(puzzle, filled[int(right.argmax())].tolist())
 
 
-def show_grid(puzzle: np.ndarray, grid: np.ndarray) -> str:
+def show_grid(puzzle: np.ndarray, grid: Sequence[int] | np.ndarray) -> str:
     kinds = [' class="given"' if given else "" for given in puzzle]
     cells = [f"<td{kind}>{digit or ''}</td>" for kind, digit in zip(kinds, grid, strict=True)]
     return "<table>" + "".join(f"<tr>{''.join(cells[row : row + 9])}</tr>" for row in range(0, 81, 9)) + "</table>"
@@ -279,8 +272,8 @@ def sudoku_tab(sudoku: Loaded, seed: int) -> None:
     solutions = list(load_dataset("parquet", data_files=str(PUZZLES), split="train")["text"])
     first = new_puzzle(solutions, 50, rng)
     gr.Markdown(
-        f"{sudoku.described} fills in all empty cells at once. It was trained on whole grids with some cells given, "
-        "never told the rules. The puzzles are from grids that it was not trained on; or type in your own."
+        f"{sudoku.described} fills in all empty cells at once. It has learned from grids alone; nobody told it the "
+        "rules. The puzzles are from grids that are held out; or type in your own."
     )
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -298,7 +291,7 @@ def sudoku_tab(sudoku: Loaded, seed: int) -> None:
             attempts = gr.Slider(1, 64, value=16, step=1, label="Attempts", info="All side by side, as one batch.")
             number = gr.Number(seed, precision=0, label="Seed", info="Empty: any.")
             button = gr.Button("Fill in", variant="primary")
-        with gr.Column(scale=2, min_width=400):
+        with gr.Column(scale=2, min_width=280):
             message = gr.Markdown()
             grid = gr.HTML(show_grid(first, first), css_template=GRID, elem_id="grid")
 
