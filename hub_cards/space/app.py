@@ -171,6 +171,7 @@ def framed(document: str) -> str:
 
 
 def text_tab(flow: Loaded, gpt2: Loaded, seed: int) -> None:
+    """Put the controls and what comes of them into the Blocks around."""
     is_map = flow.model.config.model_type == "fmlm"
     samplers = (["flow_map"] if is_map else []) + ["euler", "multistep", "bridge"]
     gr.Markdown(
@@ -231,6 +232,7 @@ def read_puzzle(text: str) -> np.ndarray:
 
 
 def as_text(puzzle: np.ndarray) -> str:
+    """A puzzle (81,) as nine lines, as [`read_puzzle`] takes it."""
     return "\n".join(" ".join(str(digit or ".") for digit in row) for row in puzzle.reshape(9, 9))
 
 
@@ -262,12 +264,14 @@ def fill_in(sudoku: Loaded, text: str, steps: int, attempts: int, seed: int | No
 
 
 def show_grid(puzzle: np.ndarray, grid: Sequence[int] | np.ndarray) -> str:
+    """The 81 digits of `grid` as an HTML table, 0 as an empty cell; those that the `puzzle` gives have a class."""
     kinds = [' class="given"' if given else "" for given in puzzle]
     cells = [f"<td{kind}>{digit or ''}</td>" for kind, digit in zip(kinds, grid, strict=True)]
     return "<table>" + "".join(f"<tr>{''.join(cells[row : row + 9])}</tr>" for row in range(0, 81, 9)) + "</table>"
 
 
 def sudoku_tab(sudoku: Loaded, seed: int) -> None:
+    """Put the controls and what comes of them into the Blocks around."""
     rng = np.random.default_rng(seed)
     solutions = list(load_dataset("parquet", data_files=str(PUZZLES), split="train")["text"])
     first = new_puzzle(solutions, 50, rng)
