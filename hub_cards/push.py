@@ -1,49 +1,70 @@
-"""A model folder to the Hub: `flm push`."""
+"""A model folder, or the Space, to the Hub: `flm push`."""
 
 from pathlib import Path
 
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, SpaceCard
 from safetensors import SafetensorError, safe_open
 
+ROOT = Path(__file__).parent.parent
 NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "README.md", "modeling_flm.py", "pipeline_flm.py")
+SPACE_NEEDED = ("README.md", "app.py", "requirements.txt")
+# What the Space imports and reads of this repository, and finds at the same paths on the Hub.
+SPACE_TAKES = (
+    "evaluation/sudoku.py",
+    "trainers/page.py",
+    "trainers/page.html",
+    "examples/sudoku/9x9/validation.parquet",
+)
 LEFT_OUT = (".*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "checkpoint-*", "__pycache__")
 
 
-def to_upload(folder: Path) -> list[Path]:
-    """The files of a model repository that go to the Hub: those at its top that are neither hidden nor pickled.
+def to_upload(folder: Path) -> dict[str, Path]:
+    """The files that go to the Hub, by their paths there: those at the top of the folder that are neither hidden nor
+    pickled, and with the Space what it takes from elsewhere in this repository.
 
     Raises:
         ValueError: something that a repository needs is missing or damaged; the message names it.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder.")
-    for name in NEEDED:
+    is_space = "sdk" in _head(folder)
+    for name in SPACE_NEEDED if is_space else NEEDED:
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}, which a model repository needs.")
-    try:
-        with safe_open(folder / "model.safetensors", framework="np"):
-            pass
-    except SafetensorError as error:
-        raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}.") from error
-    card = (folder / "README.md").read_text().split("---\n")
+            raise ValueError(f"{folder} has no {name}, which a {'Space' if is_space else 'model repository'} needs.")
+    if not is_space:
+        try:
+            with safe_open(folder / "model.safetensors", framework="np"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}.") from error
+    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {name: path for name, path in files.items() if not any(path.match(left) for left in LEFT_OUT)}
+    return files | ({name: ROOT / name for name in SPACE_TAKES} if is_space else {})
+
+
+def _head(folder: Path) -> dict:
+    """The YAML at the head of the folder's README."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        raise ValueError(f"{folder} has no README.md, which a repository needs.")
+    card = readme.read_text(encoding="utf-8").split("---\n")
     try:
         head = yaml.safe_load(card[1]) if len(card) > 2 and not card[0] else None
     except yaml.YAMLError as error:
-        raise ValueError(f"the YAML at the head of {folder / 'README.md'} is broken: {error}") from error
+        raise ValueError(f"the YAML at the head of {readme} is broken: {error}") from error
     if not isinstance(head, dict):
-        raise ValueError(f"{folder / 'README.md'} has no YAML between two lines of --- at its head.")
-    return sorted(
-        path for path in folder.iterdir() if path.is_file() and not any(path.match(left) for left in LEFT_OUT)
-    )
+        raise ValueError(f"{readme} has no YAML between two lines of --- at its head.")
+    return head
 
 
 def push(folder: Path, name: str, create_pr: bool = False, private: bool = False) -> str:
-    """Upload a model repository, in one commit.
+    """Upload a model repository, or the Space, in one commit. The models that the card of a Space names without an
+    organisation are those of the Space's own.
 
     Args:
-        folder (`Path`): the repository.
-        name (`str`): "organisation/model"; it is made if it is not there.
+        folder (`Path`): the repository; it is a Space where the head of its README names an `sdk`.
+        name (`str`): "organisation/name"; it is made if it is not there.
         create_pr (`bool`): open a pull request instead of committing to its main branch.
         private (`bool`): if it is made, make it private.
 
@@ -53,8 +74,17 @@ def push(folder: Path, name: str, create_pr: bool = False, private: bool = False
     Raises:
         ValueError: see [`to_upload`].
     """
-    files = [path.name for path in to_upload(folder)]
-    api = HfApi()
-    api.create_repo(name, exist_ok=True, private=private or None)
-    done = api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=files, create_pr=create_pr)
+    files: dict[str, Path | bytes] = {**to_upload(folder)}
+    sdk, api = _head(folder).get("sdk"), HfApi()
+    kind = "space" if sdk else "model"
+    made = api.create_repo(name, repo_type=kind, space_sdk=sdk, exist_ok=True, private=private or None)
+    if sdk:
+        card = SpaceCard((folder / "README.md").read_text(encoding="utf-8"))
+        models = card.data.to_dict().get("models", [])
+        card.data["models"] = [model if "/" in model else f"{made.namespace}/{model}" for model in models]
+        files["README.md"] = str(card).encode()
+    operations = [CommitOperationAdd(path, file) for path, file in files.items()]
+    done = api.create_commit(
+        made.repo_id, operations, repo_type=kind, commit_message=f"Upload {folder.name}", create_pr=create_pr
+    )
     return done.pr_url or done.commit_url

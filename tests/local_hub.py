@@ -61,6 +61,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
+    def home(self, kind: str, name: str) -> str:
+        return f"http://{self.headers['Host']}/{'' if kind == 'models' else kind + '/'}{name}"
+
     def missing(self, what: str) -> None:
         self.answer({"error": f"{what} is missing"}, 404, X_Error_Code=what, X_Error_Message=f"{what} is missing")
 
@@ -95,8 +98,10 @@ class Handler(BaseHTTPRequestHandler):
     def create(self, wanted: dict) -> None:
         hub, name = self.server.hub, f"{wanted.get('organization') or 'tester'}/{wanted['name']}"
         key = (f"{wanted.get('type') or 'model'}s", name)
-        answer = {"url": f"http://{self.headers['Host']}/{name}", "name": name, "id": name}
-        if key in hub.repositories:
+        answer = {"url": self.home(*key), "name": name, "id": name}
+        if key[0] == "spaces" and not wanted.get("sdk"):
+            self.answer({"error": "a Space needs an sdk"}, 400)
+        elif key in hub.repositories:
             self.answer(answer | {"error": "it is there"}, 409)
         else:
             hub.commit(key, {".gitattributes": b""})
@@ -156,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
                 files.pop(value["path"], None)
         branch = "refs/pr/1" if asked_for_review else match["revision"]
         number = self.server.hub.commit((match["kind"], match["name"]), files, branch)
-        home = f"http://{self.headers['Host']}/{match['name']}"
+        home = self.home(match["kind"], match["name"])
         answer = {"success": True, "commitOid": number, "commitUrl": f"{home}/commit/{number}", "hookOutput": ""}
         self.answer(answer | ({"pullRequestUrl": f"{home}/discussions/1"} if asked_for_review else {}))
 

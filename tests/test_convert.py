@@ -117,7 +117,7 @@ def test_a_conversion_is_pushed_with_its_card(tmp_path, monkeypatch, capsys):
     assert "--push-to-hub goes with --tokenizer" in capsys.readouterr().err
     assert main([*command, "--push-to-hub", "org/flm", "--tokenizer", str(tmp_path / "words")]) == 0
     ((files, name),) = pushed
-    assert name == "org/flm" and {"README.md", "tokenizer.json", "pipeline_flm.py"} <= {file.name for file in files}
+    assert name == "org/flm" and {"README.md", "tokenizer.json", "pipeline_flm.py"} <= files.keys()
     card = ModelCard.load(tmp_path / "ours" / "README.md")
     assert "official checkpoint `flm`" in card.text and "logits at 30" in card.text
     assert card.data.base_model is None and "of the official equations on the official weights, within" in card.text

@@ -91,7 +91,7 @@ def test_pushed_and_loaded_from_the_hub(tmp_path):
         assert "README.md" in shown and "/commit/" in shown and "/discussions/1" in shown
         (key,) = hub.repositories
         commit, files = hub.head(key)
-        names = {path.name for path in to_upload(FOLDER)}
+        names = to_upload(FOLDER).keys()
         assert key == ("models", "org/fmlm-test") and files.keys() == names | {".gitattributes"}
         assert all(files[name] == (FOLDER / name).read_bytes() for name in names)
         assert hub.head(key, "refs/pr/1")[1].keys() == files.keys()
@@ -137,4 +137,4 @@ def test_what_is_left_out(tmp_path):
     for name in ("optimizer.pt", ".secret", "training_args.bin"):
         (folder / name).touch()
     (folder / "checkpoint-5").mkdir()
-    assert {path.name for path in to_upload(folder)} == {path.name for path in FOLDER.iterdir() if path.is_file()}
+    assert to_upload(folder).keys() == {path.name for path in FOLDER.iterdir() if path.is_file()}

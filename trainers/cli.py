@@ -128,10 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export_official)
 
     push = commands.add_parser(
-        "push", help="upload a model folder to the Hub", description="Upload a model folder to the Hub."
+        "push", help="upload a model or the Space to the Hub", description="Upload a model or the Space to the Hub."
     )
-    push.add_argument("folder", help="a model repository, such as hub_cards/fmlm-english-small")
-    push.add_argument("name", help="organisation/model; it is made if it is not there")
+    push.add_argument("folder", help="a model repository, such as hub_cards/fmlm-english-small, or hub_cards/space")
+    push.add_argument("name", help="organisation/name; it is made if it is not there")
     push.add_argument("--dry-run", action="store_true", help="only show what would be uploaded")
     push.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
     push.add_argument("--private", action="store_true", help="if it is made, make it private")
@@ -143,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Watch the shipped models write English and Sudoku grids in one evaluation of the network.",
     )
     demo.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    demo.add_argument("--web", action="store_true", help="as a page for the browser, to try them out with")
+    demo.add_argument("--port", type=int, help="of --web (default: the first free one from 7860)")
     demo.set_defaults(run=_demo)
     return parser
 
@@ -250,14 +252,27 @@ def _push(options: argparse.Namespace) -> int:
 
     from hub_cards.push import push, to_upload
 
-    for path in to_upload(Path(options.folder)):
-        print(f"{path.stat().st_size:>12,}  {path.name}")
+    for path, file in to_upload(Path(options.folder)).items():
+        print(f"{file.stat().st_size:>12,}  {path}")
     if not options.dry_run:
         print(push(Path(options.folder), options.name, options.create_pr, options.private))
     return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
+    if options.web:
+        try:
+            import gradio  # noqa: F401  whether it is there
+        except ImportError as error:
+            raise ValueError('the page needs gradio: pip install "flow-language-models[space]"') from error
+
+        from hub_cards.space.app import serve
+
+        serve(options.port, options.seed)
+        return 0
+    if options.port is not None:
+        raise ValueError("--port is that of the page: give --web, too.")
+
     from .demo import run_demo
 
     run_demo(options.seed)
