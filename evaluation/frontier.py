@@ -1,9 +1,9 @@
 """Quality at equal diversity: the perplexity that a sweep of settings reaches at the data's entropy.
 
 A lower temperature lowers perplexity and entropy together, so one figure of perplexity compares nothing. A sweep draws
-a line through (entropy, log perplexity), straight between neighbouring settings; what counts is where that line has the
-entropy of real text. Between neighbours on either side of it the log of the perplexity is interpolated linearly in the
-entropy; where no two neighbours are on either side it is not reached. Nothing is extrapolated.
+a line through (entropy, log perplexity), straight between neighbouring settings; what counts is where that line has
+the entropy of real text. Between neighbours on either side of it the log of the perplexity is interpolated linearly in
+the entropy; where no two neighbours are on either side it is not reached. Nothing is extrapolated.
 """
 
 from collections.abc import Sequence

@@ -22,7 +22,7 @@ def _entropy(counts: np.ndarray) -> float:
 
 
 def token_entropy(rows: Rows) -> np.ndarray:
-    """Entropy in nats of the distribution of tokens within each sample: (n,), at most log(length); 0 if it is empty."""
+    """Entropy in nats of the distribution of tokens within each sample: (n,), at most log(length); of none 0."""
     return np.array([_entropy(np.unique(row, return_counts=True)[1]) if len(row) else 0.0 for row in rows])
 
 
