@@ -113,7 +113,7 @@ class CausalScorer:
         bos = "none: the first token is context only" if self.bos is None else "put before each text; all is scored"
         return {"input": "text, retokenised by the scorer's tokenizer, without special tokens", "bos": bos}
 
-    def score(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    def score(self, rows: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of rows of ids of any lengths: the sum of -log p in nats of all tokens of each but its first, and how many
         those are: (n,), (n,)."""
         stride = self.context - 1
@@ -132,7 +132,7 @@ class CausalScorer:
         return losses, tokens
 
     @torch.no_grad()
-    def features(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    def features(self, rows: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
         """The last hidden state at the last token of each row of ids, cut to the context: (n, hidden size), float32.
 
         Raises:

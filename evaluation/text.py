@@ -81,7 +81,7 @@ def self_bleu(rows: Rows) -> float:
     return float(np.mean(self_bleu_scores(rows)))
 
 
-def longest_matches(rows: Rows, training: Iterable[Sequence]) -> list[np.ndarray]:
+def longest_matches(rows: Rows, training: Iterable[Sequence | np.ndarray]) -> list[np.ndarray]:
     """For every token of every sample: the length of the longest run from there on that some row of `training` has.
 
     So an n-gram occurs in the training text where its first token's match is n or more. Exact: runs are numbered, not
@@ -105,7 +105,7 @@ def memorised(matches: Sequence[np.ndarray], n: int) -> np.ndarray:
     )
 
 
-def _stream(rows: Iterable[Sequence], known: np.ndarray) -> np.ndarray:
+def _stream(rows: Iterable[Sequence | np.ndarray], known: np.ndarray) -> np.ndarray:
     """All rows one after another, as places in the sorted tokens `known`; -1 for another token, and after each row."""
     parts = [np.empty(0, np.int64)]
     for row in rows:
@@ -117,8 +117,8 @@ def _stream(rows: Iterable[Sequence], known: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _streams(rows: Iterable[Sequence], known: np.ndarray) -> Iterator[np.ndarray]:
-    some: list[Sequence] = []
+def _streams(rows: Iterable[Sequence | np.ndarray], known: np.ndarray) -> Iterator[np.ndarray]:
+    some: list[Sequence | np.ndarray] = []
     size = 0
     for row in rows:
         some.append(row)

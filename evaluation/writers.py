@@ -54,11 +54,11 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Written:
-    """Samples: `ids`, rows of any lengths, of the writer's tokenizer, or else `texts`; and the evaluations of the
-    network that one of them took, if known."""
+    """Samples: their `ids`, rows of any lengths, of the writer's tokenizer, if it has one, their `texts`, without
+    special tokens, and the evaluations of the network that one of them took, if known."""
 
     ids: list[list[int]] | None
-    texts: list[str] | None
+    texts: list[str]
     evaluations: int | None
 
 
@@ -101,7 +101,7 @@ class Writer:
                 some = min(BATCH, count - start)
                 rows, evaluations = self.batch(settings, some, SEED_STRIDE * seed + start, length)
                 ids += rows
-        return Written(ids, None, evaluations)
+        return Written(ids, self.tokenizer.batch_decode(ids, skip_special_tokens=True), evaluations)
 
     def batch(self, settings: dict, count: int, seed: int, length: int) -> tuple[list[list[int]], int]:
         raise NotImplementedError
