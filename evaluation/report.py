@@ -119,7 +119,7 @@ def picture(result: dict) -> Figure:
         fixed = {name: value for name, value in row["settings"].items() if name not in ("temperature", "gamma")}
         if len(fixed) == len(row["settings"]):
             fixed.pop("num_steps", None)
-        lines.setdefault(" ".join([row["model"], *map(str, fixed.values())]), []).append(row)
+        lines.setdefault(", ".join([row["model"], *filter(None, [_settings(fixed)])]), []).append(row)
     for axes, metric in zip(panels, metrics, strict=True):
         for place, (name, rows) in enumerate(lines.items()):
             x, y = ([row["metrics"][key]["mean"] for row in rows] for key in ("entropy", metric))
@@ -128,7 +128,7 @@ def picture(result: dict) -> Figure:
                 x,
                 y,
                 marker=MARKERS[place % len(MARKERS)],
-                color="0.5" if control else None,
+                color="black" if control else None,
                 linestyle="none" if control else "-",
                 label=name,
             )
@@ -137,5 +137,5 @@ def picture(result: dict) -> Figure:
         )
         axes.set(yscale="log", xlabel="entropy within a sample (nats)", ylabel="generative perplexity")
         axes.set_title(metric)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     return figure

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -138,13 +139,17 @@ class CausalScorer:
         Raises:
             ValueError: a row is empty.
         """
-        states = []
-        for i, row in enumerate(rows):
-            if not len(row):
-                raise ValueError(f"sample {i} is empty: it has no hidden state.")
-            ids = torch.as_tensor(row)[: self.context][None].to(self.model.device)
-            states.append(self.model(ids, output_hidden_states=True).hidden_states[-1][0, -1].float().cpu())
-        return torch.stack(states).numpy()
+        features: dict[int, Tensor] = {}
+        for length, places in groupby(sorted(range(len(rows)), key=lambda i: len(rows[i])), lambda i: len(rows[i])):
+            alike = list(places)  # of one length: no padding
+            if not length:
+                raise ValueError(f"sample {alike[0]} is empty: it has no hidden state.")
+            at_once = max(TOKENS_AT_ONCE // min(length, self.context), 1)
+            for some in (alike[start : start + at_once] for start in range(0, len(alike), at_once)):
+                ids = torch.stack([torch.as_tensor(rows[i])[: self.context] for i in some]).to(self.model.device)
+                states = self.model(ids, output_hidden_states=True).hidden_states[-1][:, -1].float().cpu()
+                features |= zip(some, states, strict=True)
+        return torch.stack([features[i] for i in range(len(rows))]).numpy()
 
 
 def perplexity(losses: np.ndarray, tokens: np.ndarray) -> float:

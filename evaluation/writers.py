@@ -199,7 +199,7 @@ class FileWriter:
         data = load_text(DataSource.parse(str(path.resolve()), "."))
         if "text" not in data.column_names:
             raise ValueError(f"{name} has no column `text`; its columns are {data.column_names}.")
-        self.texts: list[str] = data["text"][:]
+        self.texts = [text or "" for text in data["text"]]
         self.description = {"model": name, "kind": self.kind, "texts": len(self.texts)}
 
     def settings(self, sweep: Sweep) -> list[dict]:

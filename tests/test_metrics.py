@@ -100,6 +100,9 @@ def test_mauve_is_its_authors_own_on_our_features(scorer):
     expected = compute_mauve(p_features=hidden[0], q_features=hidden[1], verbose=False)
     assert result == {"mauve": pytest.approx(expected.mauve, abs=1e-6), "num_buckets": 2}
     assert load("mauve").compute(predictions=real, real=real, scorer=SCORER)["mauve"] == pytest.approx(1, abs=0.05)
+    ragged = [samples[0][:5], samples[1], samples[2][:5], samples[3]]
+    alone = np.concatenate([scorer.features([row]) for row in ragged])
+    assert scorer.features(ragged) == pytest.approx(alone, abs=1e-4)
     with pytest.raises(ValueError, match="sample 1 is empty"):
         scorer.features([[1], []])
 
