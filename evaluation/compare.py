@@ -145,6 +145,9 @@ def compare(
         raise ValueError(f"{first.name} is a file, but the first model's tokenizer measures all: put a model first.")
     length = length or first.length
     common = Common(first.tokenizer, shared=True)
+    for writer in writers:  # what can fail shall fail before samples are written
+        if isinstance(writer, FileWriter):
+            writer.check(total)
     if not all(writer.tokenizer is not None and common.has_vocabulary_of(writer.tokenizer) for writer in writers):
         common = Common(first.tokenizer, shared=False)
 
@@ -158,6 +161,7 @@ def compare(
     real_protocol["entropy"] = float(token_entropy(common.samples({}, real).rows).mean())
     real = np.random.default_rng(seeds[0]).permutation(real)
     others = common.samples({}, real[:total])
+    judges = _judges(scorers, common, training, device, trust_remote_code)
 
     sets = []
     for name, rows in controls(real[total:], training, total, seeds[0]).items():
@@ -168,7 +172,6 @@ def compare(
             sets.append(_written(writer, settings, num_samples, seeds, length, common))
             say(f"{_title(sets[-1])}: {total} samples in {sets[-1].row['seconds']} s")
 
-    judges = _judges(scorers, common, training, device, trust_remote_code)
     points: Points = {}
     for judge in judges:
         for i, samples in enumerate(sets):

@@ -205,14 +205,16 @@ class FileWriter:
     def settings(self, sweep: Sweep) -> list[dict]:
         return [{}]
 
-    def write(self, settings: dict, count: int, seeds: Sequence[int], length: int) -> Written:
-        """The first `count` texts for each of `seeds`, whole."""
-        wanted = count * len(seeds)
+    def check(self, wanted: int) -> None:
+        """Raises a `ValueError` if there are fewer texts."""
         if len(self.texts) < wanted:
             raise ValueError(
                 f"{self.name} has {len(self.texts)} texts, but {wanted} samples are compared: ask for fewer."
             )
-        return Written(None, self.texts[:wanted], None)
+
+    def write(self, settings: dict, count: int, seeds: Sequence[int], length: int) -> Written:
+        """The first `count` texts for each of `seeds`, whole."""
+        return Written(None, self.texts[: count * len(seeds)], None)
 
 
 KINDS = {writer.kind: writer for writer in (FlowWriter, CausalWriter, MaskedWriter)}

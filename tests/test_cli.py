@@ -94,7 +94,7 @@ WITHOUT_TORCH = """
 import sys
 from trainers.cli import main
 
-for arguments in (["--help"], ["train", "--help"], ["distill", "--help"], ["generate", "--help"], ["demo", "--help"]):
+for arguments in (["--help"], ["train", "--help"], ["distill", "--help"], ["generate", "--help"], ["evaluate", "--help"], ["demo", "--help"]):
     try:
         main(arguments)
     except SystemExit as end:
