@@ -31,7 +31,7 @@ from trainers.cli import main
 
 SCORER = BASELINES / "ar-english-small"
 MAP, MASKED = HUB / "fmlm-english-small", BASELINES / "mdlm-english-small"
-COUNT = 24  # samples, of each of two seeds
+COUNT = 16  # samples, of each of two seeds
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def evaluate(project, *arguments: str) -> int:
 def outcome(project):
     """What the command writes of models that share a tokenizer: the folder."""
     models = [MAP, "--against", HUB / "flm-english-small", MASKED, SCORER]
-    settings = "--num-samples 24 --seeds 0,5 --num-steps 1,4 --temperature 0.6,1.0 --gamma 0,1 --length 32"
+    settings = f"--num-samples {COUNT} --seeds 0,5 --num-steps 1,3 --temperature 0.6,1.0 --gamma 0,1 --length 32"
     judges = ["--scorer", str(SCORER), "--scorer", "kneser-ney"]
     assert evaluate(project, *map(str, models), *judges, *settings.split(), "--output", str(project / "out")) == 0
     return project / "out"
@@ -88,7 +88,7 @@ def test_the_protocol_is_whole(result):
         assert len(described["weights_sha256"]) == 64 and described["dtype"] == "float32"
     assert protocol["models"][3]["weights_sha256"] == protocol["scorers"][0]["weights_sha256"]
     assert protocol["scorers"][0]["input"] == "ids, as they are" and protocol["scorers"][1]["order"] == 4
-    assert protocol["seeds"] == [0, 5] and protocol["length"] == 32 and protocol["num_samples"] == 24
+    assert protocol["seeds"] == [0, 5] and protocol["length"] == 32 and protocol["num_samples"] == COUNT
     assert {"python", "torch", "transformers", "sacrebleu", "mauve-text"} <= protocol["versions"].keys()
     assert len(protocol["reference"]["sha256"]) == 64 and protocol["training_text"]["rows"] > 100
 
@@ -98,12 +98,12 @@ def test_rows_have_every_sample_its_evaluations_and_intervals(result):
     names = set(result["rows"][0]["metrics"])
     assert names >= {"gppl ar-english-small", "gppl kneser-ney", "entropy", "self-BLEU", "memorised 8", "mauve"}
     for row in result["rows"]:
-        assert row["samples"] == 48 and len(row["texts"]) == 2 and set(row["metrics"]) == names
+        assert row["samples"] == 2 * COUNT and len(row["texts"]) == 2 and set(row["metrics"]) == names
         for value in row["metrics"].values():
             assert math.isfinite(value["mean"])
             if value["interval"] is not None:
                 assert value["interval"][0] - 1e-9 <= value["mean"] <= value["interval"][1] + 1e-9
-    assert of(result, "fmlm-english-small", sampler="flow_map", num_steps=4, gamma=1.0)["row"]["evaluations"] == 4
+    assert of(result, "fmlm-english-small", sampler="flow_map", num_steps=3, gamma=1.0)["row"]["evaluations"] == 3
     assert of(result, "ar-english-small", temperature=1.0)["row"]["evaluations"] == 31
 
 
@@ -146,8 +146,8 @@ def test_the_frontier_is_that_of_the_rows(result):
 
 def test_figures_are_those_of_the_functions_on_the_samples(project, result):
     model = open_writer(str(MAP))
-    written = model.write({"sampler": "flow_map", "num_steps": 4, "gamma": 1.0}, COUNT, [0, 5], 32)
-    row = of(result, "fmlm-english-small", sampler="flow_map", num_steps=4, gamma=1.0)
+    written = model.write({"sampler": "flow_map", "num_steps": 3, "gamma": 1.0}, COUNT, [0, 5], 32)
+    row = of(result, "fmlm-english-small", sampler="flow_map", num_steps=3, gamma=1.0)
     assert row["row"]["texts"] == written.texts[:2]
     scorer = GPT2LMHeadModel.from_pretrained(SCORER).eval()
     ids = torch.tensor(written.ids)
@@ -162,7 +162,7 @@ def test_samples_of_a_file_make_all_be_compared_as_texts(project):
     settings = dict(scorers=[str(SCORER)], reference=str(project / "real.parquet"), num_samples=COUNT, length=32)
     result = compare([str(MAP), str(project / "samples.txt")], **settings)
     [row] = [row for row in result["rows"] if row["kind"] == "file"]
-    assert (row["model"], row["samples"], row["empty_samples"], row["evaluations"]) == ("samples.txt", 24, 1, None)
+    assert (row["model"], row["samples"], row["empty_samples"], row["evaluations"]) == ("samples.txt", COUNT, 1, None)
     assert "retokenised" in result["protocol"]["scorers"][0]["input"]
     assert result["protocol"]["training_text"] is None and "memorised 8" not in row["metrics"]
     assert result["frontier"] == [] and "No sweep" in report.markdown(result)
@@ -307,7 +307,7 @@ def test_controls_are_what_they_say():
         (["MAP", "--scorer", "SCORER", "--num-samples", "5000"], "twice as many: one half to compare"),
         (["MAP", "--scorer", "SCORER", "--num-samples", "1"], "two samples or more for each"),
         (["MAP", "--scorer", "SCORER", "--temperature", "0"], "temperatures must be > 0"),
-        (["MAP", "--against", "SAMPLES", "--scorer", "SCORER"], "samples.txt has 48 texts, but 64 samples are"),
+        (["MAP", "--against", "SAMPLES", "--scorer", "SCORER"], "samples.txt has 32 texts, but 64 samples are"),
         (["MAP", "--scorer", "SCORER", "--reference", "none.txt"], "there is no file none.txt"),
     ],
 )
