@@ -23,8 +23,9 @@ import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
 from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, Row, measure_parts, number, over_seeds, show, table
 from evaluation.ngram import KneserNey
+from evaluation.scorers import causal_losses
 from evaluation.sudoku import is_valid
-from evaluation.text import causal_losses, distinct_n, self_bleu, token_entropy
+from evaluation.text import distinct_n, self_bleu, token_entropy
 from trainers.data import pack
 
 MDLM = BASELINES / "mdlm-english-small"  # trained by `python -m benchmarks.baselines.mdlm`

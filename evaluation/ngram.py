@@ -8,6 +8,7 @@ discount D = n1 / (n1 + 2 n2) per order from the numbers of n-grams seen once an
 uniform distribution, so every token has a probability.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +72,12 @@ class KneserNey:
             own = np.maximum(counts - order.discount, 0) / total
             place[:] = np.where(known, own + order.discount * followers / total * place, place)
         return -np.log(probability)
+
+    def score(self, rows: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of rows of any lengths: the sum of -log p in nats of all tokens of each but its first, and how many those
+        are: (n,), (n,)."""
+        losses = [self.token_losses(np.asarray(row)[None]).sum() if len(row) > 1 else 0.0 for row in rows]
+        return np.array(losses), np.array([max(len(row) - 1, 0) for row in rows])
 
 
 def _windows(rows: np.ndarray, n: int, vocab_size: int) -> np.ndarray:

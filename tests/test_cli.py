@@ -94,9 +94,9 @@ WITHOUT_TORCH = """
 import sys
 from trainers.cli import main
 
-for arguments in (["--help"], ["train", "--help"], ["distill", "--help"], ["generate", "--help"], ["demo", "--help"]):
+for command in ([], ["train"], ["distill"], ["generate"], ["evaluate"], ["demo"]):
     try:
-        main(arguments)
+        main([*command, "--help"])
     except SystemExit as end:
         assert end.code == 0, end.code
 assert main(["train", "missing.yaml"]) == 1

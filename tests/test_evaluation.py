@@ -10,7 +10,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from evaluation.ngram import KneserNey
-from evaluation.text import causal_losses, distinct_n, self_bleu, token_entropy
+from evaluation.scorers import causal_losses
+from evaluation.text import distinct_n, self_bleu, token_entropy
 
 
 def test_token_entropy():

@@ -1,6 +1,7 @@
 """The `flm` command. What a subcommand needs is imported when it runs, so that `--help` answers at once."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rest = [word for word in rest if word.startswith("-")]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.command = shlex.join(["flm", *(sys.argv[1:] if arguments is None else arguments)])
     if options.debug:
         return options.run(options)
     try:
@@ -37,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _integers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
 
 
 def _number_or_none(text: str) -> float | None:
@@ -97,6 +103,52 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--trust-remote-code", action="store_true", help="run a model type this package lacks")
     generate.set_defaults(run=_generate)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="compare samples of models, next to controls",
+        description="Compare samples of models with each other and with controls: writes evaluation.json, "
+        "evaluation.md and frontier.png. docs/evaluation.md says what is measured.",
+    )
+    evaluate.add_argument(
+        "model",
+        help="a model folder or a name on the Hub (name@revision); its tokenizer measures all. flow:, causal: or "
+        "masked: before it says what it is, where its configuration does not",
+    )
+    evaluate.add_argument(
+        "--against", nargs="+", default=[], metavar="OTHER", help="other models, or files of samples (.txt, .parquet)"
+    )
+    evaluate.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
+    evaluate.add_argument(
+        "--scorer",
+        action="append",
+        required=True,
+        help='a causal language model, or "kneser-ney": an n-gram model of --training-text; may be repeated',
+    )
+    evaluate.add_argument("--reference", required=True, metavar="TEXT", help="a file of real, held-out text")
+    evaluate.add_argument("--training-text", metavar="TEXT", help="a file with the text that the models learned from")
+    evaluate.add_argument("--num-samples", type=int, default=64, help="for each of --seeds (default: %(default)s)")
+    evaluate.add_argument("--seeds", type=_integers, default=[0], metavar="N[,N...]", help="default: 0")
+    evaluate.add_argument(
+        "--num-steps", type=_integers, default=[], metavar="N[,N...]", help="default: the model's own, or 64"
+    )
+    evaluate.add_argument(
+        "--sampler", action="append", default=[], choices=samplers, help="of flows, may be repeated (default: its own)"
+    )
+    evaluate.add_argument(
+        "--temperature",
+        type=_numbers,
+        default=[],
+        metavar="T[,T...]",
+        help="of causal and masked models, and of flows by the bridge sampler, which it adds (default: 1)",
+    )
+    evaluate.add_argument(
+        "--gamma", type=_numbers, default=[], metavar="G[,G...]", help="of the flow_map sampler (default: 0)"
+    )
+    evaluate.add_argument("--length", type=int, help="most tokens of a sample (default: the model's context)")
+    evaluate.add_argument("--device", default="cpu", help="default: %(default)s")
+    evaluate.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
+    evaluate.set_defaults(run=_evaluate)
 
     convert = commands.add_parser(
         "convert",
@@ -204,6 +256,37 @@ def _generate(options: argparse.Namespace) -> int:
         ids = model.generate(prompt, num_steps=steps[0], streamer=streamer, progress_bar=bar, **settings)
     for text in tokenizer.batch_decode(ids, skip_special_tokens=True):
         print(text.strip(), end="\n\n")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    try:
+        from evaluation import report
+        from evaluation.compare import compare
+        from evaluation.writers import Sweep
+    except ImportError as error:
+        raise ValueError(f"{error}: pip install 'flow-language-models[evaluation,plots]'.") from error
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    result = compare(
+        [options.model, *options.against],
+        scorers=options.scorer,
+        reference=options.reference,
+        training_text=options.training_text,
+        sweep=Sweep(options.num_steps, options.sampler, options.temperature, options.gamma),
+        num_samples=options.num_samples,
+        seeds=options.seeds,
+        length=options.length,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    result["protocol"] = {"command": options.command} | result["protocol"]
+    report.write(result, Path(options.output))
+    print(f"The comparison is in {options.output}: evaluation.md, evaluation.json, frontier.png.")
     return 0
 
 

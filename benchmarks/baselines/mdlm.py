@@ -12,8 +12,8 @@ import sys
 import torch
 from torch import Tensor
 
+from evaluation.masked import sample_masked
 from modeling_flm import FLMModel
-from modeling_flm.flow_flm import softcap
 from modeling_flm.losses_flm import chunked_cross_entropy
 from trainers import FLMTrainer
 from trainers.recipe import load_recipe
@@ -40,31 +40,22 @@ class MDLMTrainer(FLMTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-@torch.no_grad()
 def sample(model: FLMModel, num_steps: int, count: int, temperature: float, seed: int) -> Tensor:
-    """Ids (count, length) in `num_steps` evaluations of the network (ancestral sampling).
-
-    In each step every masked position is revealed with probability (t - t') / t, by a token drawn from the network's
-    distribution; the draws are exact (probabilities, in float64).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    mask, length = model.config.mask_token_id, model.config.max_position_embeddings
-    ids = torch.full((count, length), mask)
-    for step in range(num_steps):
-        hidden = model.denoise(model.embed_state(ids), torch.zeros(count))
-        reveal = (ids == mask) & (torch.rand(count, length, generator=generator) < 1 / (num_steps - step))
-        logits = softcap(model.lm_head(hidden[reveal]), model.config.final_logit_softcapping).double() / temperature
-        logits[:, mask] = -torch.inf
-        if reveal.any():
-            ids[reveal] = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
-    return ids
+    """Ids (count, length) in `num_steps` evaluations of the network."""
+    config = model.config
+    length = config.max_position_embeddings
+    return sample_masked(model, config.mask_token_id, count, length, num_steps, temperature, seed)
 
 
 def main() -> None:
     recipe = load_recipe(sys.argv[1], [f"training.{override}" for override in sys.argv[2:]])
     recipe.training |= {"eval_strategy": "no", "conditioning_rate": 0.0}  # a masked model is conditional anyway
     recipe.training["output_dir"] += "-mdlm"
-    run_training(build_trainer(recipe, MDLMTrainer), resume=True)
+    trainer = build_trainer(recipe, MDLMTrainer)
+    model = trainer.model
+    assert isinstance(model, FLMModel)
+    model.config.masked_diffusion = True  # for whoever loads it: the network alone does not show it
+    run_training(trainer, resume=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,170 @@
+"""The metric modules, loaded as their users do, against independent implementations and hand-worked cases."""
+
+import math
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mauve import compute_mauve
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
+import evaluation
+from benchmarks.results import BASELINES
+from evaluation.scorers import CausalScorer, locate, weights_sha256
+from evaluation.text import longest_matches, memorised, pool_entropy, repetition, self_bleu_scores
+
+SCORER = str(BASELINES / "ar-english-small")
+TEXTS = ["the king went to the house of the king", "", "and it came to pass", "a"]
+
+
+def load(metric: str):
+    return evaluate.load(evaluation.path(metric))
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return CausalScorer(SCORER)
+
+
+def test_every_metric_loads_and_takes_ids_or_texts():
+    ids, texts = [[1, 2, 1, 2], [3, 3, 3], [4, 5, 6, 7]], ["a b a b", "c c c", "d e f g"]
+    for metric, settings, expected in (
+        ("token_entropy", {}, {"token_entropy": (math.log(2) + 0 + math.log(4)) / 3}),
+        ("distinct_n", {"n": 2}, {"distinct_n": 6 / 8}),  # ab ba ab | cc cc | de ef fg
+        ("repetition", {"n": 2}, {"repetition": (1 / 3 + 1 / 2 + 0) / 3}),
+    ):
+        module = load(metric)
+        for samples in (ids, texts):
+            result = module.compute(predictions=samples, **settings)
+            assert {name: result[name] for name in expected} == pytest.approx(expected)
+    words = load("novelty").compute(predictions=texts, training=["x a b a", "e f g", "c"], n=2)
+    # in training: ab ba, not the ab behind: it is the same bigram, so it is; cc, cc not; de not, ef fg
+    assert words["novelty"] == pytest.approx((0 + 1 + 1 / 3) / 3)
+    assert words["longest_run"] == 3 and words["sample_longest_runs"] == [3, 1, 3]
+    numbers = load("novelty").compute(predictions=ids, training=[[9, 1, 2, 1], [5, 6, 7], [3]], n=2)
+    assert numbers == words
+    assert load("self_bleu").compute(predictions=["a b c d e"] * 3)["self_bleu"] == pytest.approx(1)
+    with pytest.raises(ValueError, match="there is no metric 'bleu': choose from distinct_n"):
+        evaluation.path("bleu")
+
+
+def test_generative_perplexity_of_ids_is_the_models_own_loss():
+    model = GPT2LMHeadModel.from_pretrained(SCORER).eval()
+    ids = torch.randint(4, 4096, (5, 40), generator=torch.Generator().manual_seed(0))
+    result = load("generative_perplexity").compute(predictions=ids.tolist(), scorer=SCORER)
+    with torch.no_grad():
+        expected = math.exp(model(ids, labels=ids).loss)
+    assert result["perplexity"][SCORER] == pytest.approx(expected, rel=1e-5)
+    protocol = result["protocol"][SCORER]
+    assert protocol["tokens"] == 5 * 39 and protocol["samples"] == 5 and protocol["empty"] == 0
+    assert protocol["weights_sha256"] == weights_sha256(BASELINES / "ar-english-small")
+    assert (protocol["dtype"], protocol["context_length"]) == ("float32", 128)
+
+
+def test_generative_perplexity_of_texts_retokenises_counts_every_token_and_the_empty_ones():
+    result = load("generative_perplexity").compute(predictions=TEXTS, scorer=[SCORER, SCORER])
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(SCORER).eval(), AutoTokenizer.from_pretrained(SCORER)
+    loss, count = 0.0, 0
+    for text in TEXTS:
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]])
+        with torch.no_grad():
+            log_p = model(ids).logits[0].log_softmax(-1)
+        loss -= sum(float(log_p[i, token]) for i, token in enumerate(ids[0, 1:]))
+        count += ids.shape[1] - 1
+    assert result["perplexity"][SCORER] == pytest.approx(math.exp(loss / count), rel=1e-5)
+    protocol = result["protocol"][SCORER]
+    assert (protocol["tokens"], protocol["samples"], protocol["empty"]) == (count, 4, 1)
+    assert "retokenised" in protocol["input"]
+    with pytest.raises(ValueError, match="no sample has a token to score"):
+        load("generative_perplexity").compute(predictions=["", ""], scorer=SCORER)
+
+
+def test_samples_longer_than_the_context_count_to_the_last_token(scorer):
+    row = torch.randint(4, 4096, (300,), generator=torch.Generator().manual_seed(1)).tolist()
+    losses, tokens = scorer.score([row, row[:1], row[:128], row[127:255], row[254:]])
+    assert tokens.tolist() == [299, 0, 127, 127, 45]
+    assert losses[0] == pytest.approx(losses[1:].sum(), rel=1e-6)
+
+
+def test_mauve_is_its_authors_own_on_our_features(scorer):
+    rng = np.random.default_rng(0)
+    real, samples = rng.integers(4, 4096, (2, 24, 10)).tolist()
+    result = load("mauve").compute(predictions=samples, real=real, scorer=SCORER)
+    with torch.no_grad():
+        hidden = [
+            scorer.model.transformer(torch.tensor(rows)).last_hidden_state[:, -1].numpy() for rows in (real, samples)
+        ]
+    expected = compute_mauve(p_features=hidden[0], q_features=hidden[1], verbose=False)
+    assert result == {"mauve": pytest.approx(expected.mauve, abs=1e-6), "num_buckets": 2}
+    assert load("mauve").compute(predictions=real, real=real, scorer=SCORER)["mauve"] == pytest.approx(1, abs=0.05)
+    ragged = [samples[0][:5], samples[1], samples[2][:5], samples[3]]
+    alone = np.concatenate([scorer.features([row]) for row in ragged])
+    assert scorer.features(ragged) == pytest.approx(alone, abs=1e-4)
+    with pytest.raises(ValueError, match="sample 1 is empty"):
+        scorer.features([[1], []])
+
+
+def test_what_is_no_scorer_is_refused():
+    with pytest.raises(ValueError, match="no/such is no folder, and cannot be had from the Hub"):
+        locate("no/such")
+    with pytest.raises(ValueError, match="the scorer .*sudoku.* cannot be loaded"):
+        CausalScorer(str(BASELINES.parent.parent / "examples" / "sudoku"))
+
+
+def bleu(candidate: list, references: list[list]) -> float:
+    """BLEU-4 by its definition (Papineni et al., 2002), no smoothing: there is an overlap of every order here."""
+    logs = []
+    for n in range(1, 5):
+        count = {}
+        for i in range(len(candidate) - n + 1):
+            gram = tuple(candidate[i : i + n])
+            count[gram] = count.get(gram, 0) + 1
+        clipped = 0
+        for gram, times in count.items():
+            most = max(sum(tuple(other[i : i + n]) == gram for i in range(len(other) - n + 1)) for other in references)
+            clipped += min(times, most)
+        logs.append(math.log(clipped / sum(count.values())))
+    closest = min((abs(len(other) - len(candidate)), len(other)) for other in references)[1]
+    return min(1, math.exp(1 - closest / len(candidate))) * math.exp(sum(logs) / 4)
+
+
+def test_self_bleu_is_bleu_by_its_definition():
+    rows = np.random.default_rng(2).integers(0, 3, (5, 30))
+    expected = [bleu(row.tolist(), [r.tolist() for j, r in enumerate(rows) if j != i]) for i, row in enumerate(rows)]
+    assert self_bleu_scores(rows) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="self-BLEU compares samples with each other, but there are 1"):
+        self_bleu_scores(rows[:1])
+
+
+def test_pool_entropy_and_empty_samples():
+    assert pool_entropy([[1, 1], [], [2, 2]]) == pytest.approx(math.log(2))
+    assert evaluation.text.token_entropy([[1, 1], [], [1, 2]]) == pytest.approx([0, 0, math.log(2)])
+    assert repetition([[], [1], [1, 1, 1]], 2).tolist() == [0, 0, 0.5]
+    assert evaluation.text.distinct_n([[], [1]], 2) == 0
+    with pytest.raises(ValueError, match="no tokens"):
+        pool_entropy([[], []])
+
+
+rows_of = st.lists(st.lists(st.integers(0, 3), max_size=8), min_size=1, max_size=4)
+
+
+@given(rows_of, rows_of, st.integers(1, 5), st.integers(1, 12))
+def test_longest_matches_are_those_of_plain_search(samples, training, n, at_once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation.text, "TOKENS_AT_ONCE", at_once)
+        matches = longest_matches(samples, training)
+
+    def occurs(run: list) -> bool:
+        return any(row[i : i + len(run)] == run for row in training for i in range(len(row) - len(run) + 1))
+
+    for row, match in zip(samples, matches, strict=True):
+        for i, length in enumerate(match):
+            assert length == max(k for k in range(len(row) - i + 1) if k == 0 or occurs(row[i : i + k]))
+    shares = []
+    for row in samples:
+        grams = [occurs(row[i : i + n]) for i in range(len(row) - n + 1)]
+        shares.append(sum(grams) / len(grams) if grams else 0)
+    assert memorised(matches, n) == pytest.approx(shares)
