@@ -23,8 +23,8 @@ from modeling_flm import FLMModel
 from modeling_flm.flow_flm import as_seeds, expected_embedding, step_seeds, white_noise
 from modeling_flm.losses_flm import chunked_cross_entropy
 
-Denoised = Callable[[Tensor, Tensor], Tensor]  # of states u (batch, length, r) at m, a float64 scalar
-Trace = Callable[[Tensor, Tensor, int], Tensor]  # from D, u, and the number of the node, to (batch,)
+Denoised = Callable[[Tensor, float], Tensor]  # D of states u (batch, length, r) at m
+Trace = Callable[[Tensor, Tensor, int], Tensor]  # tr dD/du from D, u and the number of the node: (batch,)
 
 
 @dataclass
@@ -92,20 +92,19 @@ def log_likelihood(
         )
     count, device = len(input_ids), model.device
     seeds = as_seeds("seed", range(seed, seed + count) if isinstance(seed, int) else seed, count)
-    ids, free = input_ids.to(device, torch.long), free.to(device)
+    draws = [step_seeds([own], 1 + sample)[0] for own in seeds for sample in range(num_samples)]
+    ids, scored = input_ids.to(device, torch.long), free.to(device)
     mask = None if attention_mask is None else attention_mask.to(device)
-    basis = _Basis(model)
-
-    rows = torch.arange(count).repeat_interleave(num_samples)
-    own_seeds = [step_seeds([number], 1 + sample)[0] for number in seeds for sample in range(num_samples)]
-    parts = []
-    for some, some_seeds in zip(rows.split(batch_size), _split(own_seeds, batch_size), strict=True):
-        some_mask = None if mask is None else mask[some]
-        flow = _Flow(model, basis, ids[some], free[some], some_mask)
-        parts.append(_log_weights(flow, some_seeds, end, num_steps, num_probes))
-    weights = torch.cat(parts).view(count, num_samples).cpu()
-    bound, error = _log_mean(weights) if importance_weighted else _mean(weights)
-    return LogLikelihood(bound, error, free.sum(1).cpu())
+    t = model.clock.t(torch.tensor(end, dtype=torch.float64)).item()
+    basis, parts = _Basis(model), []
+    for start in range(0, len(draws), batch_size):
+        own = draws[start : start + batch_size]
+        rows = torch.arange(start, start + len(own), device=device) // num_samples
+        flow = _Flow(model, basis, ids[rows], scored[rows], None if mask is None else mask[rows])
+        parts.append(_log_weights(flow, own, t / (1 - t), num_steps, num_probes))
+    weights = torch.cat(parts).view(count, num_samples)
+    average = _log_mean if importance_weighted else _mean
+    return LogLikelihood(average(weights), _jackknife(average, weights), free.sum(1).cpu())
 
 
 def bits_per(log_likelihood: Tensor, counts: Tensor | Sequence[int]) -> tuple[float, float]:
@@ -119,81 +118,80 @@ def bits_per(log_likelihood: Tensor, counts: Tensor | Sequence[int]) -> tuple[fl
     bits = -log_likelihood.double() / math.log(2)
     count = torch.as_tensor(counts, dtype=torch.float64)
     ratio = bits.sum() / count.sum()
-    error = (bits - ratio * count).std() * len(bits) ** 0.5 / count.sum()
-    return float(ratio), float(error)
+    variance = (bits - ratio * count).square().sum() / torch.tensor(len(bits) - 1)  # 0 / 0 for one sequence
+    return float(ratio), float((variance * len(bits)).sqrt() / count.sum())
 
 
 # -- the density of a flow --------------------------------------------------------------------------------------------
 
 
-def flow_log_density(denoised: Denoised, u: Tensor, m: Tensor, num_steps: int, trace: Trace) -> Tensor:
+def flow_log_density(denoised: Denoised, u: Tensor, m: float, num_steps: int, trace: Trace) -> Tensor:
     """log p(u) of the flow du/dm = D(u, m) from N(0, I) at m = 0, by its change of variables:
 
         log p(u) = log N(u_0; 0, I) - int_0^m tr dD/du dm.
 
-    The flow line by Runge-Kutta of order 4, backwards; the integral along it by Simpson's rule on the same nodes.
+    The flow line is followed back by Runge-Kutta of order 4, the integral along it is Simpson's rule on its nodes.
 
     Args:
         denoised (`Callable`): D, differentiable in u.
         u (`Tensor`): (batch, length, r).
-        m (`Tensor`): float64 scalar > 0.
+        m (`float`): > 0.
         num_steps (`int`): even.
-        trace (`Callable`): estimates tr dD/du of D and u at a node; see [`exact_trace`] and [`probed_trace`].
+        trace (`Callable`): tr dD/du at a node: [`exact_trace`] or [`probed_trace`].
 
     Returns:
         (batch,) float64.
     """
-    step = m / num_steps
-    total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+    h = m / num_steps
+    total = torch.zeros(len(u), dtype=torch.float64)
     for node in range(num_steps + 1):
-        here = m - node * step
+        here, middle, then = (max(m - (node + part) * h, 0.0) for part in (0, 0.5, 1))
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             slope = denoised(u, here)
             weight = 1 if node in (0, num_steps) else 4 if node % 2 else 2
-            total += trace(slope, u, node) * (weight * float(step) / 3)
+            total += weight * h / 3 * trace(slope, u, node)
         u, k1 = u.detach(), slope.detach()
         if node < num_steps:
-            h = float(step)
             with torch.no_grad():
-                k2 = denoised(u - h / 2 * k1, here - step / 2)
-                k3 = denoised(u - h / 2 * k2, here - step / 2)
-                k4 = denoised(u - h * k3, (here - step).clamp(min=0))
+                k2 = denoised(u - h / 2 * k1, middle)
+                k3 = denoised(u - h / 2 * k2, middle)
+                k4 = denoised(u - h * k3, then)
             u = u - h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
     return log_normal(u) - total
 
 
 def log_normal(x: Tensor) -> Tensor:
     """log N(x; 0, I) of (batch, length, r): (batch,) float64."""
-    return -0.5 * (x.double().square() + math.log(2 * math.pi)).sum((1, 2))
+    return -0.5 * (x.cpu().double().square() + math.log(2 * math.pi)).sum((1, 2))
 
 
 def exact_trace(positions: Sequence[int]) -> Trace:
-    """tr dD/du, one backward pass for each entry of the state at the `positions` that move."""
+    """tr dD/du, by one backward pass for each entry of the state at the `positions` that move."""
 
     def trace(slope: Tensor, u: Tensor, node: int) -> Tensor:
-        total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+        total = torch.zeros(len(u), dtype=torch.float64)
         for position in positions:
             for entry in range(u.shape[2]):
                 (row,) = torch.autograd.grad(slope[:, position, entry].sum(), u, retain_graph=True)
-                total += row[:, position, entry].double()
+                total += row[:, position, entry].cpu()
         return total
 
     return trace
 
 
 def probed_trace(seeds: Sequence[int], num_probes: int, longest: int) -> Trace:
-    """Hutchinson's estimator `z^T dD/du z`, unbiased, with random signs z of each sequence's own seed, fresh ones at
-    every node."""
+    """Hutchinson's estimator, the mean of `z^T dD/du z`: unbiased. The random signs z come from each sequence's own
+    seed, new ones at every node; `longest` is that of [`white_noise`]."""
 
     def trace(slope: Tensor, u: Tensor, node: int) -> Tensor:
-        total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+        total = torch.zeros(len(u), dtype=torch.float64)
         for probe in range(num_probes):
             own = step_seeds(seeds, 1 + node * num_probes + probe)
             white, _ = white_noise(own, u.shape[1], u.shape[2], u.device, longest)
             signs = torch.where(white < 0, -1.0, 1.0).to(u.dtype)
             (product,) = torch.autograd.grad(slope, u, signs, retain_graph=probe + 1 < num_probes)
-            total += (product * signs).sum((1, 2), dtype=torch.float64)
+            total += (product * signs).sum((1, 2)).cpu()
         return total / num_probes
 
     return trace
@@ -206,11 +204,11 @@ class _Basis:
     """The table as E = U A: `left` U (V, r) with orthonormal columns, `right` A (r, d), r the rank of E."""
 
     def __init__(self, model: FLMModel):
-        table = model.embed_tokens.weight.detach().double()
-        left, scale, right = torch.linalg.svd(table, full_matrices=False)
-        kept = scale > scale[0] * max(table.shape) * torch.finfo(table.dtype).eps
-        self.left = left[:, kept].float()
-        self.right = (scale[kept, None] * right[kept]).float()
+        table = model.embed_tokens.weight.detach()
+        left, scale, right = torch.linalg.svd(table.cpu().double(), full_matrices=False)
+        kept = scale > scale[0] * max(table.shape) * torch.finfo(scale.dtype).eps
+        self.left = left[:, kept].to(table.device, torch.float32)
+        self.right = (scale[kept, None] * right[kept]).to(table.device, torch.float32)
 
 
 class _Flow:
@@ -220,61 +218,60 @@ class _Flow:
         self.model, self.basis, self.ids, self.free, self.attention_mask = model, basis, ids, free, attention_mask
         self.clean = model.embed_tokens(ids).detach()
 
-    def hidden(self, u: Tensor, m: Tensor) -> Tensor:
-        """The last hidden state (batch, length, d) of states u (batch, length, r) at m."""
-        tau = self.model.clock.tau(m / (1 + m))
-        embedded = (u / (1 + float(m))) @ self.basis.right  # x E = (1 - t) u A
+    def hidden(self, u: Tensor, m: float) -> Tensor:
+        """The last hidden states (batch * length, d) of states u (batch, length, r) at m."""
+        tau = self.model.clock.tau(torch.tensor(m / (1 + m), dtype=torch.float64))
+        times = tau.to(u.device, torch.float32).expand(len(u))
+        embedded = (u / (1 + m)) @ self.basis.right  # x E = (1 - t) u A
         state = torch.where(self.free[..., None], embedded, self.clean)
-        return self.model.denoise(state, tau.expand(len(u)), attention_mask=self.attention_mask)
+        return self.model.denoise(state, times, attention_mask=self.attention_mask).flatten(0, 1)
 
-    def denoised(self, u: Tensor, m: Tensor) -> Tensor:
-        """D(u, m) = U^T prediction, 0 where clamped."""
+    def denoised(self, u: Tensor, m: float) -> Tensor:
+        """D(u, m), U^T of the prediction; 0 where clamped."""
         head, cap = self.model.lm_head, self.model.config.final_logit_softcapping
-        hidden = self.hidden(u, m).flatten(0, 1)
-        prediction = expected_embedding(hidden, head.weight, head.bias, self.basis.left, cap)
+        prediction = expected_embedding(self.hidden(u, m), head.weight, head.bias, self.basis.left, cap)
         return prediction.view(u.shape) * self.free[..., None]
 
-    def decoded(self, u: Tensor, m: Tensor) -> Tensor:
-        """log p(ids | u) of the free positions at m: (batch,) float64."""
+    def decoded(self, u: Tensor, m: float) -> Tensor:
+        """log p(ids | u) at m: (batch,) float64."""
         head, cap = self.model.lm_head, self.model.config.final_logit_softcapping
-        hidden, weights = self.hidden(u, m).flatten(0, 1), torch.ones(self.ids.numel(), device=u.device)
-        _, losses = chunked_cross_entropy(hidden, head.weight, head.bias, self.ids.flatten(), weights, cap)
-        return -(losses.view(self.ids.shape).double() * self.free).sum(1)
+        everywhere = torch.ones(self.ids.numel(), device=u.device)
+        _, losses = chunked_cross_entropy(
+            self.hidden(u, m), head.weight, head.bias, self.ids.flatten(), everywhere, cap
+        )
+        return -(losses.view(self.ids.shape) * self.free).cpu().double().sum(1)
 
 
 @torch.no_grad()
-def _log_weights(flow: _Flow, seeds: list[int], end: float, num_steps: int, num_probes: int | None) -> Tensor:
-    """log w of one draw of q for each sequence: (batch,) float64."""
-    length, device, longest = flow.ids.shape[1], flow.ids.device, flow.model.config.max_position_embeddings
-    t = flow.model.clock.t(torch.tensor(end, dtype=torch.float64, device=device))
-    m = t / (1 - t)
-    noise, _ = white_noise(seeds, length, flow.basis.left.shape[1], device, longest)
-    noise = noise * flow.free[..., None]
-    u = float(m) * flow.basis.left[flow.ids] * flow.free[..., None] + noise
+def _log_weights(flow: _Flow, seeds: list[int], m: float, num_steps: int, num_probes: int | None) -> Tensor:
+    """log w of one draw of q(u | ids) at m for each sequence: (batch,) float64."""
+    table, free, longest = flow.basis.left, flow.free[..., None], flow.model.config.max_position_embeddings
+    noise = white_noise(seeds, flow.ids.shape[1], table.shape[1], table.device, longest)[0] * free
+    u = m * table[flow.ids] * free + noise
     moving = flow.free.any(0).nonzero().flatten().tolist()
     trace = exact_trace(moving) if num_probes is None else probed_trace(seeds, num_probes, longest)
-    # Where clamped, u, its start and the noise are all 0, which cancels between the two normal densities.
+    # Where clamped, u, its start and the noise are 0: that cancels between the two normal densities.
     return flow_log_density(flow.denoised, u, m, num_steps, trace) + flow.decoded(u, m) - log_normal(noise)
 
 
-# -- means and checks -------------------------------------------------------------------------------------------------
+# -- averages and checks ----------------------------------------------------------------------------------------------
 
 
-def _mean(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the log weights (batch, samples) and its standard error, NaN for one sample."""
-    return weights.mean(1), weights.std(1) / weights.shape[1] ** 0.5
+def _mean(weights: Tensor) -> Tensor:
+    return weights.mean(1)
 
 
-def _log_mean(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """log mean w of log weights (batch, samples), and its jackknife standard error, NaN for one sample."""
+def _log_mean(weights: Tensor) -> Tensor:
+    return weights.logsumexp(1) - math.log(weights.shape[1])
+
+
+def _jackknife(average: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
+    """Standard error (batch,) of an average of (batch, samples): that of the mean is the usual one. NaN for one."""
     count = weights.shape[1]
-    bound = weights.logsumexp(1) - math.log(count)
-    without = [torch.cat([weights[:, :i], weights[:, i + 1 :]], dim=1).logsumexp(1) for i in range(count)]
-    return bound, torch.stack(without, dim=1).std(1) * (count - 1) / count**0.5
-
-
-def _split(items: list[int], size: int) -> list[list[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    if count == 1:
+        return torch.full((len(weights),), torch.nan, dtype=weights.dtype)
+    without = [average(torch.cat([weights[:, :i], weights[:, i + 1 :]], dim=1)) for i in range(count)]
+    return torch.stack(without, dim=1).std(1) * (count - 1) / count**0.5
 
 
 def _check(
