@@ -111,7 +111,7 @@ def test_log_weight_is_that_of_bayes_rule():
 
 
 def test_importance_weighting_closes_the_gap_and_stays_below():
-    """Where the flow ends early, the model's own p(ids) = E_u[prod_l P(x_l | u)] is known by drawing u from the data."""
+    """Where the flow ends early, the model's own p(ids) = E_u[prod_l P(x_l | u)] is known by drawing u."""
     world, end = two_cities(), 0.5
     model = exact_denoiser(world)
     m = end_of(model, end)
