@@ -104,12 +104,12 @@ class FlowLM(TemplateLM):
         return [(answer, False) for answer in answers]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The bound of a whole text: the sum of those of disjoint windows, each given the tokens before it that its
-        window has room for, at least one."""
+        """The bound of a whole text: the sum of those of its windows, in which each token is scored once, given as many
+        of the tokens before the window's as it has room for."""
         windows, owners = [], []
         for owner, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
-            room = self.longest - len(self.begin) if self.begin else self.longest - 1
+            room = self.longest - len(self.begin)
             for window in get_rolling_token_windows(ids, self.prefix_token_id, room, context_len=1):
                 windows.append((None, *make_disjoint_window(window)))
                 owners.append(owner)
