@@ -70,7 +70,7 @@ class FlowLM(TemplateLM):
         self.model = model.eval().to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
         self.batch_size, self.seed, self.generation_steps = int(batch_size), seed, generation_steps
-        self.settings = dict(end=end, num_steps=num_steps, num_samples=num_samples, num_probes=num_probes)
+        self.end, self.num_steps, self.num_samples, self.num_probes = end, num_steps, num_samples, num_probes
         self.longest = model.config.max_position_embeddings
         self.begin = [] if model.config.bos_token_id is None else [model.config.bos_token_id]
 
@@ -104,8 +104,8 @@ class FlowLM(TemplateLM):
         return [(answer, False) for answer in answers]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The bound of a whole text: the sum of those of its windows, in which each token is scored once, given as many
-        of the tokens before the window's as it has room for."""
+        """The bound of a whole text: the sum of those of its windows. Each token is scored once, in a window with as
+        much of what comes before as it has room for."""
         windows, owners = [], []
         for owner, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
@@ -139,7 +139,7 @@ class FlowLM(TemplateLM):
             )[0, len(given) :].tolist()
             if self.eot_token_id in ids:
                 ids = ids[: ids.index(self.eot_token_id)]
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
             for stop in handle_stop_sequences(settings.get("until"), eos=None):
                 text = text.split(stop)[0] if stop else text
             texts.append(text)
@@ -169,9 +169,12 @@ class FlowLM(TemplateLM):
             ids,
             attention_mask=real,
             conditioning_mask=given,
+            end=self.end,
+            num_steps=self.num_steps,
+            num_samples=self.num_samples,
+            num_probes=self.num_probes,
             seed=[self.seed] * len(texts),
             batch_size=self.batch_size,
-            **self.settings,
         ).bound
 
 
