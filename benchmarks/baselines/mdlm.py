@@ -47,6 +47,32 @@ def sample(model: FLMModel, num_steps: int, count: int, temperature: float, seed
     return sample_masked(model, config.mask_token_id, count, length, num_steps, temperature, seed)
 
 
+@torch.no_grad()
+def log_likelihood(model: FLMModel, ids: Tensor, num_draws: int, seed: int) -> Tensor:
+    """A lower bound of log p in nats of all but the first token, given that: (count,) float64 for ids (count, length).
+
+    It is the integral over time of the loss, in its any-order form: with n of the N tokens masked, n uniform in 1..N,
+
+        log p(ids) >= N E_n[ mean of log p(token | the others) over the masked ],
+
+    here over `num_draws` values of n, evenly spread with a common random shift for each sequence.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count, scored = len(ids), ids.shape[1] - 1
+    total = torch.zeros(count, dtype=torch.float64)
+    shift = torch.rand(count, generator=generator)
+    for draw in range(num_draws):
+        n = 1 + ((draw + shift) / num_draws * scored).long().clamp(max=scored - 1)
+        order = torch.rand(count, scored, generator=generator).argsort(dim=1).argsort(dim=1)
+        masked = torch.cat([torch.zeros(count, 1, dtype=torch.bool), order < n[:, None]], dim=1)
+        state = model.embed_state(ids.masked_fill(masked, model.config.mask_token_id))
+        logits = softcap(model.lm_head(model.denoise(state, torch.zeros(count))), model.config.final_logit_softcapping)
+        logits[..., model.config.mask_token_id] = -torch.inf  # as in `sample`
+        log_p = logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1).double()
+        total += scored * (log_p * masked).sum(1) / n
+    return total / num_draws
+
+
 def main() -> None:
     recipe = load_recipe(sys.argv[1], [f"training.{override}" for override in sys.argv[2:]])
     recipe.training |= {"eval_strategy": "no", "conditioning_rate": 0.0}  # a masked model is conditional anyway
