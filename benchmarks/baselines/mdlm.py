@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evaluation.masked import sample_masked
 from modeling_flm import FLMModel
+from modeling_flm.flow_flm import softcap
 from modeling_flm.losses_flm import chunked_cross_entropy
 from trainers import FLMTrainer
 from trainers.recipe import load_recipe
