@@ -1,6 +1,10 @@
 """The metric modules, loaded as their users do, against independent implementations and hand-worked cases."""
 
+import hashlib
 import math
+import os
+import subprocess
+import sys
 
 import evaluate
 import numpy as np
@@ -8,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from local_hub import local_hub
 from mauve import compute_mauve
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 import evaluation
-from benchmarks.results import BASELINES
+from benchmarks.results import BASELINES, ROOT
 from evaluation.scorers import CausalScorer, locate, weights_sha256
 from evaluation.text import longest_matches, memorised, pool_entropy, repetition, self_bleu_scores
 
@@ -112,6 +117,34 @@ def test_what_is_no_scorer_is_refused():
         locate("no/such")
     with pytest.raises(ValueError, match="the scorer .*sudoku.* cannot be loaded"):
         CausalScorer(str(BASELINES.parent.parent / "examples" / "sudoku"))
+
+
+FROM_THE_HUB = """
+import sys
+from evaluation.scorers import locate, weights_sha256
+for name in sys.argv[1:]:
+    folder, commit = locate(name)
+    print(commit, weights_sha256(folder), *sorted(path.name for path in folder.iterdir()))
+"""
+
+
+def test_a_model_on_the_hub_is_pinned_by_its_commit_and_nothing_pickled_is_fetched(tmp_path):
+    key = ("models", "org/model")
+    with local_hub() as (address, hub):
+        first, second = (
+            hub.commit(key, {"config.json": b"{}", "model.safetensors": weights, "pytorch_model.bin": b"pickle"})
+            for weights in (b"old", b"new")
+        )
+        environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", FROM_THE_HUB, f"org/model@{first}", "org/model"]
+        shown = subprocess.run(
+            command, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+        ).stdout
+    expected = [
+        f"{commit} {hashlib.sha256(weights).hexdigest()} config.json model.safetensors"
+        for commit, weights in ((first, b"old"), (second, b"new"))
+    ]
+    assert shown.splitlines() == expected
 
 
 def bleu(candidate: list, references: list[list]) -> float:
