@@ -31,7 +31,8 @@ class FMLMTrainer(FLMTrainer):
         args (`FMLMTrainingArguments`): how.
 
     Raises:
-        ValueError: the student has one time only, the vocabularies differ, or the teacher's weights do not fit it.
+        ValueError: the student has one time only, the vocabularies differ, the teacher's weights do not fit it, or
+            it is a PEFT model and shall begin with them.
     """
 
     args: FMLMTrainingArguments
@@ -193,6 +194,11 @@ def shared_noise(tables: list[Tensor], seeds: list[int], length: int) -> list[Te
 
 def _take_weights(student: FLMModel, teacher: FLMModel) -> None:
     """Copy the teacher's weights; only what a teacher lacks (the second time, the loss weight) keeps its own."""
+    if hasattr(student, "peft_config"):
+        raise ValueError(
+            "a PEFT adapter goes on from the weights of its own base model, not from the teacher's: set "
+            "`initialize_from_teacher=False`."
+        )
     try:
         keys = student.load_state_dict(teacher.state_dict(), strict=False)
     except RuntimeError as error:
