@@ -32,7 +32,7 @@ class FMLMTrainer(FLMTrainer):
 
     Raises:
         ValueError: the student has one time only, the vocabularies differ, the teacher's weights do not fit it, or
-            it is a PEFT model and shall begin with them.
+            it has a PEFT adapter and `initialize_from_teacher` or `ema_target` is set.
     """
 
     args: FMLMTrainingArguments
@@ -53,7 +53,13 @@ class FMLMTrainer(FLMTrainer):
                 f"the teacher has a vocabulary of {teacher.config.vocab_size} tokens and the student of "
                 f"{model.config.vocab_size}: they must be the same."
             )
-        if teacher is not None and args.initialize_from_teacher:
+        begins_anew = teacher is not None and args.initialize_from_teacher
+        if hasattr(model, "peft_config") and (begins_anew or args.ema_target):
+            raise ValueError(
+                "the student has a PEFT adapter, which goes on from its own base model and is not averaged as a whole "
+                "model: set `initialize_from_teacher=False` and `ema_target=False`."
+            )
+        if begins_anew:
             _take_weights(model, teacher)
         super().__init__(model=model, args=args, **kwargs)
         self.teacher = teacher
@@ -194,11 +200,6 @@ def shared_noise(tables: list[Tensor], seeds: list[int], length: int) -> list[Te
 
 def _take_weights(student: FLMModel, teacher: FLMModel) -> None:
     """Copy the teacher's weights; only what a teacher lacks (the second time, the loss weight) keeps its own."""
-    if hasattr(student, "peft_config"):
-        raise ValueError(
-            "a PEFT adapter goes on from the weights of its own base model, not from the teacher's: set "
-            "`initialize_from_teacher=False`."
-        )
     try:
         keys = student.load_state_dict(teacher.state_dict(), strict=False)
     except RuntimeError as error:
