@@ -6,7 +6,7 @@
 The training is that of the example scripts, run as their users run them, on the works from A to L. The judges are
 Kneser-Ney trigrams of as many tokens each: of the works from M to Z, which the fine-tuning does not see, and of all
 other sources. Held-out text of both, which neither training nor judges have seen, is scored the same way. The tuned
-models are kept in runs/style; the flow there is taken as the teacher of its map.
+models are kept in runs/style, and taken from there another time: remove it to train anew.
 """
 
 import re
@@ -101,13 +101,15 @@ def denoising_loss(model, rows: np.ndarray) -> float:
 
 
 def train(script: str, name: str, tuning: Dataset, *options: object) -> Path:
-    """The folder in RUNS where an example script leaves a model tuned on `tuning`, after TRAINING_STEPS."""
-    RUNS.mkdir(parents=True, exist_ok=True)
-    tuning.to_parquet(RUNS / "tuning.parquet")
-    command = [sys.executable, ROOT / "examples" / script, "--train", RUNS / "tuning.parquet", *options]
-    command += ["--output-dir", RUNS / name, "--max-steps", TRAINING_STEPS, "--use-cpu", "--bf16"]
-    subprocess.run([str(part) for part in command], check=True)
-    return RUNS / name
+    """The folder in RUNS with a model tuned on `tuning` by an example script; it is trained if it is not there yet."""
+    folder = RUNS / name
+    if not (folder / "model.safetensors").exists():  # which a script saves when it has trained
+        folder.mkdir(parents=True, exist_ok=True)
+        tuning.to_parquet(folder / "tuning.parquet")
+        command = [sys.executable, ROOT / "examples" / script, "--train", folder / "tuning.parquet", *options]
+        command += ["--output-dir", folder, "--max-steps", TRAINING_STEPS, "--use-cpu", "--bf16"]
+        subprocess.run([str(part) for part in command], check=True)
+    return folder
 
 
 def text() -> list[Row]:
@@ -120,37 +122,36 @@ def _of_real(texts: Texts, rows: np.ndarray, seed: int) -> Row:
     return texts.measure(rows[np.random.default_rng(seed).choice(len(rows), TEXTS, replace=False)])
 
 
-def flow() -> list[Row]:
+def shipped(name: str, folder: Path) -> list[Row]:
+    return measure_model(Texts(), name, folder)
+
+
+def tuned_flow() -> list[Row]:
     texts = Texts()
-    tuned = train("finetune_flm_trainer.py", "flow", texts.tuning)
-    return measure_models(texts, {"flow": FLOW, "flow, tuned": tuned}, [64])
+    return measure_model(texts, "flow, tuned", train("finetune_flm_trainer.py", "flow", texts.tuning))
 
 
-def map_() -> list[Row]:
+def tuned_by_labels() -> list[Row]:
     texts = Texts()
-    teacher = RUNS / "flow"
-    if not teacher.exists():
-        train("finetune_flm_trainer.py", "flow", texts.tuning)
-    models = {
-        "map": MAP,
-        "map, tuned by its labels": train("finetune_flm_trainer.py", "map-labels", texts.tuning, "--model", MAP),
-        "map, distilled from the tuned flow": train("finetune_map.py", "map", texts.tuning, "--teacher", teacher),
-    }
-    return measure_models(texts, models, [1, 4])
+    folder = train("finetune_flm_trainer.py", "map-labels", texts.tuning, "--model", MAP)
+    return measure_model(texts, "map, tuned by its labels", folder)
 
 
-def measure_models(texts: Texts, models: dict[str, Path], steps: list[int]) -> list[Row]:
+def distilled() -> list[Row]:
+    texts = Texts()
+    teacher = train("finetune_flm_trainer.py", "flow", texts.tuning)
+    folder = train("finetune_map.py", "map", texts.tuning, "--teacher", teacher)
+    return measure_model(texts, "map, distilled from the tuned flow", folder)
+
+
+def measure_model(texts: Texts, name: str, folder: Path) -> list[Row]:
+    model = AutoModel.from_pretrained(folder).eval()
+    losses = {"loss_style": denoising_loss(model, texts.style), "loss_rest": denoising_loss(model, texts.rest[:256])}
     rows: list[Row] = []
-    for name, folder in models.items():
-        model = AutoModel.from_pretrained(folder).eval()
-        losses = {
-            "loss_style": denoising_loss(model, texts.style),
-            "loss_rest": denoising_loss(model, texts.rest[:256]),
-        }
-        for n in steps:
-            row = over_seeds(lambda seed, model=model, n=n: texts.measure(write(model, n, seed)))
-            rows.append({"text": name, "steps": n} | row | losses)
-            show(rows[-1])
+    for steps in (1, 4) if model.config.model_type == "fmlm" else (64,):
+        row = over_seeds(lambda seed, steps=steps: texts.measure(write(model, steps, seed)))
+        rows.append({"text": name, "steps": steps} | row | losses)
+        show(rows[-1])
     return rows
 
 
@@ -160,7 +161,14 @@ def write(model, steps: int, seed: int) -> np.ndarray:
 
 # -- report -----------------------------------------------------------------------------------------------------------
 
-PARTS: dict[str, Callable[[], list[Row]]] = {"text": text, "flow": flow, "map": map_}
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "text": text,
+    "flow": partial(shipped, "flow", FLOW),
+    "flow-tuned": tuned_flow,
+    "map": partial(shipped, "map", MAP),
+    "map-labels": tuned_by_labels,
+    "map-distilled": distilled,
+}
 
 
 def report(results: dict[str, list[Row]]) -> str:
