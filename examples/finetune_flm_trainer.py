@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     def rows(file: str):
         """Rows as the model was trained on: as long as its context, each [BOS] piece of the text [EOS]."""
         text = load_dataset("parquet", data_files=file, split="train")
-        text = text.filter(lambda row: options.source in ("", row["source"]))
+        text = text.filter(lambda row: not options.source or row["source"] == options.source)
         return pack(text, tokenizer, model.config.max_position_embeddings)
 
     trainer = FLMTrainer(

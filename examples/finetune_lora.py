@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def rows(file: str):
         text = load_dataset("parquet", data_files=file, split="train")
-        text = text.filter(lambda row: options.source in ("", row["source"]))
+        text = text.filter(lambda row: not options.source or row["source"] == options.source)
         return pack(text, tokenizer, base.config.max_position_embeddings)
 
     data = {"train_dataset": rows(options.train), "eval_dataset": rows(options.validation)}

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     teacher = AutoModel.from_pretrained(options.teacher, trust_remote_code=True)
 
     text = load_dataset("parquet", data_files=options.train, split="train")
-    text = text.filter(lambda row: options.source in ("", row["source"]))
+    text = text.filter(lambda row: not options.source or row["source"] == options.source)
     rows = pack(text, tokenizer, model.config.max_position_embeddings)
 
     trainer = FMLMTrainer(

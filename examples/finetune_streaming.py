@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
     model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
     text = load_dataset("parquet", data_files=options.train, split="train", streaming=True)
-    text = text.filter(lambda row: options.source in ("", row["source"]))
+    text = text.filter(lambda row: not options.source or row["source"] == options.source)
     rows = pack(text, tokenizer, model.config.max_position_embeddings)  # 1,000 documents at a time
     rows = rows.repeat(None).shuffle(seed=args.seed, buffer_size=options.shuffle_buffer)
 

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         return {"input_ids": [[bos, *piece, eos] for piece in pieces.input_ids]}
 
     text = load_dataset("parquet", data_files={"train": options.train, "validation": options.validation})
-    text = text.filter(lambda row: options.source in ("", row["source"]))
+    text = text.filter(lambda row: not options.source or row["source"] == options.source)
     rows = text.map(cut, batched=True, remove_columns=text["train"].column_names)
     # A seed of its own fixes the noise and the time of each row: the same weights have the same evaluation loss.
     held_out = rows["validation"].map(lambda row, i: {"noise_seed": i}, with_indices=True)

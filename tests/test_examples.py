@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -23,10 +24,21 @@ for script, *options in json.loads(sys.argv[1]):
     sys.argv = [script, *options]
     runpy.run_path(script, run_name="__main__")
 """
-SHORT = "--use-cpu --disable-tqdm true --logging-steps 1 --per-device-train-batch-size 8".split()
-SHORT += "--warmup-steps 0 --lr-scheduler-type constant --ema-decay 0.5".split()
-PLAIN = SHORT[:-2]  # TrainingArguments know no average
-PLAY = ["--train", "play.parquet", "--validation", "play.parquet"]
+SHORT = "--use-cpu --disable-tqdm true --logging-steps 1 --per-device-train-batch-size 8 --warmup-steps 0 "
+SHORT += "--lr-scheduler-type constant --train play.parquet"
+STREAM = "finetune_streaming --ema-decay 0.5 --save-steps 2 --shuffle-buffer 9"
+COMMANDS = f"""
+finetune_trainer --validation play.parquet --output-dir plain --max-steps 8 --eval-on-start --save-strategy no \
+    --report tensorboard trackio {SHORT}
+finetune_flm_trainer {SHORT} --train text.parquet --validation text.parquet --source "" --output-dir flow \
+    --ema-decay 0.5 --max-steps 8 --num-samples 0
+finetune_map --teacher flow --output-dir map --max-steps 2 {SHORT}
+finetune_lora --validation play.parquet --output-dir lora --ema-decay 0.5 --max-steps 8 --save-steps 8 {SHORT} \
+    --push-to-hub --hub-model-id me/lora --hub-strategy every_save --hub-always-push
+{STREAM} --output-dir streamed --max-steps 4 {SHORT}
+{STREAM} --output-dir resumed --max-steps 2 {SHORT}
+{STREAM} --output-dir resumed --max-steps 4 --resume {SHORT}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,39 +46,17 @@ def runs(tmp_path_factory):
     """The folder where all of them have run, the Hub that one pushed to, and what was printed."""
     folder = tmp_path_factory.mktemp("examples")
     play = load_dataset("parquet", data_files=str(CORPUS / "validation.parquet"), split="train")
-    play = play.filter(lambda row: row["title"].startswith("Comedy Of Errors"))
-    play.take(10).to_parquet(folder / "play.parquet")
-    streaming = ["finetune_streaming", *SHORT, "--train", "play.parquet", "--save-steps", "2", "--shuffle-buffer", "9"]
-    commands = [
-        ["finetune_trainer", *PLAIN, *PLAY, "--output-dir", "plain", "--max-steps", "8", "--eval-on-start"]
-        + ["--report", "tensorboard", "trackio", "--save-strategy", "no"],
-        [
-            "finetune_flm_trainer",
-            *SHORT,
-            *PLAY,
-            "--output-dir",
-            "flow",
-            "--max-steps",
-            "8",
-            "--source",
-            "",
-            "--num-samples",
-            "0",
-        ],
-        ["finetune_map", *SHORT, *PLAY[:2], "--output-dir", "map", "--teacher", "flow", "--max-steps", "2"],
-        ["finetune_lora", *SHORT, *PLAY, "--output-dir", "lora", "--max-steps", "8", "--save-steps", "8"]
-        + ["--push-to-hub", "--hub-model-id", "me/lora", "--hub-strategy", "every_save", "--hub-always-push"],
-        [*streaming, "--output-dir", "streamed", "--max-steps", "4"],
-        [*streaming, "--output-dir", "resumed", "--max-steps", "2"],
-        [*streaming, "--output-dir", "resumed", "--max-steps", "4", "--resume"],
-    ]
+    play = play.filter(lambda row: row["title"].startswith("Comedy Of Errors")).take(10)
+    play.to_parquet(folder / "play.parquet")
+    play.select_columns("text").to_parquet(folder / "text.parquet")
+    commands = [shlex.split(line) for line in COMMANDS.strip().splitlines()]
     commands = [[str(ROOT / "examples" / f"{script}.py"), *options] for script, *options in commands]
     with local_hub() as (address, hub):
         environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
         environment |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_TOKEN": "any"}
         environment |= {"HF_HUB_DISABLE_XET": "1", "TRACKIO_DIR": str(folder / "trackio"), "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-P", "-c", RUN, json.dumps(commands)]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, hub, done.stdout
 
