@@ -21,6 +21,7 @@ def model_card(
     quality: str,
     limits: str,
     results: Sequence[EvalResult] = (),
+    adapter_of: str | None = None,
     tags: Sequence[str] = (),
     **head,
 ) -> str:
@@ -36,6 +37,7 @@ def model_card(
         quality (`str`): the measurements, with their protocol and the settings of the sampler, as Markdown.
         limits (`str`): what the model is not for.
         results (`list[EvalResult]`): the measurements for the Hub (`model-index`).
+        adapter_of (`str`, *optional*): the model that this is a PEFT adapter for.
         tags (`list[str]`): more than those that every card has.
         head: other fields of `ModelCardData`: `license`, `language`, `datasets`, `base_model`; None is left out.
 
@@ -51,7 +53,7 @@ def model_card(
             raise ValueError(f"the card of {name} would say that {result.metric_name} is {result.metric_value}.")
     is_map = model_type == "fmlm"
     data = ModelCardData(
-        library_name="transformers",
+        library_name="transformers" if adapter_of is None else "peft",
         pipeline_tag="text-generation",
         model_name=name.rsplit("/", 1)[-1],
         tags=["flow-language-model", model_type, "one-step-generation" if is_map else "flow-matching", *tags],
@@ -63,6 +65,7 @@ def model_card(
         **said | {"made": made},
         head=data.to_yaml().strip(),
         is_map=is_map,
+        adapter_of=adapter_of,
         parameters=parameters,
         num_steps=num_steps,
     )

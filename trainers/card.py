@@ -23,7 +23,7 @@ def training_card(
     tags: Sequence[str] = (),
     **head,
 ) -> str:
-    """The card of what `trainer` has trained so far.
+    """The card of what `trainer` has trained so far, a model or a PEFT adapter.
 
     Args:
         trainer (`Trainer`): with its model, arguments, data and log.
@@ -36,6 +36,7 @@ def training_card(
     teacher = getattr(trainer, "teacher", None)
     teacher_name = "" if teacher is None else teacher.config._name_or_path
     base = base_model or config._name_or_path or teacher_name
+    shown = _shown(base)
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     stated = {name: getattr(args, name) for name in _STATED if getattr(args, name, None) is not None}
     stated = {"rows per step": batch, "steps taken": trainer.state.global_step} | stated
@@ -52,7 +53,7 @@ def training_card(
         writes=f"up to {config.max_position_embeddings} tokens",
         num_steps=trainer.model.generation_config.num_steps,
         made=[
-            f"Trained from: {_shown(base) or 'fresh weights'}.",
+            f"Trained from: {shown or 'fresh weights'}.",
             *([f"Teacher: {_shown(teacher_name) or 'a model that was never saved'}."] if teacher is not None else []),
             f"Data: {', '.join(datasets) or 'not on the Hub'} ({size}).",
             *(f"{name.replace('_', ' ')}: {getattr(value, 'value', value)}" for name, value in stated.items()),
@@ -72,6 +73,7 @@ def training_card(
         ]
         if "eval_loss" in measured
         else [],
+        adapter_of=shown if hasattr(trainer.model, "peft_config") else None,
         tags=tags,
         datasets=list(datasets) or None,
         base_model=base if base and not Path(base).exists() else None,
@@ -80,5 +82,5 @@ def training_card(
 
 
 def _shown(name: str) -> str:
-    """A name on the Hub as it is; of a folder, which is its owner's business, the last part."""
-    return f"{Path(name).name} (a local folder)" if name and Path(name).exists() else name
+    """A name on the Hub as it is; of a local folder, whose place is its owner's business, the last part."""
+    return Path(name).resolve().name if name and Path(name).exists() else name

@@ -39,11 +39,13 @@ class FLMTrainer(Trainer):
       and by time (`eval_loss_tau_0.2_0.4`, ...). Samples are drawn at each evaluation.
     * `push_to_hub` writes a model card of what was trained.
     * Unfinished checkpoints are recognised: `train(resume_from_checkpoint=True)` takes the last whole one.
+    * Of a PEFT model the adapter alone is averaged and saved.
 
     Args are those of [`~transformers.Trainer`]. Datasets have `input_ids` and, optionally, `labels` (default: the ids;
     -100 where nothing is scored), `attention_mask`, `conditioning_mask`.
 
     Raises:
+        ValueError: the arguments are of another class, or a PEFT adapter sits where it cannot be trained.
         FloatingPointError: the loss is not finite; names the step and the last whole checkpoint.
     """
 
@@ -54,7 +56,7 @@ class FLMTrainer(Trainer):
         if not isinstance(args, FLMTrainingArguments):
             raise ValueError(f"`args` must be FLMTrainingArguments, but are {type(args).__name__}.")
         if model is not None:
-            _weighted(model, args)
+            _ready(model, args)
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: _fixed(dataset) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
@@ -66,7 +68,7 @@ class FLMTrainer(Trainer):
         self.add_callback(_FlowCallback(self))
 
     def call_model_init(self, trial=None):
-        return _weighted(super().call_model_init(trial), self.args)
+        return _ready(super().call_model_init(trial), self.args)
 
     # -- times, noise and conditioning --------------------------------------------------------------------------------
 
@@ -295,8 +297,15 @@ def _listed(names: str | list[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
 
 
-def _weighted(model, args: FLMTrainingArguments):
-    """The model, with a learned loss weight if the arguments ask for one."""
+def _ready(model, args: FLMTrainingArguments):
+    """The model, with a learned loss weight if the arguments ask for one; its adapters, if any, must be trainable."""
+    for name in ("embed_tokens", "lm_head"):
+        # PEFT adapts what a layer's call gives, but the loss reads the weights of these two.
+        if hasattr(getattr(model, name), "base_layer"):
+            raise ValueError(
+                f"`{name}` has a PEFT adapter, which the loss would pass by: take it out of `target_modules`; "
+                "`modules_to_save` trains it in full."
+            )
     if args.learned_loss_weighting:
         model.add_loss_weighting()
     return model

@@ -31,7 +31,8 @@ class FMLMTrainer(FLMTrainer):
         args (`FMLMTrainingArguments`): how.
 
     Raises:
-        ValueError: the student has one time only, the vocabularies differ, or the teacher's weights do not fit it.
+        ValueError: the student has one time only, the vocabularies differ, the teacher's weights do not fit it, or
+            it has a PEFT adapter and `initialize_from_teacher` or `ema_target` is set.
     """
 
     args: FMLMTrainingArguments
@@ -52,7 +53,13 @@ class FMLMTrainer(FLMTrainer):
                 f"the teacher has a vocabulary of {teacher.config.vocab_size} tokens and the student of "
                 f"{model.config.vocab_size}: they must be the same."
             )
-        if teacher is not None and args.initialize_from_teacher:
+        begins_anew = teacher is not None and args.initialize_from_teacher
+        if hasattr(model, "peft_config") and (begins_anew or args.ema_target):
+            raise ValueError(
+                "the student has a PEFT adapter, which goes on from its own base model and is not averaged as a whole "
+                "model: set `initialize_from_teacher=False` and `ema_target=False`."
+            )
+        if begins_anew:
             _take_weights(model, teacher)
         super().__init__(model=model, args=args, **kwargs)
         self.teacher = teacher

