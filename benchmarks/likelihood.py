@@ -129,7 +129,8 @@ def report(results: dict[str, list[Row]]) -> str:
             "## 4x4 Sudoku",
             "",
             f"The truth of the data is log 288 = {math.log(288):.3f} nats per grid; what is above it is the distance",
-            "of the model from the data and the looseness of the bound together. All 288 grids were trained on.",
+            "of the model from the data and the looseness of the bound together. All 288 grids were trained on. Ends",
+            f"tried, on {CHOOSING_GRIDS} other grids: {', '.join(map(str, GRID_ENDS))}.",
             "",
             table(results["shidoku"]),
         ]
@@ -141,6 +142,7 @@ def report(results: dict[str, list[Row]]) -> str:
             f"{TEXTS} rows of the test text, each `[BOS]` and 127 tokens scored given it. Lower is better; a bound",
             "says only that the model is no worse. That of masked diffusion is its any-order bound, with",
             f"{MDLM_DRAWS} draws of what is masked for each row; the flows have one draw and one probe for each row.",
+            f"Ends tried, on {CHOOSING_TEXTS} rows of the validation text: {', '.join(map(str, TEXT_ENDS))}.",
             "",
             table(results["english"]),
         ]
