@@ -2,10 +2,10 @@
 
     python -m benchmarks.scaling
 
-Work: 6 FLOP for each weight of the products that a token goes through (forward and backward), 12 d L for the attention
-of each block, and 6 V d^2 a step for the Gram matrix of the noise. A distillation step is taken as so many steps of the
-flow as was measured (`benchmarks/training_step.md`). Time: that work at `UTILISATION` of what the GPU can do, an
-assumption. Memory: weights, gradients, two moments and the average of the weights in float32, and what the
+Work: 6 FLOP for each weight of the products that a token goes through (forward and backward), 12 d L for the
+attention of each block, and 6 V d^2 a step for the Gram matrix of the noise. A distillation step is taken as so many
+steps of the flow as was measured (`benchmarks/training_step.md`). Time: that work at `UTILISATION` of what the GPU can
+do, an assumption. Memory: weights, gradients, two moments and the average of the weights in float32, and what the
 blocks keep for the backward pass in bfloat16.
 """
 
@@ -86,10 +86,10 @@ def report() -> str:
             "# What it takes",
             "",
             f"`python -m benchmarks.scaling`: arithmetic for {GPUS} H100, not a measurement. Assumed:",
-            f"{UTILISATION:.0%} of the GPUs' {PEAK / 1e12:.0f} TFLOP/s; a distillation step is {ratio:.2f} steps of the",
-            "flow, as measured on a CPU. States: weights, gradients, moments and average, per GPU, whole (DDP) or sharded",
-            "(FSDP2). Kept: for the backward pass, per GPU, all its rows at once; gradient accumulation and activation",
-            "checkpointing divide it.",
+            f"{UTILISATION:.0%} of the GPUs' {PEAK / 1e12:.0f} TFLOP/s; a distillation step is {ratio:.2f} steps of",
+            "the flow, as measured on a CPU. States: weights, gradients, moments and average, per GPU, whole (DDP) or",
+            "sharded (FSDP2). Kept: for the backward pass, per GPU, all its rows at once; gradient accumulation and",
+            "activation checkpointing divide it.",
             "",
             table([size.row(ratio) for size in SIZES]),
             "",
