@@ -2,7 +2,6 @@
 
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -40,20 +39,22 @@ def in_its_own_process(function: Callable, *arguments):
 
 
 def growth(run: Callable[[], object]) -> float:
-    """GiB that `run` needs beyond what is there: of the resident set, on a GPU of what is allocated. It is right once
-    in a process, since peaks are never forgotten."""
+    """GiB that `run` needs beyond what is there: of the resident set (Linux), on a GPU of what is allocated."""
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**30
-    before = _peak()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is forgotten: what comes is that of `run`
+    before = _status("VmRSS")
     run()
-    return (_peak() - before) / 2**30
+    return (_status("VmHWM") - before) / 2**20
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _status(name: str) -> int:
+    """KiB, of this process (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def matmul_flops(size: int = 2048, repeats: int = 7) -> float:
