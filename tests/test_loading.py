@@ -309,3 +309,26 @@ def test_what_was_tampered_with_is_refused(damage, kind, message, tmp_path):
 def test_pickled_weights_are_not_asked_for(tmp_path):
     with pytest.raises(ValueError, match="pickled weights are not read"):
         AutoModel.from_pretrained(tmp_path, config=tiny_model().config, use_safetensors=False)
+
+
+def test_a_flow_map_is_not_loaded_as_a_flow(tmp_path):
+    tiny_model("fmlm").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a flow map .FMLM., and FLMModel is no class for it: use AutoModel"):
+        FLMModel.from_pretrained(tmp_path)
+    model, info = FMLMModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(model, FMLMModel) and not info["missing_keys"] and not info["unexpected_keys"]
+
+
+@pytest.mark.parametrize("room", ["modeling_flm", "trainers", "evaluation", "hub_cards"])
+def test_nothing_runs_what_it_reads(room):
+    """No pickle, eval or exec; torch.load, where a checkpoint of others is converted, of plain data alone."""
+    for path in Path(modeling_flm.__file__).parent.with_name(room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None)]
+                assert not {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"} & set(names), path
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("eval", "exec", "compile", "torch.save"), f"{path}: {called}"
+                safe = any(key.arg == "weights_only" and ast.unparse(key.value) == "True" for key in node.keywords)
+                assert called != "torch.load" or safe, path

@@ -132,3 +132,29 @@ def test_the_cheaper_way_is_taken(vocab_size, seeds, dense, monkeypatch):
     monkeypatch.setattr(model.embed_tokens, "forward", lambda x, white=False: taken.append(white) or forward(x, white))
     assert model.embed_noise(2, 4, seeds=seeds).shape == (2, 4, 8)
     assert taken == [not dense]
+
+
+def by_data(weight: torch.Tensor) -> None:
+    weight.data[7] += 1e-3  # which no version counter sees
+
+
+def in_place(weight: torch.Tensor) -> None:
+    with torch.no_grad():
+        weight.mul_(1.01)
+
+
+@pytest.mark.parametrize("change", [by_data, in_place])
+def test_what_is_kept_of_a_table_follows_its_changes(change):
+    model = FLMModel(FLMConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+
+    def drawn() -> torch.Tensor:
+        with torch.no_grad():
+            return model.embed_noise(4, 20, seeds=range(4))
+
+    first = drawn()
+    assert model.embed_tokens._known_law is not None and torch.equal(drawn(), first)
+    change(model.embed_tokens.weight)
+    changed = drawn()
+    torch.testing.assert_close(changed, model.embed_noise(4, 20, seeds=range(4)).detach(), rtol=0, atol=0)
+    assert not torch.equal(changed, first)
+    assert model.embed_noise(4, 20, seeds=range(4)).requires_grad  # and in training nothing is kept

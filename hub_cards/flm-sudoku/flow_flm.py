@@ -250,7 +250,7 @@ def white_noise(
     return noise, uniform
 
 
-def embedded_noise(white: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+def embedded_noise(white: Tensor, *tables: Tensor, law: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, ...]:
     """What `x0 @ E` is for x0 ~ N(0, I_V), drawn without x0: the same law, at a cost independent of V per token.
 
     For one table E (V, d), and white noise xi ~ N(0, I_d),
@@ -267,20 +267,27 @@ def embedded_noise(white: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
     Args:
         white (`Tensor`): (..., d_1 + d_2 + ...) standard normal.
         tables (`Tensor`): float32 (V, d_i).
+        law (`tuple[Tensor, Tensor]`, *optional*): that of the tables, [`noise_law`], where it is known already.
 
     Returns:
         one tensor (..., d_i) per table, in the tables' dtype.
     """
-    table = tables[0] if len(tables) == 1 else torch.cat(tables, dim=1).double()
+    gram, factor = (
+        noise_law(tables[0] if len(tables) == 1 else torch.cat(tables, dim=1).double()) if law is None else law
+    )
+    whitened = torch.linalg.solve_triangular(factor, white.to(gram.dtype), upper=False, left=False)
+    noise = (whitened @ gram).to(tables[0].dtype)
+    return noise.split([t.shape[1] for t in tables], dim=-1)
+
+
+def noise_law(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Ebar^T E of a table E (V, d), with its gradient, and the Cholesky factor C of its value: both (d, d)."""
     gram = table.detach().T @ table
     # The Gram matrix is only known to rounding; the ridge lifts it above that and changes the law by as little.
     ridge = 10 * torch.finfo(gram.dtype).eps * gram.detach().diagonal().mean()
     # The factor itself is taken in float64, without the host synchronisation of an error check.
     square = gram.detach().double() + ridge * torch.eye(len(gram), device=gram.device, dtype=torch.float64)
-    factor = torch.linalg.cholesky_ex(square)[0].to(gram.dtype)
-    whitened = torch.linalg.solve_triangular(factor, white.to(gram.dtype), upper=False, left=False)
-    noise = (whitened @ gram).to(tables[0].dtype)
-    return noise.split([t.shape[1] for t in tables], dim=-1)
+    return gram, torch.linalg.cholesky_ex(square)[0].to(gram.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

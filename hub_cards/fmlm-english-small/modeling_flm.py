@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from .flow_flm import (
     expected_embedding,
     interpolate,
     most_likely_token,
+    noise_law,
     softcap,
     white_noise,
 )
@@ -73,6 +75,8 @@ class FLMZeroLinear(nn.Linear):
 class FLMEmbedding(nn.Embedding):
     """The one linear map from token space to the embedded space, in float32, whatever the tokens come as."""
 
+    _known_law: tuple[Tensor, Tensor, Tensor] | None = None
+
     def forward(self, x: Tensor, white: bool = False) -> Tensor:
         """Embed ids (...) by look-up, a dense state (..., V) as `x @ E`, or (`white`) the white noise (..., d) of
         [`embedded_noise`]; all give float32 (..., d)."""
@@ -80,7 +84,20 @@ class FLMEmbedding(nn.Embedding):
             return super().forward(x.long()).float()
         with torch.autocast(x.device.type, enabled=False):
             table = self.weight.float()
-            return embedded_noise(x, table)[0] if white else x.float() @ table
+            if not white:
+                return x.float() @ table
+            return embedded_noise(x, table, law=None if torch.is_grad_enabled() else self._noise_law(table))[0]
+
+    def _noise_law(self, table: Tensor) -> tuple[Tensor, Tensor]:
+        """[`noise_law`] of the table, kept from call to call while the table stays as it is: it costs V d^2.
+
+        What tells is a weighted sum of its rows, at V d: versions and addresses miss a change through `.data`.
+        """
+        mark = torch.arange(1, len(table) + 1, device=table.device).sin() @ table
+        known = self._known_law
+        if known is None or known[0].device != mark.device or not torch.equal(known[0], mark):
+            self._known_law = known = (mark, *noise_law(table))
+        return known[1], known[2]
 
 
 class FLMTimeEmbedding(nn.Module):
@@ -243,18 +260,24 @@ class FLMPreTrainedModel(PreTrainedModel):
         """[`~PreTrainedModel.from_pretrained`] of safetensors alone: pickled weights are not read.
 
         Raises:
-            ValueError: `use_safetensors` is False, or the file of the weights is damaged.
+            ValueError: `use_safetensors` is False, the file of the weights is damaged, or they are those of a flow map
+                and this is the class of a flow, which would leave out its second time.
         """
         if use_safetensors is False:
             raise ValueError("`use_safetensors=False`: pickled weights are not read, convert them to safetensors.")
+        name = pretrained_model_name_or_path
+        with_info = kwargs.pop("output_loading_info", False)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+            loaded: Any = super().from_pretrained(
+                name, *args, use_safetensors=True, output_loading_info=True, **kwargs
+            )
         except Exception as error:
             if type(error).__name__ != "SafetensorError":
                 raise
-            raise ValueError(
-                f"the weights of {pretrained_model_name_or_path} are damaged ({error}): download or write them again."
-            ) from error
+            raise ValueError(f"the weights of {name} are damaged ({error}): download or write them again.") from error
+        if any(key.startswith("target_time_embedding.") for key in loaded[1]["unexpected_keys"]):
+            raise ValueError(f"{name} is a flow map (FMLM), and {cls.__name__} is no class for it: use AutoModel.")
+        return loaded if with_info else loaded[0]
 
     def save_pretrained(
         self,
