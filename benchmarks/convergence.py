@@ -150,16 +150,17 @@ def curves(results: dict[str, list[Row]], what: str, measure: str) -> dict[str, 
 def draw(results: dict[str, list[Row]]) -> None:
     """Loss against steps and against seconds, of flows and maps; the band is the range over the seeds."""
     pace = {(row["of"], row["estimator"]): number(row["seconds a step"]) for row in results.get("seconds", [])}
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    for row, (what, axes) in enumerate(zip(STEPS, figure.subplots(2, 2), strict=True)):
+    drawn = [what for what in STEPS if curves(results, what, "loss")]
+    figure = Figure(figsize=(10, 3.5 * len(drawn)), layout="constrained")
+    for what, axes in zip(drawn, figure.subplots(len(drawn), 2, squeeze=False), strict=True):
         for estimator, values in curves(results, what, "loss").items():
             steps = np.array(list(values))
             mean, low, high = (np.array([f(v) for v in values.values()]) for f in (np.mean, np.min, np.max))
             for ax, x in zip(axes, (steps, steps * pace.get((what, estimator), np.nan)), strict=True):
                 ax.plot(x, mean, label=estimator)
                 ax.fill_between(x, low, high, alpha=0.2)
-        axes[0].set(ylabel=f"validation loss of the {what}, nats a token", xlabel="steps" if row else None)
-        axes[1].set(xlabel="seconds of one core" if row else None)
+        axes[0].set(ylabel=f"validation loss of the {what}, nats a token", xlabel="steps")
+        axes[1].set(xlabel="seconds of one core")
         axes[0].legend()
     figure.savefig(PICTURE, dpi=100)
 
@@ -170,12 +171,13 @@ def report(results: dict[str, list[Row]]) -> str:
         "",
         "`python -m benchmarks.convergence` measures everything here anew. Validation cross entropy of the denoiser,",
         "nats a token, at fixed noise and uniform tau (of a map: on the diagonal; off it, its own training loss),",
-        f"mean over {len(SEEDS)} seeds ± standard deviation; rows of 128 tokens, 24 a step.",
+        "mean over the seeds ± standard deviation; rows of 128 tokens, 24 a step.",
     ]
     for what in STEPS:
         for measure, title in (("loss", f"The {what}"), ("off_diagonal", f"The {what}, off the diagonal")):
             rows = [
-                {"estimator": e, **{f"step {n}{end}": f(v) for n, v in values.items() for end, f in _SPREAD.items()}}
+                {"estimator": e, "seeds": min(map(len, values.values()))}
+                | {f"step {n}{end}": f(v) for n, v in values.items() for end, f in _SPREAD.items()}
                 for e, values in curves(results, what, measure).items()
             ]
             if rows:

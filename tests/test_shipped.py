@@ -9,7 +9,19 @@ from itertools import product
 import pytest
 from transformers import AutoModel
 
-from benchmarks import ablation, convert, few_step, samplers
+from benchmarks import (
+    ablation,
+    convergence,
+    convert,
+    few_step,
+    generation,
+    likelihood,
+    samplers,
+    scaling,
+    startup,
+    style,
+    training_step,
+)
 from benchmarks.few_step import RESULTS, held_out_grids, solved, unconditional
 from benchmarks.results import BASELINES, ROOT
 from hub_cards.cards import card, shipped
@@ -50,10 +62,28 @@ def test_code_and_card_are_up_to_date(folder):
     assert (folder / "README.md").read_text() == card(folder, MEASURED)
 
 
-@pytest.mark.parametrize("benchmark", [few_step, samplers, ablation, convert], ids=lambda module: module.__name__)
+BENCHMARKS = [
+    ablation,
+    convergence,
+    convert,
+    few_step,
+    generation,
+    likelihood,
+    samplers,
+    startup,
+    style,
+    training_step,
+]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda module: module.__name__)
 def test_the_report_is_that_of_the_measurements(benchmark):
     measured = json.loads(benchmark.RESULTS.read_text())
     assert benchmark.RESULTS.with_suffix(".md").read_text() == benchmark.report(measured)
+
+
+def test_the_arithmetic_of_scaling_is_up_to_date():
+    assert scaling.REPORT.read_text() == scaling.report()
 
 
 def test_every_repository_loads_in_a_fresh_process_from_its_folder_alone(tmp_path):
