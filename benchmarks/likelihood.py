@@ -22,7 +22,7 @@ from benchmarks.baselines import mdlm
 from benchmarks.few_step import MDLM, Scorers, load
 from benchmarks.results import HUB, ROOT, Row, measure_parts, show, table
 from evaluation.likelihood import bits_per, log_likelihood
-from evaluation.text import causal_losses
+from evaluation.scorers import causal_losses
 
 RESULTS = ROOT / "benchmarks" / "likelihood.json"
 STEPS = 16
