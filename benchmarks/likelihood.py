@@ -132,7 +132,7 @@ def report(results: dict[str, list[Row]]) -> str:
             "of the model from the data and the looseness of the bound together. All 288 grids were trained on. Ends",
             f"tried, on {CHOOSING_GRIDS} other grids: {', '.join(map(str, GRID_ENDS))}.",
             "",
-            table(results["shidoku"]),
+            _table(results["shidoku"]),
         ]
     if "english" in results:
         text += [
@@ -144,9 +144,14 @@ def report(results: dict[str, list[Row]]) -> str:
             f"{MDLM_DRAWS} draws of what is masked for each row; the flows have one draw and one probe for each row.",
             f"Ends tried, on {CHOOSING_TEXTS} rows of the validation text: {', '.join(map(str, TEXT_ENDS))}.",
             "",
-            table(results["english"]),
+            _table(results["english"]),
         ]
     return "\n".join(text) + "\n"
+
+
+def _table(rows: list[Row]) -> str:
+    """With `end` in all its digits."""
+    return table([row | ({"end": str(row["end"])} if "end" in row else {}) for row in rows])
 
 
 if __name__ == "__main__":
