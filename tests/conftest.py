@@ -19,6 +19,14 @@ settings.load_profile("flm")
 
 
 @pytest.fixture(autouse=True)
+def progress_bars():
+    """A command may switch them off, for all of its process: here other tests come after it."""
+    yield
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.enable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
 def fresh_compiler():
     """What one test compiled (flex attention does) shall not make another's shapes dynamic."""
     yield

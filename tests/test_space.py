@@ -317,7 +317,10 @@ def served(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "trainers.cli", "demo", "--web", "--port", str(port)]
     with open(tmp_path / "log", "w+") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        # A shell's background jobs, and what they start, ignore SIGINT: the app shall not.
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, preexec_fn=take_interrupts
+        )
         try:
             address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
             while True:
@@ -333,6 +336,10 @@ def served(tmp_path):
         finally:
             process.kill()
             process.wait()
+
+
+def take_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium, as the system's package (apt install chromium)")
