@@ -89,7 +89,7 @@ class Writer:
         }
 
     def settings(self, sweep: Sweep) -> list[dict]:
-        """The settings of `sweep` that apply to this model, one for each set of samples."""
+        """The settings of `sweep` that apply to this model, one for each set of samples. Each kind of writer says."""
         raise NotImplementedError
 
     def write(self, settings: dict, count: int, seeds: Sequence[int], length: int) -> Written:
@@ -104,6 +104,7 @@ class Writer:
         return Written(ids, self.tokenizer.batch_decode(ids, skip_special_tokens=True), evaluations)
 
     def batch(self, settings: dict, count: int, seed: int, length: int) -> tuple[list[list[int]], int]:
+        """`count` samples, and the evaluations of the network for one of them. Each kind of writer has its own way."""
         raise NotImplementedError
 
 
