@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 
 from modeling_flm import FLMModel
-from modeling_flm.flow_flm import white_noise
+from modeling_flm.flow_flm import NoiseLaw, white_noise
 from trainers import FLMTrainer, fmlm_trainer
 from trainers.recipe import load_recipe
 from trainers.train import build_distiller, build_trainer
@@ -42,21 +42,23 @@ _embedded = FLMModel._embed_noise_and_uniform
 _shared = fmlm_trainer.shared_noise
 
 
-def _noise(estimator: str, model: FLMModel, batch_size: int, length: int, generator, seeds):
+def _noise(estimator: str, model: FLMModel, batch_size: int, length: int, generator, seeds, law):
     """`FLMModel._embed_noise_and_uniform` with another estimator of its gradient; the same in evaluation for all."""
     if estimator == "dense" and model.training:
         noise, uniform = white_noise(seeds, length, model.config.vocab_size, model.device)
         return model.embed_tokens(noise), uniform
-    noise, uniform = _embedded(model, batch_size, length, generator, seeds)
+    noise, uniform = _embedded(model, batch_size, length, generator, seeds, law)
     return noise.detach() if estimator == "no-gradient" else noise, uniform
 
 
-def _shared_noise(estimator: str, tables: list[torch.Tensor], seeds: list[int], length: int) -> list[torch.Tensor]:
+def _shared_noise(
+    estimator: str, tables: list[torch.Tensor], seeds: list[int], length: int, law: NoiseLaw | None
+) -> list[torch.Tensor]:
     """`shared_noise` of a distillation, likewise."""
     if estimator == "dense":
         white, _ = white_noise(seeds, length, len(tables[0]), tables[0].device)
         return [white @ table for table in tables]
-    noises = _shared(tables, seeds, length)
+    noises = _shared(tables, seeds, length, law)
     return [noise.detach() for noise in noises] if estimator == "no-gradient" else noises
 
 

@@ -46,9 +46,14 @@ def growth(run: Callable[[], object]) -> float:
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**30
     Path("/proc/self/clear_refs").write_text("5")  # the peak is forgotten: what comes is that of `run`
-    before = _status("VmRSS")
+    before = resident()
     run()
     return (_status("VmHWM") - before) / 2**20
+
+
+def resident() -> int:
+    """KiB of memory that this process holds (Linux)."""
+    return _status("VmRSS")
 
 
 def _status(name: str) -> int:

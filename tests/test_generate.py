@@ -319,7 +319,7 @@ def test_the_trajectory_holds_the_draft_of_every_step(model, sampler):
 
 @pytest.mark.parametrize("cap", [None, 3.0])
 def test_confidence_is_the_probability_of_the_token(cap, monkeypatch):
-    monkeypatch.setattr(flow_flm, "_BLOCK", 640)  # several blocks of the vocabulary
+    monkeypatch.setattr(flow_flm, "_CPU_BLOCK", 640)  # several blocks of the vocabulary
     model = tiny_model(final_logit_softcapping=cap, vocab_size=200)
     out = model.generate(num_steps=1, num_return_sequences=3, seed=0, output_trajectory=True)
     logits = model(inputs_embeds=model.embed_noise(3, 12, seeds=[0, 1, 2]), timesteps=0.0).logits
@@ -363,7 +363,7 @@ RUNS = [
 def test_the_size_of_the_vocabulary_blocks_changes_nothing(kind, settings, monkeypatch):
     model = tiny_model(kind, vocab_size=200)
     whole = model.generate(num_steps=5, num_return_sequences=8, seed=0, **settings)
-    monkeypatch.setattr(flow_flm, "_BLOCK", 1)  # blocks of 64 tokens, and rows one by one
+    monkeypatch.setattr(flow_flm, "_CPU_BLOCK", 1)  # blocks of 64 tokens, and rows one by one
     assert torch.equal(whole, model.generate(num_steps=5, num_return_sequences=8, seed=0, **settings))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_flm import FLMConfig, FLMModel
-from modeling_flm.flow_flm import embedded_noise, interpolate, white_noise
+from modeling_flm.flow_flm import NoiseLaw, embedded_noise, interpolate, white_noise
 
 DRAWS = 200_000
 
@@ -63,6 +63,21 @@ def test_equal_tables_get_equal_noise():
     a = table(50, 8)
     noise_a, noise_b = embedded_noise(white(16, draws=1000), a, a.clone())
     torch.testing.assert_close(noise_a, noise_b, rtol=0, atol=1e-3 * noise_a.std().item())
+
+
+@pytest.mark.parametrize("widths", [(8,), (8, 5)])
+def test_a_law_that_is_kept_changes_neither_noise_nor_gradient(widths, monkeypatch):
+    factorise, count = torch.linalg.cholesky_ex, []
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda x: count.append(1) or factorise(x))
+    tables = [table(50, width, seed).requires_grad_() for seed, width in enumerate(widths)]
+    law, some = NoiseLaw(), white(sum(widths), draws=20)
+    drawn = []
+    for given in (None, law, law):
+        noise = torch.cat(embedded_noise(some, *tables, law=given), dim=1)
+        drawn.append((noise, *torch.autograd.grad(noise.sin().sum(), tables)))
+    for again in drawn[1:]:
+        assert all(map(torch.equal, again, drawn[0]))
+    assert len(count) == 2  # without the law, and at its first use
 
 
 def test_seeds_give_rows_of_their_own():
@@ -129,7 +144,12 @@ def test_the_cheaper_way_is_taken(vocab_size, seeds, dense, monkeypatch):
     config = FLMConfig(vocab_size=vocab_size, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
     model, taken = FLMModel(config), []
     forward = model.embed_tokens.forward
-    monkeypatch.setattr(model.embed_tokens, "forward", lambda x, white=False: taken.append(white) or forward(x, white))
+
+    def noting(x: torch.Tensor, white: bool = False, law: NoiseLaw | None = None) -> torch.Tensor:
+        taken.append(white)
+        return forward(x, white, law)
+
+    monkeypatch.setattr(model.embed_tokens, "forward", noting)
     assert model.embed_noise(2, 4, seeds=seeds).shape == (2, 4, 8)
     assert taken == [not dense]
 
@@ -152,7 +172,7 @@ def test_what_is_kept_of_a_table_follows_its_changes(change):
             return model.embed_noise(4, 20, seeds=range(4))
 
     first = drawn()
-    assert model.embed_tokens._known_law is not None and torch.equal(drawn(), first)
+    assert model.embed_tokens._kept_law is not None and torch.equal(drawn(), first)
     change(model.embed_tokens.weight)
     changed = drawn()
     torch.testing.assert_close(changed, model.embed_noise(4, 20, seeds=range(4)).detach(), rtol=0, atol=0)

@@ -184,7 +184,7 @@ def head(vocab_size: int = 61, seed: int = 0):
 
 
 def test_tokens_are_drawn_by_their_probability(monkeypatch):
-    monkeypatch.setattr(flow_flm, "_BLOCK", 200)  # three rows at a time
+    monkeypatch.setattr(flow_flm, "_CPU_BLOCK", 200)  # three rows at a time
     hidden, weight, bias = head()
     count = 20_000
     uniform = (torch.arange(count) + 0.5) / count  # even: the counts are the probabilities, to one in `count`

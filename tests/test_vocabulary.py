@@ -25,7 +25,7 @@ def layer(tokens: int = 37, width: int = 16, vocab_size: int = 101, scale: float
 def blocks(request, monkeypatch):
     """Blocks of one token or 64 entries of the vocabulary, of a few, and all at once."""
     monkeypatch.setattr(losses_flm, "_CHUNK", request.param)
-    monkeypatch.setattr(flow_flm, "_BLOCK", request.param)
+    monkeypatch.setattr(flow_flm, "_CPU_BLOCK", request.param)
 
 
 @pytest.mark.parametrize("cap", CAPS)

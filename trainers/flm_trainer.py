@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from modeling_flm.flow_flm import NoiseLaw
+
 from .card import training_card
 from .checkpoints import discard, is_whole, last_whole_checkpoint
 from .data import with_fixed_noise
@@ -80,8 +82,9 @@ class FLMTrainer(Trainer):
         per_device, processes = self._train_batch_size, self.accelerator.num_processes
         # of a whole step: the last step of an epoch may be shorter, and then takes the first places
         global_batch_size = self.args.gradient_accumulation_steps * processes * per_device
+        law = NoiseLaw()  # the weights stay as they are until the step is complete
         for micro, batch in enumerate(islice(epoch_iterator, num_batches)):
-            batch = _with_labels(batch)
+            batch = _with_labels(batch) | {"noise_law": law}
             first = (micro * processes + self.accelerator.process_index) * per_device
             yield self._draw(batch, first + np.arange(len(batch["input_ids"])), global_batch_size)
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from modeling_flm import FLMModel
-from modeling_flm.flow_flm import embedded_noise, interpolate, white_noise
+from modeling_flm.flow_flm import NoiseLaw, embedded_noise, interpolate, white_noise
 from modeling_flm.losses_flm import chunked_cross_entropy, chunked_distillation_loss
 
 from .distillation import Network, States, eulerian_target, lagrangian_target, semigroup_target
@@ -148,7 +148,7 @@ class FMLMTrainer(FLMTrainer):
         for network in (own, teacher):
             if network.weights is not None or network.model is not student:
                 tables.append(network.table)
-        noises = iter(shared_noise(tables, inputs["noise_seed"], ids.shape[1]))
+        noises = iter(shared_noise(tables, inputs["noise_seed"], ids.shape[1], inputs["noise_law"]))
         s = student.clock.t(inputs["timesteps"])
 
         def states(table: Tensor) -> States:
@@ -183,8 +183,8 @@ class FMLMTrainer(FLMTrainer):
         super().log(logs, start_time)
 
 
-def shared_noise(tables: list[Tensor], seeds: list[int], length: int) -> list[Tensor]:
-    """The embeddings (batch, length, d_i) of the same Gaussian noise by tables (V, d_i), float32.
+def shared_noise(tables: list[Tensor], seeds: list[int], length: int, law: NoiseLaw | None) -> list[Tensor]:
+    """The embeddings (batch, length, d_i) of the same Gaussian noise by tables (V, d_i), float32; `law` is theirs.
 
     As with one table, the dense product is formed where the vocabulary is no larger than what would be drawn instead.
     """
@@ -195,7 +195,7 @@ def shared_noise(tables: list[Tensor], seeds: list[int], length: int) -> list[Te
             white, _ = white_noise(seeds, length, vocab_size, device)
             return [white @ table for table in tables]
         white, _ = white_noise(seeds, length, width, device)
-        return list(embedded_noise(white, *tables))
+        return list(embedded_noise(white, *tables, law=law))
 
 
 def _take_weights(student: FLMModel, teacher: FLMModel) -> None:

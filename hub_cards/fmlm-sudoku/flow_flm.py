@@ -250,7 +250,43 @@ def white_noise(
     return noise, uniform
 
 
-def embedded_noise(white: Tensor, *tables: Tensor, law: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, ...]:
+class NoiseLaw:
+    """The law of the noise that [`embedded_noise`] draws for some tables, worked out at the first use and kept: one
+    object serves for as long as those tables stay as they are, over the micro-batches of a step, say.
+    """
+
+    def __init__(self):
+        self._known: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def of(self, *tables: Tensor) -> tuple[Tensor, Tensor]:
+        """E^T E of the tables side by side, E (V, d), and its Cholesky factor C: both (d, d)."""
+        if self._known is None:
+            table = _side_by_side(tables)
+            gram = table.T @ table
+            # The Gram matrix is only known to rounding: the ridge lifts it above that, and changes the law as little.
+            ridge = 10 * torch.finfo(gram.dtype).eps * gram.diagonal().mean()
+            # The factor itself is taken in float64, without the host synchronisation of an error check.
+            square = gram.double() + ridge * torch.eye(len(gram), device=gram.device, dtype=torch.float64)
+            self._known = gram, torch.linalg.cholesky_ex(square)[0].to(gram.dtype)
+        return self._known
+
+
+class _Gram(torch.autograd.Function):
+    """Ebar^T E with Ebar = stopgrad(E), its value being known: the gradient in E is Ebar times that of the value."""
+
+    @staticmethod
+    def forward(ctx, table, value):
+        ctx.save_for_backward(table)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (table,) = ctx.saved_tensors
+        return table.detach() @ gradient, None
+
+
+def embedded_noise(white: Tensor, *tables: Tensor, law: NoiseLaw | None = None) -> tuple[Tensor, ...]:
     """What `x0 @ E` is for x0 ~ N(0, I_V), drawn without x0: the same law, at a cost independent of V per token.
 
     For one table E (V, d), and white noise xi ~ N(0, I_d),
@@ -266,35 +302,30 @@ def embedded_noise(white: Tensor, *tables: Tensor, law: tuple[Tensor, Tensor] | 
 
     Args:
         white (`Tensor`): (..., d_1 + d_2 + ...) standard normal.
-        tables (`Tensor`): float32 (V, d_i).
-        law (`tuple[Tensor, Tensor]`, *optional*): that of the tables, [`noise_law`], where it is known already.
+        tables (`Tensor`): (V, d_i).
+        law (`NoiseLaw`, *optional*): of these tables, where it has been used with them before or is to be again.
 
     Returns:
-        one tensor (..., d_i) per table, in the tables' dtype.
+        one tensor (..., d_i) per table, at least float32.
     """
-    gram, factor = (
-        noise_law(tables[0] if len(tables) == 1 else torch.cat(tables, dim=1).double()) if law is None else law
-    )
+    gram, factor = (law or NoiseLaw()).of(*tables)
+    if torch.is_grad_enabled():
+        gram = _Gram.apply(_side_by_side(tables), gram)
     whitened = torch.linalg.solve_triangular(factor, white.to(gram.dtype), upper=False, left=False)
-    noise = (whitened @ gram).to(tables[0].dtype)
-    return noise.split([t.shape[1] for t in tables], dim=-1)
+    noise = (whitened @ gram).to(_at_least_float32(tables[0]))
+    return noise.split([table.shape[1] for table in tables], dim=-1)
 
 
-def noise_law(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Ebar^T E of a table E (V, d), with its gradient, and the Cholesky factor C of its value: both (d, d)."""
-    gram = table.detach().T @ table
-    # The Gram matrix is only known to rounding; the ridge lifts it above that and changes the law by as little.
-    ridge = 10 * torch.finfo(gram.dtype).eps * gram.detach().diagonal().mean()
-    # The factor itself is taken in float64, without the host synchronisation of an error check.
-    square = gram.detach().double() + ridge * torch.eye(len(gram), device=gram.device, dtype=torch.float64)
-    return gram, torch.linalg.cholesky_ex(square)[0].to(gram.dtype)
+def _side_by_side(tables: tuple[Tensor, ...]) -> Tensor:
+    """One table as it is, at least in float32; several as one of their widths together, in float64."""
+    return tables[0].to(_at_least_float32(tables[0])) if len(tables) == 1 else torch.cat(tables, dim=1).double()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading the vocabulary in blocks: nothing of size tokens x V is ever held
 # ---------------------------------------------------------------------------------------------------------------------
 
-_BLOCK = 1 << 22  # logits held at a time
+_BLOCK, _CPU_BLOCK = 1 << 22, 1 << 20  # logits held at a time; on a CPU so few that they stay in the cache
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
@@ -330,7 +361,7 @@ class _ExpectedEmbedding(torch.autograd.Function):
         total = torch.zeros(tokens, 1, device=hidden.device)
         mean = torch.zeros(tokens, table.shape[1], device=hidden.device)
         highest = torch.full((tokens, 1), -torch.inf if cap is None else 0.0, device=hidden.device)
-        for block in _vocabulary_blocks(tokens, len(weight)):
+        for block in _vocabulary_blocks(hidden, len(weight)):
             scores = torch.addmm(bias[block], hidden, weight[block].T).float()
             if cap is not None:
                 scores.div_(cap).tanh_().mul_(cap)
@@ -353,7 +384,7 @@ class _ExpectedEmbedding(torch.autograd.Function):
         hidden, weight, bias, table, mean, normaliser = ctx.saved_tensors
         along_mean = (mean * gradient).sum(1, keepdim=True)
         of_hidden = torch.zeros(hidden.shape, device=hidden.device)
-        for block in _vocabulary_blocks(len(hidden), len(weight)):
+        for block in _vocabulary_blocks(hidden, len(weight)):
             scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), ctx.cap)
             change = (scores - normaliser).exp() * (gradient @ table[block].float().T - along_mean)
             if ctx.cap is not None:
@@ -369,9 +400,9 @@ def most_likely_token(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
 
     def logits(block: slice) -> Tensor:
-        return torch.addmm(bias[block], hidden, weight[block].T).float()
+        return torch.addmm(bias[block], hidden, weight[block].T)
 
-    return _argmax_by_blocks(logits, len(hidden), len(weight), hidden.device)
+    return _argmax_by_blocks(logits, hidden, len(weight))
 
 
 @torch.no_grad()
@@ -394,16 +425,15 @@ def most_likely_of_mixture(
             entries.add_((scores - normaliser[:, None]).exp_(), alpha=share)
         return entries
 
-    return _argmax_by_blocks(mixture, len(first), len(vocabulary), first.device)
+    return _argmax_by_blocks(mixture, first, len(vocabulary))
 
 
-def _argmax_by_blocks(
-    entries: Callable[[slice], Tensor], tokens: int, vocab_size: int, device: torch.device
-) -> Tensor:
-    """The place (tokens,) of the largest of `entries`, given by blocks of the vocabulary; -1 where not finite."""
-    best = torch.full((tokens,), -torch.inf, device=device)
-    token = torch.zeros(tokens, dtype=torch.long, device=device)
-    for block in _vocabulary_blocks(tokens, vocab_size):
+def _argmax_by_blocks(entries: Callable[[slice], Tensor], hidden: Tensor, vocab_size: int) -> Tensor:
+    """The place (tokens,) of the largest of `entries` of the `hidden` states (tokens, d), which are given by blocks of
+    the vocabulary; -1 where it is not finite."""
+    best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+    token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+    for block in _vocabulary_blocks(hidden, vocab_size):
         value, index = entries(block).max(dim=1)
         better = value > best
         best = torch.maximum(best, value)  # which keeps a NaN
@@ -421,7 +451,7 @@ def token_probability(hidden: Tensor, token: Tensor, weight: Tensor, bias: Tenso
 def _log_normaliser(hidden: Tensor, weight: Tensor, bias: Tensor, cap: float | None) -> Tensor:
     """`logsumexp(softcap(hidden W^T + b))`, float32 (tokens,), blockwise."""
     normaliser = torch.full((len(hidden),), -torch.inf, device=hidden.device)
-    for block in _vocabulary_blocks(len(hidden), len(weight)):
+    for block in _vocabulary_blocks(hidden, len(weight)):
         scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
         normaliser = torch.logaddexp(normaliser, scores.logsumexp(1))
     return normaliser
@@ -455,7 +485,7 @@ def draw_token(
         (tokens,) int64, -1 where the distribution is not finite.
     """
     parts = []
-    rows = max(1, _BLOCK // len(weight))
+    rows = max(1, _logits_at_a_time(hidden.device) // len(weight))
     filtered = top_p is not None or (top_k is not None and top_k < len(weight))
     for some, number in zip(hidden.split(rows), uniform.split(rows), strict=True):
         logits = softcap(torch.addmm(bias, some, weight.T).float(), cap) / temperature
@@ -477,6 +507,11 @@ def draw_token(
     return torch.cat(parts)
 
 
-def _vocabulary_blocks(tokens: int, vocab_size: int) -> Iterator[slice]:
-    size = max(64, _BLOCK // max(tokens, 1))
+def _vocabulary_blocks(hidden: Tensor, vocab_size: int) -> Iterator[slice]:
+    """Of the vocabulary, for the logits of hidden states (tokens, d)."""
+    size = max(64, _logits_at_a_time(hidden.device) // max(len(hidden), 1))
     return (slice(start, min(start + size, vocab_size)) for start in range(0, vocab_size, size))
+
+
+def _logits_at_a_time(device: torch.device) -> int:
+    return _CPU_BLOCK if device.type == "cpu" else _BLOCK

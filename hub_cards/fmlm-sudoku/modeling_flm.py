@@ -25,12 +25,12 @@ from .attention_flm import SOFTCAP_ATTENTION, eager_attention_forward
 from .configuration_flm import FLMConfig, FMLMConfig
 from .flow_flm import (
     Clock,
+    NoiseLaw,
     as_seeds,
     embedded_noise,
     expected_embedding,
     interpolate,
     most_likely_token,
-    noise_law,
     softcap,
     white_noise,
 )
@@ -75,29 +75,31 @@ class FLMZeroLinear(nn.Linear):
 class FLMEmbedding(nn.Embedding):
     """The one linear map from token space to the embedded space, in float32, whatever the tokens come as."""
 
-    _known_law: tuple[Tensor, Tensor, Tensor] | None = None
+    _kept_law: tuple[Tensor, NoiseLaw] | None = None
 
-    def forward(self, x: Tensor, white: bool = False) -> Tensor:
+    def forward(self, x: Tensor, white: bool = False, law: NoiseLaw | None = None) -> Tensor:
         """Embed ids (...) by look-up, a dense state (..., V) as `x @ E`, or (`white`) the white noise (..., d) of
-        [`embedded_noise`]; all give float32 (..., d)."""
+        [`embedded_noise`], which takes a `law`; all give float32 (..., d)."""
         if not x.is_floating_point():
             return super().forward(x.long()).float()
         with torch.autocast(x.device.type, enabled=False):
-            table = self.weight.float()
             if not white:
-                return x.float() @ table
-            return embedded_noise(x, table, law=None if torch.is_grad_enabled() else self._noise_law(table))[0]
+                return x.float() @ self.weight.float()
+            if law is None and not torch.is_grad_enabled():
+                law = self._law()
+            return embedded_noise(x, self.weight, law=law)[0]
 
-    def _noise_law(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """[`noise_law`] of the table, kept from call to call while the table stays as it is: it costs V d^2.
+    def _law(self) -> NoiseLaw:
+        """The law of the noise, kept from call to call while the table stays as it is: it costs V d^2.
 
         What tells is a weighted sum of its rows, at V d: versions and addresses miss a change through `.data`.
         """
-        mark = torch.arange(1, len(table) + 1, device=table.device).sin() @ table
-        known = self._known_law
-        if known is None or known[0].device != mark.device or not torch.equal(known[0], mark):
-            self._known_law = known = (mark, *noise_law(table))
-        return known[1], known[2]
+        rows = torch.arange(1, len(self.weight) + 1, device=self.weight.device)
+        mark = rows.sin().to(self.weight.dtype) @ self.weight
+        kept = self._kept_law
+        if kept is None or kept[0].device != mark.device or not torch.equal(kept[0], mark):
+            self._kept_law = kept = mark, NoiseLaw()
+        return kept[1]
 
 
 class FLMTimeEmbedding(nn.Module):
@@ -384,6 +386,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         length: int,
         generator: torch.Generator | None,
         seeds: Sequence[int] | None,
+        law: NoiseLaw | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embedded noise, and a number in [0, 1) per sequence: independent with seeds, else evenly spread (batch,)."""
         vocab_size, width = self.config.vocab_size, self.config.hidden_size
@@ -399,7 +402,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             noise = torch.randn(batch_size, length, size, generator=generator, device=device)
             spread = torch.arange(batch_size, device=device) / batch_size
             uniform = (torch.rand((), generator=generator, device=device) + spread) % 1
-        return self.embed_tokens(noise, white=not dense), uniform
+        return self.embed_tokens(noise, white=not dense, law=law), uniform
 
     def embed_prediction(self, hidden: Tensor) -> Tensor:
         """Embed the prediction of `hidden` (batch, length, d): `softmax(logits) @ E`, float32, blockwise over V."""
@@ -473,6 +476,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         conditioning_mask: Tensor | None = None,
         noise_seed: Tensor | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
+        noise_law: NoiseLaw | None = None,
         output_hidden_states: bool | None = None,
         output_logits: bool = True,
         return_dict: bool | None = None,
@@ -501,6 +505,8 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             noise_seed (`Tensor` or `list[int]`, *optional*): (batch,) a seed per sequence for its noise and time: the
                 same example gets the same noise whatever the batch layout and padding.
             generator (`torch.Generator`, *optional*): source of noise and times without `noise_seed`.
+            noise_law (`NoiseLaw`, *optional*): one object for all calls between two changes of the weights, such as
+                the micro-batches of a step: what the noise needs of the embedding table is then worked out once.
             output_hidden_states (`bool`, *optional*): also return all hidden states.
             output_logits (`bool`): without labels, False returns the last hidden state in place of (batch, length, V)
                 logits: `embed_prediction`, `decode_prediction` and the losses take it from there.
@@ -539,7 +545,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         else:
             clean = labels.clamp(min=0) if input_ids is None else input_ids
             keep = conditioning_mask if input_ids is None else _union(conditioning_mask, labels == -100)
-            state, timesteps = self._corrupt(clean, timesteps, keep, noise_seed, generator)
+            state, timesteps = self._corrupt(clean, timesteps, keep, noise_seed, generator, noise_law)
 
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -564,9 +570,10 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         keep: Tensor | None,
         noise_seed: Tensor | Sequence[int] | None,
         generator: torch.Generator | None,
+        law: NoiseLaw | None,
     ) -> tuple[Tensor, Tensor]:
         """The state at tau (drawn when not given) of ids (batch, length), clean where `keep`: embedded; and tau."""
-        noise, uniform = self._embed_noise_and_uniform(clean.shape[0], clean.shape[1], generator, noise_seed)
+        noise, uniform = self._embed_noise_and_uniform(clean.shape[0], clean.shape[1], generator, noise_seed, law)
         tau = uniform if timesteps is None else timesteps
         data = self.embed_tokens(clean)
         state = interpolate(noise, data, self.clock.t(tau))
