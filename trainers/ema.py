@@ -6,9 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .sharding import part_like
+
 
 class EMA:
-    """A float32 average of a module's trainable parameters, on their devices.
+    """A float32 average of a module's trainable parameters, on their devices; of sharded ones each process keeps its part.
 
     Args:
         module (`nn.Module`): whose parameters are followed, and replaced for a while in `applied`.
@@ -35,21 +37,22 @@ class EMA:
 
     @torch.no_grad()
     def load(self, average: dict[str, Tensor]) -> None:
-        """Take over a saved average, which must have the same names."""
+        """Take over a saved average: whole tensors, of the same names."""
         for name, tensor in self.average.items():
-            tensor.copy_(average[name])
+            tensor.copy_(part_like(average[name], tensor))
+
+    @torch.no_grad()
+    def write(self, values: dict[str, Tensor]) -> None:
+        """Give the parameters these values, by name: whole tensors, or of sharded parameters each process's part."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(part_like(values[name], parameter))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the context the module carries the average."""
         raw = {name: p.detach().clone() for name, p in self.parameters.items()}
         try:
-            self._write(self.average)
+            self.write(self.average)
             yield
         finally:
-            self._write(raw)
-
-    @torch.no_grad()
-    def _write(self, values: dict[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(values[name])
+            self.write(raw)

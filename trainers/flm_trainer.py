@@ -23,6 +23,7 @@ from .data import with_fixed_noise
 from .ema import EMA
 from .flm_arguments import FLMTrainingArguments
 from .noise import draw_conditioning, draw_times_and_seeds
+from .sharding import sharded_by_blocks, whole
 
 RAW_WEIGHTS = "raw_weights.safetensors"
 TAU_BINS = 5
@@ -172,6 +173,11 @@ class FLMTrainer(Trainer):
         self.ema, self._first_bad = None, None  # of an earlier call
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def _prepare_for_training(self, *args, **kwargs):
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        with nullcontext() if plugin is None else sharded_by_blocks(self.model, plugin):
+            return super()._prepare_for_training(*args, **kwargs)
+
     def _run_epoch(self, *args, **kwargs) -> None:
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
@@ -187,11 +193,17 @@ class FLMTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.ema is not None and self.args.should_save:
+        with self.averaged_weights():  # of a sharded model the weights are saved there, too
+            super()._save_optimizer_and_scheduler(output_dir)
+        if self.ema is not None:
             weights = {f"raw.{name}": p.detach() for name, p in self.ema.parameters.items()}
             weights |= {f"ema.{name}": average for name, average in self.ema.average.items()}
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, Path(output_dir, RAW_WEIGHTS))
+            for name, tensor in weights.items():
+                tensor = whole(tensor)
+                if self.args.should_save:
+                    weights[name] = tensor.contiguous().cpu()
+            if self.args.should_save:
+                save_file(weights, Path(output_dir, RAW_WEIGHTS))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -204,9 +216,7 @@ class FLMTrainer(Trainer):
             weights = load_file(path)
             ema = EMA(model or self.model, self.args.ema_decay)
             ema.load({name[4:]: tensor for name, tensor in weights.items() if name.startswith("ema.")})
-            with torch.no_grad():
-                for name, parameter in ema.parameters.items():
-                    parameter.copy_(weights[f"raw.{name}"])
+            ema.write({name[4:]: tensor for name, tensor in weights.items() if name.startswith("raw.")})
             self.ema = ema if self.args.ema_decay > 0 else None
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
@@ -261,12 +271,17 @@ class FLMTrainer(Trainer):
 
     @torch.no_grad()
     def sample(self) -> None:
-        """Draw samples with each of `sample_num_steps`; print them, and add them to `samples.jsonl`."""
+        """Draw samples with each of `sample_num_steps`; print them, and add them to `samples.jsonl`.
+
+        All processes draw the same ones, for which sharded parameters need them all; the first writes them down.
+        """
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
         for steps in self.args.sample_num_steps:
             ids = model.generate(num_steps=steps, num_return_sequences=self.args.num_samples, seed=self.args.seed)
+            if not self.is_world_process_zero():
+                continue
             texts = ids.tolist() if self.processing_class is None else self.processing_class.batch_decode(ids)
             record = {"step": self.state.global_step, "num_steps": steps, "samples": texts}
             with open(Path(self.args.output_dir, "samples.jsonl"), "a") as file:
@@ -291,7 +306,7 @@ class _FlowCallback(TrainerCallback):
             self.trainer.ema.update(state.global_step + 1)
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if args.num_samples > 0 and state.is_world_process_zero:
+        if args.num_samples > 0:
             with self.trainer.averaged_weights():
                 self.trainer.sample()
 

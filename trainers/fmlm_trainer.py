@@ -2,16 +2,18 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeling_flm import FLMModel
 from modeling_flm.flow_flm import NoiseLaw, embedded_noise, interpolate, white_noise
 from modeling_flm.losses_flm import chunked_cross_entropy, chunked_distillation_loss
+from modeling_flm.modeling_flm import FLMOutput
 
 from .distillation import Network, States, eulerian_target, lagrangian_target, semigroup_target
 from .flm_trainer import FLMTrainer
 from .flow_map_times import draw_time_pairs
 from .fmlm_arguments import FMLMTrainingArguments
+from .sharding import whole, within_forward
 
 
 class FMLMTrainer(FLMTrainer):
@@ -66,6 +68,10 @@ class FMLMTrainer(FLMTrainer):
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(args.device)
         self._sums: dict[str, Tensor] = {}
+        self._without_weights: FLMModel | None = None
+        if self.is_fsdp_enabled:
+            with torch.device("meta"):
+                self._without_weights = type(model)(model.config)
 
     def _draw(self, batch: dict, places: np.ndarray, global_batch_size: int) -> dict:
         batch = super()._draw(batch, places, global_batch_size)
@@ -88,13 +94,22 @@ class FMLMTrainer(FLMTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The distillation loss of a batch from `_draw`: the mean over the scored positions."""
         student = self.accelerator.unwrap_model(model)
+        loss, output = within_forward(student, lambda: self._distil(model, student, inputs, num_items_in_batch))
+        return (loss, output) if return_outputs else loss
+
+    def _distil(
+        self, model: nn.Module, student: FLMModel, inputs: dict, num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor, FLMOutput]:
+        """The loss, and the output of `model`, which is the student as it is wrapped for training."""
         start, middle, end = (inputs[name] for name in ("timesteps", "middle_timesteps", "target_timesteps"))
         scored = inputs["labels"] != -100
         if inputs.get("conditioning_mask") is not None:
             scored = scored & ~inputs["conditioning_mask"].bool()
-        own = Network(student, self.ema.average if self.args.ema_target and self.ema is not None else None)
-        teacher = Network(self.teacher or student)
-        states, own_states, teacher_states = self._states(student, own, teacher, inputs, scored)
+        average = self.ema.average if self.args.ema_target and self.ema is not None else None
+        own = self._target_network(student, average)
+        teacher = own if self.teacher is None else Network(self.teacher)
+        other_tables = [own.table if average else None, teacher.table if self.teacher is not None else None]
+        states, own_states, teacher_states = self._states(student, other_tables, inputs, scored)
 
         diagonal = torch.tensor(inputs["diagonal"])
         on, off = (side.nonzero().squeeze(1).to(start.device) for side in (diagonal, ~diagonal))
@@ -137,17 +152,25 @@ class FMLMTrainer(FLMTrainer):
         loss = total / count
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
-        return (loss, output) if return_outputs else loss
+        return loss, output
+
+    def _target_network(self, student: FLMModel, average: dict[str, Tensor] | None) -> Network:
+        """The student as targets use it, with its averaged weights if they are given.
+
+        With sharded weights, which are made whole here, it does not run the student itself: that takes all processes at
+        once, but one of them may have no example off the diagonal.
+        """
+        if self._without_weights is None:
+            return Network(student, average)
+        weights = dict(student.named_parameters()) | (average or {})
+        return Network(self._without_weights, {name: whole(tensor) for name, tensor in weights.items()})
 
     def _states(
-        self, student: FLMModel, own: Network, teacher: Network, inputs: dict, scored: Tensor
-    ) -> tuple[States, States, States]:
-        """x_s of the same noise for the student (with gradient), the target network and the teacher (without)."""
+        self, student: FLMModel, other_tables: list[Tensor | None], inputs: dict, scored: Tensor
+    ) -> tuple[States, ...]:
+        """x_s of the same noise for the student, with gradient, and without for other tables, None being its own."""
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        tables = [student.embed_tokens.weight.float()]
-        for network in (own, teacher):
-            if network.weights is not None or network.model is not student:
-                tables.append(network.table)
+        tables = [student.embed_tokens.weight.float(), *(table for table in other_tables if table is not None)]
         noises = iter(shared_noise(tables, inputs["noise_seed"], ids.shape[1], inputs["noise_law"]))
         s = student.clock.t(inputs["timesteps"])
 
@@ -158,9 +181,7 @@ class FMLMTrainer(FLMTrainer):
 
         with_gradient = states(tables[0])
         plain = with_gradient.detached()
-        own_states = plain if own.weights is None else states(own.table)
-        teacher_states = plain if teacher.model is student else states(teacher.table)
-        return with_gradient, own_states, teacher_states
+        return with_gradient, *(plain if table is None else states(table) for table in other_tables)
 
     def _loss_weights(
         self, student: FLMModel, start: Tensor, end: Tensor, scored: Tensor
