@@ -1,7 +1,6 @@
-"""What test_sharded.py runs under torchrun, once by one process and once by two: parameters sharded by `fully_shard`
-(FSDP2) where there are two."""
+"""A training loop of one's own over parameters sharded by `fully_shard` (FSDP2): what test_sharded.py runs, by itself and
+by two processes under torchrun."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -18,20 +17,17 @@ STEPS, BATCH = 4, 8
 
 def sharded(model):
     """The model with its blocks, and what is around them, sharded over all processes."""
-    if dist.get_world_size() > 1:
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-        for block in model.layers:
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        register_fsdp_forward_method(model, "generate")
-        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for block in model.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "generate")
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     return model
 
 
-def train(folder: Path) -> list[float]:
-    """The losses of a few steps on each process's share of the rows, averaged; the weights go to the folder."""
-    rank, processes = dist.get_rank(), dist.get_world_size()
-    model = sharded(fresh_model(hidden_dropout=0.0))
+def train(model, rank: int = 0, processes: int = 1) -> tuple[list[float], dict, torch.Tensor]:
+    """The losses of a few steps on each process's share of the rows, averaged; the weights; what the model writes."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4)
     ids = torch.tensor(counting_rows(BATCH * STEPS)["input_ids"]).view(STEPS, processes, -1, 16)
     losses = []
@@ -43,20 +39,18 @@ def train(folder: Path) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
         mean = loss.detach().clone()
-        dist.all_reduce(mean)
+        if processes > 1:
+            dist.all_reduce(mean)
         losses.append(mean.item() / processes)
     drawn = model.eval().generate(num_steps=2, num_return_sequences=2, seed=0)
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    if rank == 0:
-        torch.save((weights, drawn), folder / "weights.pt")
-    return losses
+    return losses, weights, drawn
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    losses = train(folder)
+    results = train(sharded(fresh_model()), dist.get_rank(), dist.get_world_size())
     if dist.get_rank() == 0:
-        (folder / "losses.json").write_text(json.dumps(losses))
+        torch.save(results, Path(sys.argv[1]))
     dist.destroy_process_group()

@@ -1,67 +1,108 @@
-"""Two processes train as one does."""
+"""Two processes train as one does, with whole parameters (DDP) and with sharded ones (FSDP2)."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from training import distance, weights
+from accelerate.utils import FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
+from training import distance, fresh_model, weights
 from transformers import AutoModel
 from two_processes import CASES, RESUMED_FROM, run, run_all
 
-from modeling_flm import FLMModel
+from modeling_flm import FLMModel, FMLMModel
+from trainers.flm_trainer import RAW_WEIGHTS
+from trainers.sharding import sharded_by_blocks
 
 HERE = Path(__file__).parent
 
 
+LAYOUTS = ("whole", "sharded")
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> tuple[Path, Path]:
-    return tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return {name: tmp_path_factory.mktemp(name) for name in ("one", *LAYOUTS)}
 
 
 @pytest.fixture(scope="module")
 def one(folders) -> dict:
-    return run_all(folders[0], batch_size=8)
+    return run_all(folders["one"], batch_size=8)
 
 
 @pytest.fixture(scope="module")
-def two(folders) -> dict:
+def two(folders) -> dict[str, dict]:
+    """By layout, what two processes logged."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, HERE / "two_processes.py", folders[1]], env=environment, check=True, timeout=300, cwd=folders[1]
-    )
-    return json.loads((folders[1] / "results.json").read_text())
+    results = {}
+    for layout in LAYOUTS:
+        folder = folders[layout]
+        program = [HERE / "two_processes.py", folder, *(["sharded"] if layout == "sharded" else [])]
+        subprocess.run([*command, *program], env=environment, check=True, timeout=300, cwd=folder)
+        results[layout] = json.loads((folder / "results.json").read_text())
+    return results
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_equal_one(folders, one, two, case):
-    a, b = one[case], two[case]
+def test_two_processes_equal_one(folders, one, two, case, layout):
+    a, b = one[case], two[layout][case]
     assert (a["processes"], b["processes"]) == (1, 2)
+    assert b["sharded"] == (layout == "sharded")
     assert a["steps"] == b["steps"] == 4
     assert a["eval_loss"].keys() == {"2", "4"}
     for name in ("loss", "eval_loss", "eval_loss_tau_0.0_0.2"):
         assert b[name] == pytest.approx(a[name], rel=1e-5)
     assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
-    averages = (weights(AutoModel.from_pretrained(folder / case)) for folder in folders)
+    averages = (weights(AutoModel.from_pretrained(folders[name] / case)) for name in ("one", layout))
     assert distance(*averages) < 1e-5
+    both = (load_file(folders[name] / case / f"checkpoint-{RESUMED_FROM}" / RAW_WEIGHTS) for name in ("one", layout))
+    assert distance(*both) < 1e-5
 
 
-def test_two_processes_go_on_from_their_checkpoint(two):
-    assert two["resumed"] == two["plain"]
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_processes_go_on_from_their_checkpoint(two, layout):
+    assert two[layout]["resumed"] == two[layout]["plain"]
 
 
 def test_one_process_goes_on_from_a_checkpoint_of_two(folders, one, two, tmp_path):
-    checkpoint = folders[1] / "plain" / f"checkpoint-{RESUMED_FROM}"
+    checkpoint = folders["whole"] / "plain" / f"checkpoint-{RESUMED_FROM}"
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
     resumed = json.loads(json.dumps(run(tmp_path, "plain", batch_size=8, resume=str(checkpoint))))
     assert resumed["loss"] == pytest.approx(one["plain"]["loss"], rel=1e-5)
-    assert distance(*(weights(FLMModel.from_pretrained(f / "plain")) for f in (tmp_path, folders[0]))) < 1e-5
+    assert distance(*(weights(FLMModel.from_pretrained(f / "plain")) for f in (tmp_path, folders["one"]))) < 1e-5
 
 
-def test_samples_are_drawn_once(folders, one, two):
-    one_file, two_file = ((folder / "plain" / "samples.jsonl").read_text() for folder in folders)
+def test_sharded_parameters_have_the_mixed_precision_of_whole_ones(folders, two):
+    a, b = (two[layout]["bf16"] for layout in LAYOUTS)
+    assert b["sharded"] and not a["sharded"]
+    for name in ("loss", "eval_loss"):
+        assert b[name] == pytest.approx(a[name], rel=1e-7)
+        assert b[name] != two["sharded"]["averaged targets"][name]
+    saved = (weights(FMLMModel.from_pretrained(folders[layout] / "bf16" / "averaged targets")) for layout in LAYOUTS)
+    assert distance(*saved) < 1e-7
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_samples_are_drawn_once(folders, one, two, layout):
+    one_file, two_file = ((folders[name] / "plain" / "samples.jsonl").read_text() for name in ("one", layout))
     assert len(two_file.splitlines()) == 2
     assert one_file == two_file
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fsdp_version": 1}, "`fsdp_version` is 1"),
+        ({"fsdp_version": 2, "state_dict_type": "SHARDED_STATE_DICT"}, "`state_dict_type` is SHARDED_STATE_DICT"),
+    ],
+)
+def test_parameters_are_not_sharded_otherwise(options, message):
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin(**options)))
+    with pytest.raises(ValueError, match=message), sharded_by_blocks(fresh_model(), accelerator):
+        pass

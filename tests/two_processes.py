@@ -1,9 +1,14 @@
-"""What test_distributed.py runs, once by one process and once by two: `two_processes.py FOLDER` under torchrun."""
+"""What test_distributed.py runs, once by one process and twice by two: `two_processes.py FOLDER` under torchrun, and
+`two_processes.py FOLDER sharded`, with parameters sharded by FSDP2."""
 
 import json
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 from training import arguments, by_step, counting_rows, fresh_model, history, make_trainer, padded_rows
 from transformers import default_data_collator
 
@@ -20,6 +25,9 @@ CASES = {
     "semigroup": {"objective": "semigroup"},
     "lagrangian": {"objective": "lagrangian", "gradient_accumulation_steps": 2},
     "eulerian": {"objective": "eulerian", "conditioning_rate": 0.5},
+    "averaged targets": {"objective": "semigroup", "ema_target": True},
+    "without a teacher": {"objective": "lagrangian", "teacher": None, "gradient_accumulation_steps": 2},
+    "the best": {"load_best_model_at_end": True},
 }
 
 
@@ -29,7 +37,7 @@ def make_distiller(folder: Path, seed: int, **changes) -> FMLMTrainer:
     teacher.lm_head.weight.data.normal_(std=0.1)
     return FMLMTrainer(
         fresh_model(seed, kind=FMLMModel),
-        teacher,
+        changes.pop("teacher", teacher),
         arguments(folder, kind=FMLMTrainingArguments, **changes),
         train_dataset=counting_rows(64),
         eval_dataset=counting_rows(11, start=40),
@@ -52,7 +60,11 @@ def run(folder: Path, case: str, batch_size: int, resume: str | None = None, **c
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     logged = {name: by_step(trainer, name) for name in ("loss", "grad_norm", "eval_loss", "eval_loss_tau_0.0_0.2")}
-    return logged | {"processes": trainer.accelerator.num_processes, "steps": len(history(trainer, "loss"))}
+    return logged | {
+        "processes": trainer.accelerator.num_processes,
+        "sharded": all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters()),
+        "steps": len(history(trainer, "loss")),
+    }
 
 
 def run_all(folder: Path, batch_size: int, **changes) -> dict:
@@ -63,11 +75,30 @@ def run_all(folder: Path, batch_size: int, **changes) -> dict:
     return json.loads(json.dumps(results))
 
 
-if __name__ == "__main__":
-    import torch.distributed as dist
+def let_accelerate_shard_on_a_cpu() -> None:
+    """accelerate passes over FSDP on a CPU, though nothing in it or in torch needs an accelerator: `AcceleratorState`
+    asks for one before it takes the plugin up. Here it takes it up, in the same way."""
+    plain = AcceleratorState.__init__
 
-    folder = Path(sys.argv[1])
-    results = run_all(folder, batch_size=4, ddp_backend="gloo")
+    def with_plugin(self, *args, fsdp_plugin=None, **kwargs):
+        plain(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.fsdp_plugin = fsdp_plugin
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = with_plugin
+
+
+if __name__ == "__main__":
+    folder, sharded = Path(sys.argv[1]), sys.argv[2:] == ["sharded"]
+    changes = {"ddp_backend": "gloo"}
+    if sharded:
+        let_accelerate_shard_on_a_cpu()
+        changes["fsdp"] = True
+    results = run_all(folder, batch_size=4, **changes)
+    results["bf16"] = run(folder / "bf16", "averaged targets", batch_size=4, bf16=True, **changes)
     if dist.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))
     dist.destroy_process_group()

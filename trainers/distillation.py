@@ -50,10 +50,7 @@ class Network:
     @torch.no_grad()
     def hidden(self, states: "States", start: Tensor, end: Tensor | None = None) -> Tensor:
         """Hidden states (batch, length, d) of delta_{start,end} at embedded states; `end` None on the diagonal."""
-        return self._hidden(states.value, start, end, states.attention_mask)
-
-    def _hidden(self, value: Tensor, start: Tensor, end: Tensor | None, attention_mask: Tensor | None) -> Tensor:
-        arguments = {"inputs_embeds": value, "timesteps": start, "attention_mask": attention_mask}
+        arguments = {"inputs_embeds": states.value, "timesteps": start, "attention_mask": states.attention_mask}
         if end is not None:
             arguments["target_timesteps"] = end
         with _without_dropout(self.model):
@@ -68,11 +65,11 @@ class Network:
         attention = config._attn_implementation
 
         def hidden(value: Tensor, start: Tensor, end: Tensor) -> Tensor:
-            return self._hidden(value, start, end, states.attention_mask)
+            return self.model.denoise(value, start, end, states.attention_mask)
 
         try:
             config._attn_implementation = "eager"
-            with torch.no_grad():
+            with torch.no_grad(), _without_dropout(self.model):
                 value, derivative = jvp(hidden, (states.value, start, end), along)[:2]
                 return value, derivative
         finally:

@@ -10,7 +10,7 @@ from .sharding import part_like
 
 
 class EMA:
-    """A float32 average of a module's trainable parameters, on their devices; of sharded ones each process keeps its part.
+    """A float32 average of a module's trainable parameters, where they are: of sharded ones each process has its part.
 
     Args:
         module (`nn.Module`): whose parameters are followed, and replaced for a while in `applied`.

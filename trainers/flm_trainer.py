@@ -43,12 +43,14 @@ class FLMTrainer(Trainer):
     * `push_to_hub` writes a model card of what was trained.
     * Unfinished checkpoints are recognised: `train(resume_from_checkpoint=True)` takes the last whole one.
     * Of a PEFT model the adapter alone is averaged and saved.
+    * With `fsdp=True` weights, average and optimiser are sharded over the processes (docs/scaling.md).
 
     Args are those of [`~transformers.Trainer`]. Datasets have `input_ids` and, optionally, `labels` (default: the ids;
     -100 where nothing is scored), `attention_mask`, `conditioning_mask`.
 
     Raises:
-        ValueError: the arguments are of another class, or a PEFT adapter sits where it cannot be trained.
+        ValueError: the arguments are of another class, or a PEFT adapter sits where it cannot be trained; at the start
+            of training, parameters cannot be sharded as asked (see [`sharded_by_blocks`]).
         FloatingPointError: the loss is not finite; names the step and the last whole checkpoint.
     """
 
@@ -174,8 +176,7 @@ class FLMTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _prepare_for_training(self, *args, **kwargs):
-        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-        with nullcontext() if plugin is None else sharded_by_blocks(self.model, plugin):
+        with sharded_by_blocks(self.model, self.accelerator) if self.is_fsdp_enabled else nullcontext():
             return super()._prepare_for_training(*args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs) -> None:

@@ -13,7 +13,7 @@ from .distillation import Network, States, eulerian_target, lagrangian_target, s
 from .flm_trainer import FLMTrainer
 from .flow_map_times import draw_time_pairs
 from .fmlm_arguments import FMLMTrainingArguments
-from .sharding import whole, within_forward
+from .sharding import in_autocast, whole, within_forward
 
 
 class FMLMTrainer(FLMTrainer):
@@ -68,10 +68,11 @@ class FMLMTrainer(FLMTrainer):
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(args.device)
         self._sums: dict[str, Tensor] = {}
-        self._without_weights: FLMModel | None = None
+        self._whole_student: FLMModel | None = None  # a copy without weights: see `_target_network`
         if self.is_fsdp_enabled:
             with torch.device("meta"):
-                self._without_weights = type(model)(model.config)
+                self._whole_student = type(model)(model.config).requires_grad_(False)
+            in_autocast(self._whole_student, self.accelerator)
 
     def _draw(self, batch: dict, places: np.ndarray, global_batch_size: int) -> dict:
         batch = super()._draw(batch, places, global_batch_size)
@@ -157,13 +158,14 @@ class FMLMTrainer(FLMTrainer):
     def _target_network(self, student: FLMModel, average: dict[str, Tensor] | None) -> Network:
         """The student as targets use it, with its averaged weights if they are given.
 
-        With sharded weights, which are made whole here, it does not run the student itself: that takes all processes at
-        once, but one of them may have no example off the diagonal.
+        A sharded one is made whole for it: to run its shards takes all processes at once, but there may be one without
+        an example off the diagonal.
         """
-        if self._without_weights is None:
+        if self._whole_student is None:
             return Network(student, average)
         weights = dict(student.named_parameters()) | (average or {})
-        return Network(self._without_weights, {name: whole(tensor) for name, tensor in weights.items()})
+        self._whole_student.load_state_dict({name: whole(tensor) for name, tensor in weights.items()}, assign=True)
+        return Network(self._whole_student)
 
     def _states(
         self, student: FLMModel, other_tables: list[Tensor | None], inputs: dict, scored: Tensor

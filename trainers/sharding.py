@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate import Accelerator
+from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Result = TypeVar("Result")
+
+_WITHIN_FORWARD = "_within_forward"
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -29,41 +32,52 @@ def part_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 @contextmanager
-def sharded_by_blocks(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> Iterator[None]:
-    """What accelerate shards within the context it shards by blocks, with all that is around them as one group.
+def sharded_by_blocks(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Where accelerate shards the model within the context, it does so by blocks, with all that is around them in one
+    group; the model is float32 outside of autocast.
 
-    Left alone, it would give the embedding table and the output layer groups of their own, whole within the calls of
-    these layers alone: but noise, losses and samplers read both in other places. And with mixed precision it would
-    round the weights and the times before autocast sees them, which without sharding it does not.
+    Left alone, accelerate gives the embedding table and the output layer groups of their own, which are whole within
+    the calls of these layers alone: but noise, losses and samplers read both in other places. And mixed precision is
+    then FSDP2's: it would round weights, times and losses, which autocast does not.
 
     Raises:
-        ValueError: the plugin asks for FSDP1, or for checkpoints without whole weights.
+        ValueError: FSDP1 is asked for, or checkpoints without whole weights.
     """
+    plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
-        raise ValueError(f"`fsdp_version` is {plugin.fsdp_version}, but the models are sharded by FSDP2 only: set 2.")
+        raise ValueError(
+            f"`fsdp_version` is {plugin.fsdp_version}, but models are sharded by FSDP2 only: set it to 2."
+        )
     if plugin.state_dict_type.name != "FULL_STATE_DICT":
         raise ValueError(
-            f"`state_dict_type` is {plugin.state_dict_type.name}, which saves no model that can be loaded: set "
+            f"`state_dict_type` is {plugin.state_dict_type.name}, whose checkpoints are no models to load: set it to "
             "FULL_STATE_DICT."
         )
+    if hasattr(model, _WITHIN_FORWARD):  # sharded by an earlier call of `train`
+        yield
+        return
+    in_autocast(model, accelerator)
     plugin.mixed_precision_policy = None
-    hidden = ("get_input_embeddings", "get_output_embeddings")
-    for name in hidden:
+    names = ("get_input_embeddings", "get_output_embeddings")
+    for name in names:
         setattr(model, name, lambda: None)
     try:
         yield
     finally:
-        for name in hidden:
+        for name in names:
             delattr(model, name)
-    # An instance's method, since that is what FSDP2 registers: see `within_forward`.
-    setattr(model, _WITHIN, lambda function: function())
-    register_fsdp_forward_method(model, _WITHIN)
-
-
-_WITHIN = "_within_forward"
+    # FSDP2 registers methods by name: see `within_forward`.
+    setattr(model, _WITHIN_FORWARD, lambda function: function())
+    register_fsdp_forward_method(model, _WITHIN_FORWARD)
 
 
 def within_forward(model: nn.Module, function: Callable[[], Result]) -> Result:
     """`function()`, taken for the forward pass of a model of [`sharded_by_blocks`]: what is around its blocks is whole
     in there, and gets its gradient."""
-    return getattr(model, _WITHIN)(function) if isinstance(model, FSDPModule) else function()
+    run = getattr(model, _WITHIN_FORWARD, None)
+    return function() if run is None else run(function)
+
+
+def in_autocast(model: nn.Module, accelerator: Accelerator) -> None:
+    """Let the forward pass have the accelerator's mixed precision, which it gives to all but sharded models."""
+    model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
