@@ -1,5 +1,5 @@
-"""A training loop of one's own over parameters sharded by `fully_shard` (FSDP2): what test_sharded.py runs, by itself and
-by two processes under torchrun."""
+"""A training loop of one's own over parameters sharded by `fully_shard` (FSDP2): what test_sharded.py runs, in one
+process as it is, in two under torchrun."""
 
 import sys
 from pathlib import Path

@@ -51,18 +51,19 @@ def two(folders) -> dict[str, dict]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one(folders, one, two, case, layout):
-    a, b = one[case], two[layout][case]
-    assert (a["processes"], b["processes"]) == (1, 2)
-    assert b["sharded"] == (layout == "sharded")
-    assert a["steps"] == b["steps"] == 4
-    assert a["eval_loss"].keys() == {"2", "4"}
+    single, double = one[case], two[layout][case]
+    assert (single["processes"], double["processes"]) == (1, 2)
+    assert double["sharded"] == (layout == "sharded")
+    assert single["steps"] == double["steps"] == 4
+    assert single["eval_loss"].keys() == {"2", "4"}
     for name in ("loss", "eval_loss", "eval_loss_tau_0.0_0.2"):
-        assert b[name] == pytest.approx(a[name], rel=1e-5)
-    assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
-    averages = (weights(AutoModel.from_pretrained(folders[name] / case)) for name in ("one", layout))
-    assert distance(*averages) < 1e-5
-    both = (load_file(folders[name] / case / f"checkpoint-{RESUMED_FROM}" / RAW_WEIGHTS) for name in ("one", layout))
-    assert distance(*both) < 1e-5
+        assert double[name] == pytest.approx(single[name], rel=1e-5)
+    assert double["grad_norm"] == pytest.approx(single["grad_norm"], rel=1e-4)
+    a, b = (folders[name] / case for name in ("one", layout))
+    assert sorted(path.name for path in a.iterdir()) == sorted(path.name for path in b.iterdir())
+    assert (a / "config.json").read_text() == (b / "config.json").read_text()
+    assert distance(*(weights(AutoModel.from_pretrained(folder)) for folder in (a, b))) < 1e-5
+    assert distance(*(load_file(folder / f"checkpoint-{RESUMED_FROM}" / RAW_WEIGHTS) for folder in (a, b))) < 1e-5
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

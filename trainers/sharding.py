@@ -66,6 +66,9 @@ def sharded_by_blocks(model: nn.Module, accelerator: Accelerator) -> Iterator[No
     finally:
         for name in names:
             delattr(model, name)
+    # It has a class of FSDP2's making now, but `save_pretrained` is to find the code and the name of its own.
+    sharded, own = type(model), type(model).__bases__[1]
+    sharded.__module__, sharded.__name__, sharded.__qualname__ = own.__module__, own.__name__, own.__qualname__
     # FSDP2 registers methods by name: see `within_forward`.
     setattr(model, _WITHIN_FORWARD, lambda function: function())
     register_fsdp_forward_method(model, _WITHIN_FORWARD)
