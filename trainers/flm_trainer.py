@@ -92,11 +92,12 @@ class FLMTrainer(Trainer):
         """The batch with the times, the noise and the conditioning of its examples' places in the global batch."""
         ids = batch["input_ids"]
         times, seeds = draw_times_and_seeds(self.args.seed, self.state.global_step, global_batch_size, places)
-        batch["timesteps"] = torch.from_numpy(times).to(ids.device)
+        batch["timesteps"] = torch.from_numpy(times).to(ids.device, non_blocking=True)
         batch["noise_seed"] = seeds  # a list stays on the host, where generators take their seeds
         if self.args.conditioning_rate > 0:
-            kept = draw_conditioning(seeds, ids.shape[1], self.args.conditioning_rate)
-            batch["labels"] = batch["labels"].masked_fill(torch.from_numpy(kept).to(ids.device), -100)
+            drawn = draw_conditioning(seeds, ids.shape[1], self.args.conditioning_rate)
+            kept = torch.from_numpy(drawn).to(ids.device, non_blocking=True)
+            batch["labels"] = batch["labels"].masked_fill(kept, -100)
         return batch
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:

@@ -81,8 +81,9 @@ class FMLMTrainer(FLMTrainer):
         )
         device = batch["input_ids"].device
         names = ("timesteps", "middle_timesteps", "target_timesteps")
-        batch |= {name: torch.from_numpy(tau).to(device) for name, tau in zip(names, pairs[:3], strict=True)}
-        batch["diagonal"] = pairs.diagonal.tolist()
+        for name, tau in zip(names, pairs[:3], strict=True):
+            batch[name] = torch.from_numpy(tau).to(device, non_blocking=True)
+        batch["diagonal"] = pairs.diagonal  # stays on the host
         return batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -96,8 +97,8 @@ class FMLMTrainer(FLMTrainer):
         teacher = Network(self.teacher or student)
         states, own_states, teacher_states = self._states(student, own, teacher, inputs, scored)
 
-        diagonal = torch.tensor(inputs["diagonal"])
-        on, off = (side.nonzero().squeeze(1).to(start.device) for side in (diagonal, ~diagonal))
+        places = (np.flatnonzero(side) for side in (inputs["diagonal"], ~inputs["diagonal"]))
+        on, off = (torch.from_numpy(index).to(start.device, non_blocking=True) for index in places)
         output = model(
             inputs_embeds=states.value,
             timesteps=start,
