@@ -1,8 +1,8 @@
 """What test_faults_of_pushing.py runs: `interrupted_pushes.py FOLDER` has a Hub on loopback and, in a child process for
-each seed, pushes to it, by one of three ways or in training; the Hub kills the child at a random moment of one of its
-requests. Then it is done again, undisturbed. FOLDER gets `hub.pickle`, all revisions of all repositories, and `ends.json`.
+each seed, pushes to it or trains and pushes; the Hub kills the child at a random moment of one of its requests. Then it
+is done again, undisturbed. FOLDER gets `hub.pickle`, all revisions of all repositories, and `ends.json`.
 
-Each seed has an organisation of its own: its repositories are named alike, and differ in nothing else.
+Each seed has an organisation of its own, and in it a repository `model`: what is in it does not depend on the seed.
 """
 
 import json
@@ -21,9 +21,13 @@ from pathlib import Path
 from local_hub import ARRIVED, BEFORE_THE_ANSWER, HALFWAY, Cut, Hub, local_hub
 
 MOMENTS = (ARRIVED, HALFWAY, BEFORE_THE_ANSWER)
-SEEDS = {"flm push": 8, "flm push, the first": 5, "model.push_to_hub": 7}  # 20 in all
-TRAINING_SEEDS = {"every_save": 4, "checkpoint": 4}
+PUSHES = {"flm-push": 8, "flm-push-the-first": 5, "model.push_to_hub": 7}  # seeds of each: 20 in all
+TRAININGS = {"every_save": 3, "checkpoint": 4}  # seeds of each `hub_strategy`
 FOLDER = Path(__file__).parent.parent / "hub_cards" / "fmlm-shidoku"
+
+
+def names(seeds: dict[str, int]) -> list[str]:
+    return [f"{way}-{seed}/model" for way in seeds for seed in range(seeds[way])]
 
 
 def make_revisions(root: Path) -> None:
@@ -50,34 +54,35 @@ def push(way: str, folder: Path, name: str) -> None:
         push.push(folder, name)
 
 
-def train(folder: Path, name: str, strategy: str, resume_from: Path | None = None, **changes) -> None:
-    """Train six steps, saved after 2, 4 and 6, from the last checkpoint if there is one; push, in between, too."""
+def train(root: Path, name: str, strategy: str, resume_from: Path | None = None) -> None:
+    """Train six steps in `root/name`, saved and pushed after 2, 4 and 6, from the last checkpoint if there is one."""
     from interrupted_runs import make
 
     from trainers.checkpoints import last_whole_checkpoint
 
-    resume_from = resume_from or last_whole_checkpoint(folder)
-    changes |= dict(push_to_hub=True, hub_model_id=name, hub_strategy=strategy)
-    trainer = make(folder, model_seed=0 if resume_from is None else 1, **changes)
+    resume_from = resume_from or last_whole_checkpoint(root / name)
+    hub = dict(push_to_hub=True, hub_model_id=name, hub_strategy=strategy)
+    trainer = make(root / name, model_seed=0 if resume_from is None else 1, **hub)
     trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
     trainer.push_to_hub()
 
 
-def train_until_it_is_pushed(folder: Path, name: str) -> None:
-    """Train five steps, and die where nothing remains to be pushed but what comes after them."""
+def train_until_it_is_pushed(root: Path, name: str) -> None:
+    """Train five steps, wait until the Hub has what was to be pushed, and die."""
     from interrupted_runs import At, kill, make
 
-    changes = dict(push_to_hub=True, hub_model_id=name, hub_strategy="checkpoint")
-    trainer = make(folder, callbacks=[At(5, lambda: (trainer._finish_current_push(), kill()))], **changes)
+    hub = dict(push_to_hub=True, hub_model_id=name, hub_strategy="checkpoint")
+    trainer = make(root / name, callbacks=[At(5, lambda: (trainer._finish_current_push(), kill()))], **hub)
     trainer.train()
 
 
-def go_on_elsewhere(folder: Path, name: str) -> None:
-    """The run's own folder is lost: train on from what the Hub has."""
+def go_on_elsewhere(root: Path, name: str) -> None:
+    """The folder of the run is lost: train on from what the Hub has."""
     from huggingface_hub import snapshot_download
 
-    found = snapshot_download(name, allow_patterns="last-checkpoint/*", local_dir=folder.with_name("downloaded"))
-    train(folder, name, "checkpoint", Path(found) / "last-checkpoint")
+    shutil.rmtree(root / name)
+    found = snapshot_download(name, allow_patterns="last-checkpoint/*", local_dir=root / "downloaded")
+    train(root, name, "checkpoint", Path(found, "last-checkpoint"))
 
 
 def child(action: Callable[[], object], pids: queue.Queue) -> dict:
@@ -99,6 +104,11 @@ def child(action: Callable[[], object], pids: queue.Queue) -> dict:
     return {"signal": os.WTERMSIG(os.waitpid(pid, 0)[1]), "message": message}
 
 
+def brings(request: str) -> bool:
+    """Whether it brings something to the Hub; what else a push asks for depends on what is cached."""
+    return request.startswith(("POST", "PUT"))
+
+
 class Pushes:
     """Children that push to the Hub, and what became of them."""
 
@@ -106,19 +116,27 @@ class Pushes:
         self.hub, self.ends = hub, {}
 
     def undisturbed(self, action: Callable[[], object]) -> list[str]:
-        """Its requests, in the order of their arrival."""
+        """The requests with which it brought something, in the order of their arrival."""
         requests: list[str] = []
-        self.hub.watch = lambda moment, request: requests.append(request) if moment == ARRIVED else None
+
+        def watch(moment: str, request: str) -> None:
+            if moment == ARRIVED and brings(request):
+                requests.append(request)
+
+        self.hub.watch = watch
         end = child(action, queue.Queue())
         assert end == {"signal": 0, "message": ""}, end
         self.hub.watch = lambda moment, request: None
         return requests
 
     def killed(self, action: Callable[[], object], number: int, moment: str) -> dict:
-        """How it ends if the Hub kills it at that moment of that request."""
+        """How it ends if the Hub, which has none of its large files, kills it at that moment of that request."""
+        self.hub.large.clear()
         arrivals, served, pids, seen = count(), threading.local(), queue.Queue(), []
 
         def watch(now: str, request: str) -> None:
+            if not brings(request):
+                return
             if now == ARRIVED:
                 served.number = next(arrivals)
             if (served.number, now) == (number, moment):
@@ -131,52 +149,45 @@ class Pushes:
         self.hub.watch = lambda moment, request: None
         return end | {"request": seen[0] if seen else None, "moment": moment}
 
-    def every_seed(self, way: str, seeds: int, requests: int, before, action) -> None:
-        """Kill it at random moments, spread over all of its requests; each time do it again, undisturbed."""
-        for seed in range(seeds):
-            name = f"{way.replace(', ', '-').replace(' ', '-')}-{seed}/model"
-            before(name)
+    def every_seed(self, way: str, seeds: int, requests: int, action: Callable[[str], object], before=()) -> None:
+        """Kill `action` at random moments, spread over its requests, where the repository has the revisions `before`;
+        each time do it again, undisturbed."""
+        for seed, name in enumerate(names({way: seeds})):
+            if before:
+                self.hub.repositories["models", name] = list(before)
             place = int((seed + random.Random(seed).random()) / seeds * requests * len(MOMENTS))
             number, moment = divmod(place, len(MOMENTS))
             end = self.killed(lambda: action(name), number, MOMENTS[moment])  # noqa: B023
             end["revisions"] = len(self.hub.repositories.get(("models", name), []))
             self.undisturbed(lambda: action(name))  # noqa: B023
-            self.ends[name] = end | {"way": way}
+            self.ends[name] = end
 
 
 def main(root: Path, hub: Hub) -> None:
     import torch
 
+    import hub_cards.push
     import modeling_flm.modeling_flm
-    import trainers  # noqa: F401  all of it is imported once, here
-    from hub_cards import push as _  # noqa: F401
+    import trainers  # noqa: F401  all that the children need is imported once, here
 
     torch.set_num_threads(1)
     make_revisions(root)
     pushes = Pushes(hub)
-    for way, seeds in SEEDS.items():
-        reference = f"reference-{list(SEEDS).index(way)}/model"
-
-        def earlier(name: str, way: str = way) -> None:
-            if way != "flm push, the first":
-                pushes.undisturbed(lambda: push(way, root / "earlier", name))
-
-        def new(name: str, way: str = way) -> None:
-            push(way, root / "new", name)
-
-        earlier(reference)
-        requests = pushes.undisturbed(lambda: new(reference))  # noqa: B023
-        pushes.every_seed(way, seeds, len(requests), earlier, new)
-    for strategy, seeds in TRAINING_SEEDS.items():
-
-        def run(name: str, strategy: str = strategy) -> None:
-            train(root / name, name, strategy)
-
-        requests = pushes.undisturbed(lambda: run(f"reference-{strategy}/model"))  # noqa: B023
-        pushes.every_seed(strategy, seeds, len(requests), lambda name: None, run)
-    lost = "lost/model"
-    assert child(lambda: train_until_it_is_pushed(root / lost, lost), queue.Queue())["signal"] == signal.SIGKILL
-    pushes.undisturbed(lambda: go_on_elsewhere(root / "elsewhere" / "model", lost))
+    for way, seeds in PUSHES.items():
+        reference, before = f"{way}/model", []
+        if way != "flm-push-the-first":
+            pushes.undisturbed(lambda: push(way, root / "earlier", reference))  # noqa: B023
+            before = list(hub.repositories["models", reference])
+        hub.large.clear()
+        requests = pushes.undisturbed(lambda: push(way, root / "new", reference))  # noqa: B023
+        pushes.every_seed(way, seeds, len(requests), lambda name: push(way, root / "new", name), before)  # noqa: B023
+    for strategy, seeds in TRAININGS.items():
+        hub.large.clear()
+        requests = pushes.undisturbed(lambda: train(root, f"{strategy}/model", strategy))  # noqa: B023
+        pushes.every_seed(strategy, seeds, len(requests), lambda name: train(root, name, strategy))  # noqa: B023
+    end = child(lambda: train_until_it_is_pushed(root, "lost/model"), queue.Queue())
+    assert end == {"signal": signal.SIGKILL, "message": ""}, end
+    pushes.undisturbed(lambda: go_on_elsewhere(root, "lost/model"))
     (root / "hub.pickle").write_bytes(pickle.dumps(hub.repositories))
     (root / "ends.json").write_text(json.dumps(pushes.ends))
 
