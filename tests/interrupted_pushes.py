@@ -1,11 +1,15 @@
-"""What test_faults_of_pushing.py runs: `interrupted_pushes.py FOLDER` has a Hub on loopback and, in a child process for
-each seed, pushes to it or trains and pushes; the Hub kills the child at a random moment of one of its requests. Then it
-is done again, undisturbed. FOLDER gets `hub.pickle`, all revisions of all repositories, and `ends.json`.
+"""What test_faults_of_pushing.py runs: `interrupted_pushes.py FOLDER` has a Hub on loopback and, in a child process
+for each seed, pushes to it or trains and pushes; the Hub kills the child at a random moment of one of its requests, or
+fails. Then it is done again, undisturbed. FOLDER gets `hub.pickle`, all revisions of all repositories, and `ends.json`.
 
 Each seed has an organisation of its own, and in it a repository `model`: what is in it does not depend on the seed.
 """
 
+import contextlib
+import gc
+import io
 import json
+import logging
 import os
 import pickle
 import queue
@@ -17,12 +21,20 @@ import threading
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 from local_hub import ARRIVED, BEFORE_THE_ANSWER, HALFWAY, Cut, Hub, local_hub
 
 MOMENTS = (ARRIVED, HALFWAY, BEFORE_THE_ANSWER)
 PUSHES = {"flm-push": 8, "flm-push-the-first": 5, "model.push_to_hub": 7}  # seeds of each: 20 in all
 TRAININGS = {"every_save": 3, "checkpoint": 4}  # seeds of each `hub_strategy`
+FAILURES = {  # which request the Hub fails, and how
+    "refused": ("POST /api/repos/create", 401),
+    "broken": ("PUT /large/", 500),
+    "cut off": ("PUT /large/", Cut),
+    "slow behind a gateway": ("/preupload/", 504),
+    "silent at the end": ("/commit/", Cut),
+}
 FOLDER = Path(__file__).parent.parent / "hub_cards" / "fmlm-shidoku"
 
 
@@ -104,6 +116,22 @@ def child(action: Callable[[], object], pids: queue.Queue) -> dict:
     return {"signal": os.WTERMSIG(os.waitpid(pid, 0)[1]), "message": message}
 
 
+def waiting_for_nothing() -> None:
+    """From now on huggingface_hub does not wait before it tries again."""
+    from huggingface_hub.utils import _http
+
+    _http.time = SimpleNamespace(sleep=lambda seconds: None)
+
+
+def push_by_command(folder: Path, name: str) -> None:
+    """`flm push`; what it says of an error becomes an error."""
+    from trainers.cli import main
+
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        if main(["push", str(folder), name]):
+            raise RuntimeError(said.getvalue().strip().splitlines()[-1])
+
+
 def brings(request: str) -> bool:
     """Whether it brings something to the Hub; what else a push asks for depends on what is cached."""
     return request.startswith(("POST", "PUT"))
@@ -149,6 +177,20 @@ class Pushes:
         self.hub.watch = lambda moment, request: None
         return end | {"request": seen[0] if seen else None, "moment": moment}
 
+    def failing(self, action: Callable[[], object], part: str, how: int | type[Cut]) -> dict:
+        """How it ends if the Hub fails all requests like `part`: with a status, or half-way through."""
+        self.hub.large.clear()
+
+        def watch(moment: str, request: str) -> int | None:
+            if part not in request:
+                return None
+            if how is Cut and moment == HALFWAY:
+                raise Cut
+            return None if how is Cut or moment != ARRIVED else how
+
+        self.hub.watch = watch
+        return child(lambda: (waiting_for_nothing(), action()), queue.Queue())
+
     def every_seed(self, way: str, seeds: int, requests: int, action: Callable[[str], object], before=()) -> None:
         """Kill `action` at random moments, spread over its requests, where the repository has the revisions `before`;
         each time do it again, undisturbed."""
@@ -164,13 +206,13 @@ class Pushes:
 
 
 def main(root: Path, hub: Hub) -> None:
+    import interrupted_runs  # noqa: F401  what the children need is imported once, here
     import torch
 
-    import hub_cards.push
-    import modeling_flm.modeling_flm
-    import trainers  # noqa: F401  all that the children need is imported once, here
+    import hub_cards.push  # noqa: F401
 
     torch.set_num_threads(1)
+    gc.freeze()  # or each child would walk through, and so copy, all that was imported
     make_revisions(root)
     pushes = Pushes(hub)
     for way, seeds in PUSHES.items():
@@ -185,6 +227,17 @@ def main(root: Path, hub: Hub) -> None:
         hub.large.clear()
         requests = pushes.undisturbed(lambda: train(root, f"{strategy}/model", strategy))  # noqa: B023
         pushes.every_seed(strategy, seeds, len(requests), lambda name: train(root, name, strategy))  # noqa: B023
+    for failure, (part, how) in FAILURES.items():
+        name = f"{failure.replace(' ', '-')}/model"
+        end = pushes.failing(lambda: push_by_command(root / "new", name), part, how)  # noqa: B023
+        end["revisions"] = len(hub.repositories.get(("models", name), []))
+        pushes.undisturbed(lambda: push_by_command(root / "new", name))  # noqa: B023
+        pushes.ends[name] = end
+    logging.getLogger("trainers").addHandler(logging.FileHandler(root / "warnings.txt"))
+    pushes.ends["stubborn/model"] = pushes.failing(lambda: train(root, "stubborn/model", "checkpoint"), "PUT /", 500)
+    (root / "stubborn" / "model" / ".saving-left").mkdir()
+    (root / "stubborn" / "model" / ".saving-left" / "model.safetensors").write_text("cut off")
+    pushes.undisturbed(lambda: train(root, "stubborn/model", "checkpoint"))
     end = child(lambda: train_until_it_is_pushed(root, "lost/model"), queue.Queue())
     assert end == {"signal": signal.SIGKILL, "message": ""}, end
     pushes.undisturbed(lambda: go_on_elsewhere(root, "lost/model"))

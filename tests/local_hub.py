@@ -61,6 +61,7 @@ class Hub:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for its body
     server: "Server"
 
     def log_message(self, format: str, *args) -> None:

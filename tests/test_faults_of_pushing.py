@@ -1,4 +1,5 @@
-"""Pushes that are killed at any moment, or that meet a Hub that fails: what is on the Hub is whole, and nothing is lost."""
+"""Pushes that are killed at any moment, or that meet a Hub that fails: what is on the Hub is whole, nothing is lost,
+pushing again succeeds."""
 
 import json
 import os
@@ -9,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from interrupted_pushes import FOLDER, PUSHES, TRAININGS, names
-from local_hub import ARRIVED, BEFORE_THE_ANSWER, HALFWAY, local_hub
+from interrupted_pushes import FAILURES, FOLDER, PUSHES, TRAININGS, names
+from local_hub import ARRIVED, BEFORE_THE_ANSWER, HALFWAY, Cut, local_hub
 
 HERE = Path(__file__).parent
 STEPS = (2, 4, 6)
@@ -117,6 +118,36 @@ def test_the_hub_alone_is_enough_to_go_on_from(interrupted):
     step = json.loads((root / "downloaded" / "last-checkpoint" / "trainer_state.json").read_text())["global_step"]
     assert step in (2, 4) and not (root / "lost" / "model" / "checkpoint-2").exists()
     assert revisions["lost/model"][-1]["model.safetensors"] == revisions["checkpoint/model"][-1]["model.safetensors"]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_hub_that_fails_is_an_error_that_says_what_holds(interrupted, failure):
+    _, ends, revisions = interrupted
+    name = f"{failure.replace(' ', '-')}/model"
+    said, whole = ends[name]["message"], revisions["flm-push-the-first/model"]
+    assert f"flm: the push to {name} failed: " in said and "Push again once the reason is gone." in said
+    reasons = {
+        401: "401 Unauthorized",
+        500: "500 Internal Server Error",
+        504: "504 Gateway Timeout",
+        Cut: "Server disc",
+    }
+    part, how = FAILURES[failure]
+    assert reasons[how] in said and ("model.safetensors" in said) == part.startswith("PUT")
+    assert revisions[name][: ends[name]["revisions"]] == ([] if part.endswith("create") else whole[:1])
+    assert revisions[name] == whole
+
+
+def test_a_training_outlives_a_hub_that_fails_and_warns(interrupted):
+    root, ends, revisions = interrupted
+    assert "Error while uploading 'model.safetensors'" in ends["stubborn/model"]["message"]  # of the last push
+    warnings = (root / "warnings.txt").read_text().splitlines()
+    assert warnings and all("a push to stubborn/model failed, and training goes on: " in line for line in warnings)
+    assert "500 Internal Server Error" in warnings[0] and "`trainer.push_to_hub()`" in warnings[0]
+    last = revisions["stubborn/model"][-1]
+    assert not [file for file in last if ".saving" in file], "what a killed save had left behind was pushed"
+    for file in ("model.safetensors", "README.md"):
+        assert last[file] == revisions["checkpoint/model"][-1][file]
 
 
 def test_what_was_pushed_loads_from_the_hub(interrupted, tmp_path):

@@ -157,11 +157,14 @@ class FLMTrainer(Trainer):
             Path(self.args.output_dir, "README.md").write_text(text)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        before = list(self.push_in_progress.jobs) if self.push_in_progress else []
+        before = self._pushes()
         super()._push_from_checkpoint(checkpoint_folder)
-        for job in self.push_in_progress.jobs if self.push_in_progress else []:
-            if job not in before:
-                job.add_done_callback(self._warn_if_failed)  # the Trainer never asks how it ended
+        for push in self._pushes():
+            if push not in before:
+                push.add_done_callback(self._warn_if_failed)  # the Trainer never asks how it ended
+
+    def _pushes(self) -> list[Future]:
+        return list(self.push_in_progress.jobs) if self.push_in_progress else []
 
     def _warn_if_failed(self, push: Future) -> None:
         if error := push.exception():
