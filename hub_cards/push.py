@@ -83,8 +83,8 @@ def push(folder: Path, name: str, create_pr: bool = False, private: bool = False
         raise
     except Exception as error:
         raise RuntimeError(
-            f"the push to {name} failed: {reason(error)}. There it is as it was (or, where only the Hub's answer to "
-            "the last request was lost, all new). Push again once the reason is gone."
+            f"the push to {name} failed: {reason(error)}. The repository is as it was (or all new, if only the Hub's "
+            "last answer was lost). Push again once the reason is gone."
         ) from error
 
 

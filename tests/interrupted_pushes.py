@@ -1,6 +1,6 @@
 """What test_faults_of_pushing.py runs: `interrupted_pushes.py FOLDER` has a Hub on loopback and, in a child process
 for each seed, pushes to it or trains and pushes; the Hub kills the child at a random moment of one of its requests, or
-fails. Then it is done again, undisturbed. FOLDER gets `hub.pickle`, all revisions of all repositories, and `ends.json`.
+fails. Then it is done again, undisturbed. FOLDER gets `hub.pickle`, each repository's revisions, and `ends.json`.
 
 Each seed has an organisation of its own, and in it a repository `model`: what is in it does not depend on the seed.
 """

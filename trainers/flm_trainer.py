@@ -170,7 +170,7 @@ class FLMTrainer(Trainer):
         if error := push.exception():
             logger.warning(
                 f"a push to {self.hub_model_id} failed, and training goes on: {reason(error)}. What it was to bring "
-                f"is in {self.args.output_dir}; the next push takes it along, and so does `trainer.push_to_hub()`."
+                f"is in {self.args.output_dir}. The next push brings the newest; `trainer.push_to_hub()`, the model."
             )
 
     def _load_best_model(self) -> None:
