@@ -4,6 +4,7 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, SpaceCard
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 ROOT = Path(__file__).parent.parent
@@ -72,9 +73,28 @@ def push(folder: Path, name: str, create_pr: bool = False, private: bool = False
         the address of the commit, or of the pull request.
 
     Raises:
-        ValueError: see [`to_upload`].
+        ValueError: see [`to_upload`]; or `name` is none that the Hub allows.
+        RuntimeError: the Hub failed or refused; the repository there is as it was, or all of the new one.
     """
     files: dict[str, Path | bytes] = {**to_upload(folder)}
+    try:
+        return _commit(folder, files, name, create_pr, private)
+    except HFValidationError:
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"the push to {name} failed: {reason(error)}. The repository is as it was (or all new, if only the Hub's "
+            "last answer was lost). Push again once the reason is gone."
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """Why a push failed, in one line: of an upload huggingface_hub says so only in the cause of its error."""
+    cause = error.__cause__ if type(error) is RuntimeError else None
+    return " ".join((f"{error} {type(cause).__name__}: {cause}" if cause else f"{error}").split()).rstrip(".")
+
+
+def _commit(folder: Path, files: dict[str, Path | bytes], name: str, create_pr: bool, private: bool) -> str:
     sdk, api = _head(folder).get("sdk"), HfApi()
     kind = "space" if sdk else "model"
     made = api.create_repo(name, repo_type=kind, space_sdk=sdk, exist_ok=True, private=private or None)

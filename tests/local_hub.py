@@ -2,7 +2,7 @@
 
 `local_hub()` gives its address and itself. Repositories live in memory, each a list of revisions; pull requests are
 revisions of their own. Weights and parquet files travel by the large-file protocol of git (LFS), as on the real Hub
-without Xet, all others within the commit.
+without Xet, all others within the commit. `Hub.watch` sees every request come and go, and may cut it off or refuse it.
 """
 
 import base64
@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlparse
@@ -25,12 +26,25 @@ BATCH = re.compile(rf"/(?:(?:datasets|spaces)/)?{NAME}\.git/info/lfs/objects/bat
 Files = dict[str, bytes]
 
 
+# What `Hub.watch` is told of each request, in this order; at the last one it has been carried out.
+ARRIVED, HALFWAY, BEFORE_THE_ANSWER = "arrived", "half of its body has arrived", "before the answer"
+
+
+class Cut(Exception):
+    """Raised by `Hub.watch`: the connection ends here, without an answer."""
+
+
 class Hub:
-    """Repositories by (kind, name): (commit, branch, files) in the order of their making."""
+    """Repositories by (kind, name): (commit, branch, files) in the order of their making.
+
+    `watch(moment, request)`, as in `watch(ARRIVED, "POST /api/repos/create")`, is called by the thread that serves the
+    request. A status that it returns upon arrival is all the answer there is.
+    """
 
     def __init__(self):
         self.repositories: dict[tuple[str, str], list[tuple[str, str, Files]]] = {}
         self.large: Files = {}  # large files by their sha256
+        self.watch: Callable[[str, str], int | None] = lambda moment, request: None
 
     def commit(self, key: tuple[str, str], files: Files, branch: str = "main") -> str:
         revisions = self.repositories.setdefault(key, [])
@@ -47,6 +61,7 @@ class Hub:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for its body
     server: "Server"
 
     def log_message(self, format: str, *args) -> None:
@@ -54,6 +69,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body, code: int = 200, **headers: str) -> None:
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.server.hub.watch(BEFORE_THE_ANSWER, self.name)
         self.send_response(code)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
@@ -68,24 +84,42 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"error": f"{what} is missing"}, 404, X_Error_Code=what, X_Error_Message=f"{what} is missing")
 
     def handle_request(self) -> None:
+        try:
+            self.serve()
+        except (Cut, ConnectionError):
+            self.close_connection = True
+
+    def serve(self) -> None:
         url = urlparse(self.path)
-        path, data = unquote(url.path), self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if path == "/api/whoami-v2":
+        path, size = unquote(url.path), int(self.headers.get("Content-Length") or 0)
+        self.name = f"{self.command} {path}"
+        refused = self.server.hub.watch(ARRIVED, self.name)
+        data = self.rfile.read(size // 2)
+        self.server.hub.watch(HALFWAY, self.name)
+        data += self.rfile.read(size - size // 2)
+        if len(data) < size:  # who sent it is gone
+            raise Cut
+        if refused:
+            self.answer({"error": f"status {refused}"}, refused)
+        elif path == "/api/whoami-v2":
             self.answer({"type": "user", "name": "tester", "fullname": "tester", "orgs": []})
         elif path == "/api/validate-yaml":
             self.answer({"errors": [], "warnings": []})
         elif path == "/api/repos/create":
             self.create(json.loads(data))
         elif BATCH.fullmatch(path):
-            wanted = json.loads(data)["objects"]
-            uploads = [f"http://{self.headers['Host']}/large/{file['oid']}" for file in wanted]
-            objects = [
-                file | {"actions": {"upload": {"href": url}}} for file, url in zip(wanted, uploads, strict=True)
-            ]
+            objects = json.loads(data)["objects"]
+            for file in objects:
+                if file["oid"] not in self.server.hub.large:
+                    file["actions"] = {"upload": {"href": f"http://{self.headers['Host']}/large/{file['oid']}"}}
             self.answer({"transfer": "basic", "objects": objects}, Content_Type="application/vnd.git-lfs+json")
         elif path.startswith("/large/"):
-            self.server.hub.large[path.removeprefix("/large/")] = data
-            self.answer({})
+            oid = path.removeprefix("/large/")
+            if hashlib.sha256(data).hexdigest() == oid:
+                self.server.hub.large[oid] = data
+                self.answer({})
+            else:
+                self.answer({"error": "these are not the bytes that were announced"}, 400)
         elif match := RESOLVE.fullmatch(path):
             self.resolve(match)
         elif match := API.fullmatch(path):

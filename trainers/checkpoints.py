@@ -2,7 +2,7 @@
 
 The Trainer writes `trainer_state.json` after everything else. A checkpoint is whole when that file can be read and
 names the step of its folder: a run that was killed, or that met a full disk, in the middle of a save is found out that
-way.
+way. On the Hub the newest one is called `last-checkpoint` (`hub_strategy="checkpoint"`), whatever its step.
 """
 
 import json
@@ -17,7 +17,7 @@ def is_whole(checkpoint: Path) -> bool:
         state = json.loads((checkpoint / STATE).read_text())
     except (OSError, ValueError):
         return False
-    return checkpoint.name == f"checkpoint-{state.get('global_step')}"
+    return checkpoint.name in (f"checkpoint-{state.get('global_step')}", "last-checkpoint")
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:

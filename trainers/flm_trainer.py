@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -14,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
+from hub_cards.push import reason
 from modeling_flm.flow_flm import NoiseLaw
 
 from .card import training_card
@@ -24,6 +28,8 @@ from .ema import EMA
 from .flm_arguments import FLMTrainingArguments
 from .noise import draw_conditioning, draw_times_and_seeds
 from .sharding import sharded_by_blocks, whole
+
+logger = logging.get_logger(__name__)
 
 RAW_WEIGHTS = "raw_weights.safetensors"
 TAU_BINS = 5
@@ -40,7 +46,8 @@ class FLMTrainer(Trainer):
       beside.
     * The evaluation loss is taken at fixed noise and times, overall (`eval_loss`, the mean over all scored positions)
       and by time (`eval_loss_tau_0.2_0.4`, ...). Samples are drawn at each evaluation.
-    * `push_to_hub` writes a model card of what was trained.
+    * `push_to_hub` writes a model card of what was trained. What is pushed during training has it, and the code of the
+      model, too; where such a push fails training goes on, with a warning.
     * Unfinished checkpoints are recognised: `train(resume_from_checkpoint=True)` takes the last whole one.
     * Of a PEFT model the adapter alone is averaged and saved.
     * With `fsdp=True` weights, average and optimiser are sharded over the processes (docs/scaling.md).
@@ -95,11 +102,12 @@ class FLMTrainer(Trainer):
         """The batch with the times, the noise and the conditioning of its examples' places in the global batch."""
         ids = batch["input_ids"]
         times, seeds = draw_times_and_seeds(self.args.seed, self.state.global_step, global_batch_size, places)
-        batch["timesteps"] = torch.from_numpy(times).to(ids.device)
+        batch["timesteps"] = torch.from_numpy(times).to(ids.device, non_blocking=True)
         batch["noise_seed"] = seeds  # a list stays on the host, where generators take their seeds
         if self.args.conditioning_rate > 0:
-            kept = draw_conditioning(seeds, ids.shape[1], self.args.conditioning_rate)
-            batch["labels"] = batch["labels"].masked_fill(torch.from_numpy(kept).to(ids.device), -100)
+            drawn = draw_conditioning(seeds, ids.shape[1], self.args.conditioning_rate)
+            kept = torch.from_numpy(drawn).to(ids.device, non_blocking=True)
+            batch["labels"] = batch["labels"].masked_fill(kept, -100)
         return batch
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
@@ -143,7 +151,7 @@ class FLMTrainer(Trainer):
         if self.is_world_process_zero():
             text = training_card(
                 self,
-                model_name or Path(self.args.output_dir).name,
+                model_name or (self.args.hub_model_id or Path(self.args.output_dir).absolute().name).split("/")[-1],
                 finetuned_from,
                 _listed(dataset or dataset_tags) or self.trained_on,
                 _listed(tags),
@@ -151,6 +159,23 @@ class FLMTrainer(Trainer):
                 license=license,
             )
             Path(self.args.output_dir, "README.md").write_text(text)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        before = self._pushes()
+        super()._push_from_checkpoint(checkpoint_folder)
+        for push in self._pushes():
+            if push not in before:
+                push.add_done_callback(self._warn_if_failed)  # the Trainer never asks how it ended
+
+    def _pushes(self) -> list[Future]:
+        return list(self.push_in_progress.jobs) if self.push_in_progress else []
+
+    def _warn_if_failed(self, push: Future) -> None:
+        if error := push.exception():
+            logger.warning(
+                f"a push to {self.hub_model_id} failed, and training goes on: {reason(error)}. What it was to bring "
+                f"is in {self.args.output_dir}. The next push brings the newest; `trainer.push_to_hub()`, the model."
+            )
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -305,6 +330,17 @@ class _FlowCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         if self.trainer.ema is not None:
             self.trainer.ema.update(state.global_step + 1)
+
+    def on_push_begin(self, args, state, control, **kwargs):
+        """What the Trainer pushes during training lacks the model's code and its card, and would not load."""
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        for left in folder.glob(".saving-*"):  # by a save that was killed: all of the folder is pushed
+            shutil.rmtree(left)
+        for code in folder.glob(f"checkpoint-{state.global_step}/*.py"):
+            shutil.copy(code, folder)
+        self.trainer.create_model_card()
 
     def on_evaluate(self, args, state, control, **kwargs):
         if args.num_samples > 0:

@@ -88,8 +88,9 @@ class FMLMTrainer(FLMTrainer):
         )
         device = batch["input_ids"].device
         names = ("timesteps", "middle_timesteps", "target_timesteps")
-        batch |= {name: torch.from_numpy(tau).to(device) for name, tau in zip(names, pairs[:3], strict=True)}
-        batch["diagonal"] = pairs.diagonal.tolist()
+        for name, tau in zip(names, pairs[:3], strict=True):
+            batch[name] = torch.from_numpy(tau).to(device, non_blocking=True)
+        batch["diagonal"] = pairs.diagonal  # stays on the host
         return batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -112,8 +113,8 @@ class FMLMTrainer(FLMTrainer):
         other_tables = [own.table if average else None, teacher.table if self.teacher is not None else None]
         states, own_states, teacher_states = self._states(student, other_tables, inputs, scored)
 
-        diagonal = torch.tensor(inputs["diagonal"])
-        on, off = (side.nonzero().squeeze(1).to(start.device) for side in (diagonal, ~diagonal))
+        places = (np.flatnonzero(side) for side in (inputs["diagonal"], ~inputs["diagonal"]))
+        on, off = (torch.from_numpy(index).to(start.device, non_blocking=True) for index in places)
         output = model(
             inputs_embeds=states.value,
             timesteps=start,

@@ -1,0 +1,156 @@
+"""What the options of a training step are worth: activation checkpointing, one law of the noise, the fused optimiser.
+
+    python -m benchmarks.step_options                   # or one of its parts:
+    python -m benchmarks.step_options accumulation
+
+    checkpointing   a step with and without `activation_checkpointing=True`, which works out activations twice
+    accumulation    a step of four small micro-batches that share the law of the noise (`NoiseLaw`), as the trainers
+                    have it, or have each their own
+    vocabulary      the output layer's loss and gradient alone, in chunks, its elementwise part compiled or not
+    optimiser       AdamW alone, with its loop over the parameters or fused (the trainers' default)
+
+The model is that of `benchmarks.training_step`; ways run in turn, memory is that of a process of its own.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from datasets import Dataset
+
+from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel, losses_flm
+from modeling_flm.flow_flm import NoiseLaw
+from trainers import FLMTrainer, FLMTrainingArguments, FMLMTrainer, FMLMTrainingArguments
+
+from .results import ROOT, Row, measure_parts, table
+from .timing import growth, in_its_own_process, in_turn, machine, spread
+from .training_step import DEVICE, SIZES, TURNS, Size, config
+
+RESULTS = ROOT / "benchmarks" / "step_options.json"
+LONG, SMALL = SIZES["owt-4"], Size(30_522, 128, 4)
+MICRO_BATCHES = 4
+COMMON = dict(report_to="none", use_cpu=DEVICE == "cpu", bf16=DEVICE == "cuda", ema_decay=0)
+
+Ways = dict[str, Callable[[], object]]  # in pairs: without the option, with it
+
+
+def trainer(kind: str, size: Size, folder: str, micro_batches: int = 1, **changes) -> FLMTrainer:
+    torch.manual_seed(0)
+    rows = torch.randint(0, size.vocab_size, (micro_batches * size.batch_size, size.length)).tolist()
+    data = {"train_dataset": Dataset.from_dict({"input_ids": rows})}
+    shared = COMMON | {"per_device_train_batch_size": size.batch_size, "gradient_accumulation_steps": micro_batches}
+    flow = FLMModel(FLMConfig(**config(size)))
+    if kind == "flow":
+        made = FLMTrainer(flow, FLMTrainingArguments(folder, **shared, **changes), **data)
+    else:
+        student = FMLMModel(FMLMConfig(**config(size)))
+        made = FMLMTrainer(student, flow, FMLMTrainingArguments(folder, **shared, **changes), **data)
+    made.create_optimizer()
+    made.current_gradient_accumulation_steps = micro_batches
+    return made
+
+
+def step(made: FLMTrainer, batches: list[dict], one_law: bool = True) -> None:
+    """Forward and backward of all micro-batches."""
+    drawn, count = made.get_batch_samples(map(dict, batches), len(batches), made.args.device)
+    for batch in drawn:
+        if not one_law:
+            batch["noise_law"] = NoiseLaw()
+        made.training_step(made.model, batch, count)
+    made.model.zero_grad()
+
+
+def with_and_without_checkpointing(folder: str) -> Ways:
+    ways: Ways = {}
+    for name, checkpointing in (("plain", False), ("activation checkpointing", True)):
+        made = trainer("flow", LONG, folder)
+        if checkpointing:
+            made.model.activation_checkpointing_enable()
+        ways[name] = partial(step, made, list(made.get_train_dataloader()))
+    return ways
+
+
+def of_micro_batches(folder: str) -> Ways:
+    ways: Ways = {}
+    for kind in ("flow", "map"):
+        made = trainer(kind, SMALL, folder, MICRO_BATCHES)
+        batches = list(made.get_train_dataloader())
+        ways[f"{kind}, a law for each micro-batch"] = partial(step, made, batches, False)
+        ways[f"{kind}, one law of the noise"] = partial(step, made, batches, True)
+    return ways
+
+
+def of_the_vocabulary(folder: str) -> Ways:
+    model = FLMModel(FLMConfig(**config(LONG))).to(DEVICE)
+    hidden = torch.randn(LONG.tokens // 4, model.config.hidden_size, device=DEVICE, requires_grad=True)
+    labels = torch.randint(0, LONG.vocab_size, (len(hidden),), device=DEVICE)
+    plain = losses_flm._label_loss
+
+    def loss(label_loss: Callable) -> None:
+        losses_flm._label_loss = label_loss
+        weights, cap = torch.ones(len(hidden), device=DEVICE), model.config.final_logit_softcapping
+        head = model.lm_head.weight, model.lm_head.bias
+        losses_flm.chunked_cross_entropy(hidden, *head, labels, weights, cap)[0].backward()
+
+    return {"plain": partial(loss, plain), "compiled": partial(loss, torch.compile(plain, dynamic=False))}
+
+
+def of_optimisers(folder: str) -> Ways:
+    model = FLMModel(FLMConfig(**config(LONG))).to(DEVICE)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return {
+        "AdamW": torch.optim.AdamW(model.parameters(), lr=1e-4, fused=False).step,
+        "AdamW, fused": torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True).step,
+    }
+
+
+WAYS: dict[str, tuple[str, Callable[[str], Ways]]] = {
+    "checkpointing": (f"V {LONG.vocab_size:,}, {LONG.tokens:,} tokens", with_and_without_checkpointing),
+    "accumulation": (
+        f"V {SMALL.vocab_size:,}, {MICRO_BATCHES} micro-batches of {SMALL.tokens:,} tokens",
+        of_micro_batches,
+    ),
+    "vocabulary": (f"V {LONG.vocab_size:,}, {LONG.tokens // 4:,} tokens", of_the_vocabulary),
+    "optimiser": (f"V {LONG.vocab_size:,}", of_optimisers),
+}
+
+
+def memory(part: str, way: str) -> float:
+    """GiB that two steps need beyond the loaded models."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = WAYS[part][1](folder)[way]
+        return growth(lambda: [run() for _ in range(2)])
+
+
+def measure(part: str) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = in_turn(WAYS[part][1](folder), TURNS)
+    rows: list[Row] = []
+    for number, (way, values) in enumerate(seconds.items()):
+        if number % 2 == 0:
+            plain = statistics.median(values)
+        row: Row = {"way": way} | spread(values) | {"x plain": statistics.median(values) / plain}
+        rows.append(row | {"peak GiB": in_its_own_process(memory, part, way)})
+        print(rows[-1], flush=True)
+    return [row | {"machine": machine()} for row in rows]
+
+
+def report(results: dict[str, list[Row]]) -> str:
+    text = [
+        "# Options of a training step",
+        "",
+        "`python -m benchmarks.step_options` measures everything here anew: forward and backward (optimiser: its step",
+        f"alone), float32 on a CPU, median of {TURNS}, run in turn. Memory: beyond the loaded models.",
+    ]
+    for part, (title, _) in WAYS.items():
+        if part in results:
+            rows = [{k: v for k, v in row.items() if k != "machine"} for row in results[part]]
+            text += ["", f"## {part.capitalize()} ({title})", "", table(rows), "", f"({results[part][0]['machine']})"]
+    return "\n".join(text) + "\n"
+
+
+if __name__ == "__main__":
+    measure_parts({part: partial(measure, part) for part in WAYS}, RESULTS, report)

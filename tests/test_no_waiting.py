@@ -1,0 +1,73 @@
+"""A training step asks for no value of a tensor: on an accelerator the host would wait for the device each time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from training import arguments, counting_rows, fresh_model
+from transformers import default_data_collator
+
+from modeling_flm import FMLMModel, modeling_flm
+from trainers import FLMTrainer, FMLMTrainer, FMLMTrainingArguments
+
+
+class NoValues(TorchDispatchMode):
+    """Refuses operations whose result, or its shape, depends on values: `item`, `bool`, `equal`, `nonzero`, ..."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        if func is torch.ops.aten.index.Tensor and all(i is None or i.dtype != torch.bool for i in args[1]):
+            tags.clear()  # by numbers of rows, not by a mask
+        assert not tags, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def trainer_of(kind: str, folder, **changes) -> FLMTrainer:
+    data = {"train_dataset": counting_rows(16), "data_collator": default_data_collator}
+    changes |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "learned_loss_weighting": True}
+    if kind == "flow":
+        return FLMTrainer(fresh_model(), arguments(folder, **changes), **data)
+    args = arguments(folder, kind=FMLMTrainingArguments, objective=kind, **changes)
+    return FMLMTrainer(fresh_model(1, kind=FMLMModel), fresh_model(), args, **data)
+
+
+def a_step(trainer: FLMTrainer, watch) -> None:
+    """Both micro-batches of a step, forward and backward, while `watch`."""
+    trainer.current_gradient_accumulation_steps = 2
+    micro_batches, count = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 2, trainer.args.device)
+    with watch:
+        for batch in micro_batches:
+            trainer.training_step(trainer.model, batch, count)
+    assert all(p.grad is not None for p in trainer.model.lm_head.parameters())
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kind", ["flow", "semigroup", "lagrangian", "eulerian"])
+def test_a_step_asks_for_no_value(kind, tmp_path, monkeypatch):
+    # On a CPU arguments are looked at, which costs nothing there: here as on an accelerator.
+    monkeypatch.setattr(modeling_flm, "_checkable", lambda x: False)
+    a_step(trainer_of(kind, tmp_path, conditioning_rate=0.5), NoValues())
+
+
+def test_what_would_wait_is_seen():
+    for ask in (torch.Tensor.item, bool, torch.Tensor.nonzero, lambda x: x[x > 0], lambda x: torch.equal(x, x)):
+        with NoValues(), pytest.raises(AssertionError, match="waits for the device"):
+            ask(torch.ones(1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["flow", "semigroup"])
+def test_a_step_does_not_wait_for_a_gpu(kind, tmp_path):
+    trainer = trainer_of(kind, tmp_path, use_cpu=False)
+    a_step(trainer, nullcontext())  # the first allocates, and starts libraries
+    a_step(trainer, no_waiting())
