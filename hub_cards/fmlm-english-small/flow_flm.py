@@ -250,6 +250,9 @@ def white_noise(
     return noise, uniform
 
 
+_TABLE_ROWS = 1 << 13  # of embedding tables, copied at a time where they are needed in another precision
+
+
 class NoiseLaw:
     """The law of the noise that [`embedded_noise`] draws for some tables, worked out at the first use and kept: one
     object serves for as long as those tables stay as they are, over the micro-batches of a step, say.
@@ -262,8 +265,7 @@ class NoiseLaw:
     def of(self, *tables: Tensor) -> tuple[Tensor, Tensor]:
         """E^T E of the tables side by side, E (V, d), and its Cholesky factor C: both (d, d)."""
         if self._known is None:
-            table = _side_by_side(tables)
-            gram = table.T @ table
+            gram = functools.reduce(torch.add, (rows.T @ rows for rows in _rows(tables)))
             # The Gram matrix is only known to rounding: the ridge lifts it above that, and changes the law as little.
             ridge = 10 * torch.finfo(gram.dtype).eps * gram.diagonal().mean()
             # The factor itself is taken in float64, without the host synchronisation of an error check.
@@ -276,14 +278,28 @@ class _Gram(torch.autograd.Function):
     """Ebar^T E with Ebar = stopgrad(E), its value being known: the gradient in E is Ebar times that of the value."""
 
     @staticmethod
-    def forward(ctx, table, value):
-        ctx.save_for_backward(table)
+    def forward(ctx, value, *tables):
+        ctx.save_for_backward(*tables)
         return value.view_as(value)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
-        (table,) = ctx.saved_tensors
-        return table.detach() @ gradient, None
+        gradients: list[Tensor | None] = []
+        parts = gradient.split([table.shape[1] for table in ctx.saved_tensors], dim=1)
+        for table, part, wanted in zip(ctx.saved_tensors, parts, ctx.needs_input_grad[1:], strict=True):
+            of_table = torch.empty_like(table) if wanted else None
+            if of_table is not None:
+                for some, rows in zip(of_table.split(_TABLE_ROWS), _rows(ctx.saved_tensors), strict=True):
+                    some.copy_(rows @ part)
+            gradients.append(of_table)
+        return None, *gradients
+
+
+def _rows(tables: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Some rows at a time of the tables side by side: of one at least in float32, of several in float64."""
+    for some in zip(*(table.split(_TABLE_ROWS) for table in tables), strict=True):
+        yield some[0].to(_at_least_float32(some[0])) if len(some) == 1 else torch.cat(some, dim=1).double()
 
 
 def embedded_noise(white: Tensor, *tables: Tensor, law: NoiseLaw | None = None) -> tuple[Tensor, ...]:
@@ -310,15 +326,10 @@ def embedded_noise(white: Tensor, *tables: Tensor, law: NoiseLaw | None = None) 
     """
     gram, factor = (law or NoiseLaw()).of(*tables)
     if torch.is_grad_enabled():
-        gram = _Gram.apply(_side_by_side(tables), gram)
+        gram = _Gram.apply(gram, *tables)
     whitened = torch.linalg.solve_triangular(factor, white.to(gram.dtype), upper=False, left=False)
     noise = (whitened @ gram).to(_at_least_float32(tables[0]))
     return noise.split([table.shape[1] for table in tables], dim=-1)
-
-
-def _side_by_side(tables: tuple[Tensor, ...]) -> Tensor:
-    """One table as it is, at least in float32; several as one of their widths together, in float64."""
-    return tables[0].to(_at_least_float32(tables[0])) if len(tables) == 1 else torch.cat(tables, dim=1).double()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
