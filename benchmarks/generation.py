@@ -29,7 +29,7 @@ from .timing import growth, in_its_own_process, in_turn, machine, spread
 
 RESULTS = ROOT / "benchmarks" / "generation.json"
 VOCABULARY, WIDTH, BLOCKS, HEADS = 50_257, 768, 12, 12
-TURNS = 3
+TURNS = 7
 SIZES = {f"{length}x{batch}": (length, batch, torch.float32) for length in (128, 1024) for batch in (1, 16)} | {
     f"{length}x1-bfloat16": (length, 1, torch.bfloat16) for length in (128, 1024)
 }

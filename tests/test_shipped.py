@@ -18,7 +18,9 @@ from benchmarks import (
     likelihood,
     samplers,
     scaling,
+    soak,
     startup,
+    step_options,
     style,
     training_step,
 )
@@ -70,7 +72,9 @@ BENCHMARKS = [
     generation,
     likelihood,
     samplers,
+    soak,
     startup,
+    step_options,
     style,
     training_step,
 ]
