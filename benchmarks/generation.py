@@ -25,7 +25,7 @@ from transformers.generation import CompileConfig
 from modeling_flm import FMLMConfig, FMLMModel
 
 from .results import HUB, ROOT, Row, measure_parts, table
-from .timing import growth, in_its_own_process, in_turn, machine, spread
+from .timing import growth, in_its_own_process, in_turn, machine, spread, timed_table
 
 RESULTS = ROOT / "benchmarks" / "generation.json"
 VOCABULARY, WIDTH, BLOCKS, HEADS = 50_257, 768, 12, 12
@@ -118,9 +118,8 @@ def report(results: dict[str, list[Row]]) -> str:
     ]
     for name, (length, batch, dtype) in SIZES.items():
         if name in results:
-            rows = [{k: v for k, v in row.items() if k != "machine"} for row in results[name]]
             title = f"## {batch} x {length:,} tokens, {str(dtype).removeprefix('torch.')}"
-            text += ["", title, "", table(rows), "", f"({results[name][0]['machine']})"]
+            text += ["", title, "", timed_table(results[name])]
     if "agreement" in results:
         text += [
             "",

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from .results import HUB, ROOT, Row, measure_parts, table
-from .timing import machine, spread
+from .results import HUB, ROOT, Row, measure_parts
+from .timing import machine, spread, timed_table
 
 RESULTS = ROOT / "benchmarks" / "startup.json"
 TURNS = 5
@@ -42,16 +42,13 @@ def measure() -> list[Row]:
 
 
 def report(results: dict[str, list[Row]]) -> str:
-    rows = [{k: v for k, v in row.items() if k != "machine"} for row in results["startup"]]
     return "\n".join(
         [
             "# Start-up",
             "",
             f"`python -m benchmarks.startup`: fresh processes, median of {TURNS}.",
             "",
-            table(rows),
-            "",
-            f"({results['startup'][0]['machine']})",
+            timed_table(results["startup"]),
             "",
         ]
     )

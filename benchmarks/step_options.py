@@ -24,8 +24,8 @@ from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel, losses_flm
 from modeling_flm.flow_flm import NoiseLaw
 from trainers import FLMTrainer, FLMTrainingArguments, FMLMTrainer, FMLMTrainingArguments
 
-from .results import ROOT, Row, measure_parts, table
-from .timing import growth, in_its_own_process, in_turn, machine, spread
+from .results import ROOT, Row, measure_parts
+from .timing import growth, in_its_own_process, in_turn, machine, spread, timed_table
 from .training_step import DEVICE, SIZES, TURNS, Size, config
 
 RESULTS = ROOT / "benchmarks" / "step_options.json"
@@ -147,8 +147,7 @@ def report(results: dict[str, list[Row]]) -> str:
     ]
     for part, (title, _) in WAYS.items():
         if part in results:
-            rows = [{k: v for k, v in row.items() if k != "machine"} for row in results[part]]
-            text += ["", f"## {part.capitalize()} ({title})", "", table(rows), "", f"({results[part][0]['machine']})"]
+            text += ["", f"## {part.capitalize()} ({title})", "", timed_table(results[part])]
     return "\n".join(text) + "\n"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .results import Row
+from .results import Row, table
 
 
 def in_turn(ways: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
@@ -83,3 +83,9 @@ def machine() -> str:
     if torch.cuda.is_available():
         model = torch.cuda.get_device_name()
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
+
+
+def timed_table(rows: list[Row]) -> str:
+    """Rows that say what machine they were taken on as Markdown: it stands below them, once."""
+    shown = [{name: value for name, value in row.items() if name != "machine"} for row in rows]
+    return f"{table(shown)}\n\n({rows[0]['machine']})"

@@ -30,8 +30,8 @@ from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 from modeling_flm.flow_flm import interpolate, softcap
 from trainers import FMLMTrainer, FMLMTrainingArguments
 
-from .results import ROOT, Row, measure_parts, table
-from .timing import growth, in_its_own_process, in_turn, machine, matmul_flops, spread
+from .results import ROOT, Row, measure_parts
+from .timing import growth, in_its_own_process, in_turn, machine, matmul_flops, spread, timed_table
 
 RESULTS = ROOT / "benchmarks" / "training_step.json"
 WIDTH, BLOCKS = 512, 8
@@ -177,9 +177,8 @@ def report(results: dict[str, list[Row]]) -> str:
     ]
     for name, size in SIZES.items():
         if name in results:
-            rows = [{k: v for k, v in row.items() if k != "machine"} for row in results[name]]
             title = f"## V {size.vocab_size:,}, {size.batch_size} x {size.length:,} = {size.tokens:,} tokens"
-            text += ["", title, "", table(rows), "", f"({results[name][0]['machine']})"]
+            text += ["", title, "", timed_table(results[name])]
     return "\n".join(text) + "\n"
 
 
