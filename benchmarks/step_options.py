@@ -18,38 +18,20 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from datasets import Dataset
 
-from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel, losses_flm
+from modeling_flm import FLMConfig, FLMModel, losses_flm
 from modeling_flm.flow_flm import NoiseLaw
-from trainers import FLMTrainer, FLMTrainingArguments, FMLMTrainer, FMLMTrainingArguments
+from trainers import FLMTrainer
 
 from .results import ROOT, Row, measure_parts
 from .timing import growth, in_its_own_process, in_turn, machine, spread, timed_table
-from .training_step import DEVICE, SIZES, TURNS, Size, config
+from .training_step import DEVICE, SIZES, TURNS, Size, config, trainer
 
 RESULTS = ROOT / "benchmarks" / "step_options.json"
 LONG, SMALL = SIZES["owt-4"], Size(30_522, 128, 4)
 MICRO_BATCHES = 4
-COMMON = dict(report_to="none", use_cpu=DEVICE == "cpu", bf16=DEVICE == "cuda", ema_decay=0)
 
 Ways = dict[str, Callable[[], object]]  # in pairs: without the option, with it
-
-
-def trainer(kind: str, size: Size, folder: str, micro_batches: int = 1, **changes) -> FLMTrainer:
-    torch.manual_seed(0)
-    rows = torch.randint(0, size.vocab_size, (micro_batches * size.batch_size, size.length)).tolist()
-    data = {"train_dataset": Dataset.from_dict({"input_ids": rows})}
-    shared = COMMON | {"per_device_train_batch_size": size.batch_size, "gradient_accumulation_steps": micro_batches}
-    flow = FLMModel(FLMConfig(**config(size)))
-    if kind == "flow":
-        made = FLMTrainer(flow, FLMTrainingArguments(folder, **shared, **changes), **data)
-    else:
-        student = FMLMModel(FMLMConfig(**config(size)))
-        made = FMLMTrainer(student, flow, FMLMTrainingArguments(folder, **shared, **changes), **data)
-    made.create_optimizer()
-    made.current_gradient_accumulation_steps = micro_batches
-    return made
 
 
 def step(made: FLMTrainer, batches: list[dict], one_law: bool = True) -> None:

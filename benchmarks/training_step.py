@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 from modeling_flm.flow_flm import interpolate, softcap
-from trainers import FMLMTrainer, FMLMTrainingArguments
+from trainers import FLMTrainer, FLMTrainingArguments, FMLMTrainer, FMLMTrainingArguments
 
 from .results import ROOT, Row, measure_parts
 from .timing import growth, in_its_own_process, in_turn, machine, matmul_flops, spread, timed_table
@@ -109,29 +109,40 @@ def steps_of_a_flow(size: Size) -> dict[str, Callable[[], None]]:
     return {way: partial(step, loss_of) for way, loss_of in LOSSES.items()}
 
 
-def step_of_a_map(size: Size, folder: str) -> Callable[[], None]:
-    """A distillation step, of a teacher of the same size."""
+def trainer(kind: str, size: Size, folder: str, micro_batches: int = 1) -> FLMTrainer:
+    """That of a "flow", or of a "map" and a teacher of the same size, with the data of one step and its optimiser."""
     torch.manual_seed(0)
-    student, teacher = FMLMModel(FMLMConfig(**config(size))), FLMModel(FLMConfig(**config(size)))
-    args = FMLMTrainingArguments(
-        folder,
+    rows = torch.randint(0, size.vocab_size, (micro_batches * size.batch_size, size.length)).tolist()
+    data = {"train_dataset": Dataset.from_dict({"input_ids": rows})}
+    settings = dict(
         per_device_train_batch_size=size.batch_size,
+        gradient_accumulation_steps=micro_batches,
         report_to="none",
         use_cpu=DEVICE == "cpu",
         bf16=DEVICE == "cuda",
         ema_decay=0,
     )
-    rows = Dataset.from_dict({"input_ids": torch.randint(0, size.vocab_size, (size.batch_size, size.length)).tolist()})
-    trainer = FMLMTrainer(student, teacher, args, train_dataset=rows)
-    trainer.create_optimizer()
-    trainer.current_gradient_accumulation_steps = 1
-    batch = next(iter(trainer.get_train_dataloader()))
+    flow = FLMModel(FLMConfig(**config(size)))
+    if kind == "flow":
+        made = FLMTrainer(flow, FLMTrainingArguments(folder, **settings), **data)
+    else:
+        student = FMLMModel(FMLMConfig(**config(size)))
+        made = FMLMTrainer(student, flow, FMLMTrainingArguments(folder, **settings), **data)
+    made.create_optimizer()
+    made.current_gradient_accumulation_steps = micro_batches
+    return made
+
+
+def step_of_a_map(size: Size, folder: str) -> Callable[[], None]:
+    """A distillation step."""
+    made = trainer("map", size, folder)
+    batch = next(iter(made.get_train_dataloader()))
 
     def step() -> None:
-        (drawn,), _ = trainer.get_batch_samples(iter([dict(batch)]), 1, args.device)
-        trainer.training_step(trainer.model, drawn)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
+        (drawn,), _ = made.get_batch_samples(iter([dict(batch)]), 1, made.args.device)
+        made.training_step(made.model, drawn)
+        made.optimizer.step()
+        made.optimizer.zero_grad()
 
     return step
 

@@ -6,7 +6,8 @@ Importing the package registers both model types with transformers' Auto classes
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from .configuration_flm import FLMConfig, FMLMConfig
-from .generation_flm import DraftStreamer, FlowGenerationConfig, FlowGenerationOutput
+from .generation_config_flm import FlowGenerationConfig
+from .generation_flm import DraftStreamer, FlowGenerationOutput
 from .guidance_flm import Lookahead
 from .modeling_flm import FLMModel, FLMOutput, FLMPreTrainedModel, FMLMModel
 

@@ -34,7 +34,8 @@ from .flow_flm import (
     softcap,
     white_noise,
 )
-from .generation_flm import FlowGenerationConfig, FlowGenerationMixin
+from .generation_config_flm import FlowGenerationConfig
+from .generation_flm import FlowGenerationMixin
 from .losses_flm import chunked_cross_entropy
 
 
@@ -563,6 +564,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             output = FLMOutput(loss, None, losses, scored, timesteps, hidden_states)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
+    @torch.compiler.disable  # generators cannot be compiled, and each new seed would be compiled for anew
     def _corrupt(
         self,
         clean: Tensor,

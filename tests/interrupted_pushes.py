@@ -23,6 +23,7 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
+from children import in_child
 from local_hub import ARRIVED, BEFORE_THE_ANSWER, HALFWAY, Cut, Hub, local_hub
 
 MOMENTS = (ARRIVED, HALFWAY, BEFORE_THE_ANSWER)
@@ -97,25 +98,6 @@ def go_on_elsewhere(root: Path, name: str) -> None:
     train(root, name, "checkpoint", Path(found, "last-checkpoint"))
 
 
-def child(action: Callable[[], object], pids: queue.Queue) -> dict:
-    """How a child process ends that does `action`: see `interrupted_runs.in_child`; its id goes to `pids` first."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        message = ""
-        try:
-            action()
-        except BaseException as error:
-            message = f"{type(error).__name__}: {error}"
-        os.write(write, message.encode())
-        os._exit(0)
-    pids.put(pid)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        message = pipe.read()
-    return {"signal": os.WTERMSIG(os.waitpid(pid, 0)[1]), "message": message}
-
-
 def waiting_for_nothing() -> None:
     """From now on huggingface_hub does not wait before it tries again."""
     from huggingface_hub.utils import _http
@@ -152,7 +134,7 @@ class Pushes:
                 requests.append(request)
 
         self.hub.watch = watch
-        end = child(action, queue.Queue())
+        end = in_child(action)
         assert end == {"signal": 0, "message": ""}, end
         self.hub.watch = lambda moment, request: None
         return requests
@@ -173,7 +155,7 @@ class Pushes:
                 raise Cut
 
         self.hub.watch = watch
-        end = child(action, pids)
+        end = in_child(action, pids.put)
         self.hub.watch = lambda moment, request: None
         return end | {"request": seen[0] if seen else None, "moment": moment}
 
@@ -189,7 +171,7 @@ class Pushes:
             return None if how is Cut or moment != ARRIVED else how
 
         self.hub.watch = watch
-        return child(lambda: (waiting_for_nothing(), action()), queue.Queue())
+        return in_child(lambda: (waiting_for_nothing(), action()))
 
     def every_seed(self, way: str, seeds: int, requests: int, action: Callable[[str], object], before=()) -> None:
         """Kill `action` at random moments, spread over its requests, where the repository has the revisions `before`;
@@ -238,7 +220,7 @@ def main(root: Path, hub: Hub) -> None:
     (root / "stubborn" / "model" / ".saving-left").mkdir()
     (root / "stubborn" / "model" / ".saving-left" / "model.safetensors").write_text("cut off")
     pushes.undisturbed(lambda: train(root, "stubborn/model", "checkpoint"))
-    end = child(lambda: train_until_it_is_pushed(root, "lost/model"), queue.Queue())
+    end = in_child(lambda: train_until_it_is_pushed(root, "lost/model"))
     assert end == {"signal": signal.SIGKILL, "message": ""}, end
     pushes.undisturbed(lambda: go_on_elsewhere(root, "lost/model"))
     (root / "hub.pickle").write_bytes(pickle.dumps(hub.repositories))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from children import in_child
 from training import fresh_model, make_trainer
 from transformers import TrainerCallback, TrainerState, modeling_utils
 
@@ -134,25 +135,6 @@ def save_over(folder: Path, limit: int) -> None:
     trainer.train()
     fill_disk(limit)
     trainer.save_model(folder / "model")
-
-
-def in_child(action: Callable[[], object]) -> dict:
-    """How a child process ends that does `action`: its signal, or the name of its error."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-            message = "nothing went wrong"
-        except BaseException as error:
-            message = f"{type(error).__name__}: {error}"
-        os.write(write, message.encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        message = pipe.read()
-    status = os.waitpid(child, 0)[1]
-    return {"signal": os.WTERMSIG(status), "message": message}
 
 
 if __name__ == "__main__":

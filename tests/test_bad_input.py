@@ -304,6 +304,7 @@ def test_generate_with_broken_weights(weight, bad, num_steps):
 
 def test_generate_finds_one_broken_block_of_the_vocabulary(monkeypatch):
     monkeypatch.setattr(flow_flm, "_CPU_BLOCK", 1)
+    monkeypatch.setattr(flow_flm, "_COLUMNS", 64)
     model = tiny_model(vocab_size=200)
     with torch.no_grad():
         model.lm_head.bias[100] = NAN

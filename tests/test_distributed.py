@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
+from several_processes import CASES, GLOBAL_BATCH_SIZE, RESUMED_FROM, run, run_all
 from training import distance, fresh_model, weights
 from transformers import AutoModel
-from two_processes import CASES, RESUMED_FROM, run, run_all
 
 from modeling_flm import FLMModel, FMLMModel
 from trainers.flm_trainer import RAW_WEIGHTS
@@ -31,21 +31,22 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def one(folders) -> dict:
-    return run_all(folders["one"], batch_size=8)
+    return run_all(folders["one"], GLOBAL_BATCH_SIZE)
+
+
+def run_several(processes: int, folder: Path, *arguments: str) -> dict:
+    """What that many processes logged."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+    program = [HERE / "several_processes.py", folder, *arguments]
+    subprocess.run([*command, *program], env=environment, check=True, timeout=300, cwd=folder)
+    return json.loads((folder / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def two(folders) -> dict[str, dict]:
     """By layout, what two processes logged."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
-    results = {}
-    for layout in LAYOUTS:
-        folder = folders[layout]
-        program = [HERE / "two_processes.py", folder, *(["sharded"] if layout == "sharded" else [])]
-        subprocess.run([*command, *program], env=environment, check=True, timeout=300, cwd=folder)
-        results[layout] = json.loads((folder / "results.json").read_text())
-    return results
+    return {layout: run_several(2, folders[layout], layout) for layout in LAYOUTS}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -71,10 +72,15 @@ def test_two_processes_go_on_from_their_checkpoint(two, layout):
     assert two[layout]["resumed"] == two[layout]["plain"]
 
 
-def test_one_process_goes_on_from_a_checkpoint_of_two(folders, one, two, tmp_path):
-    checkpoint = folders["whole"] / "plain" / f"checkpoint-{RESUMED_FROM}"
+@pytest.mark.parametrize("layout, processes", [("whole", 1), ("sharded", 4)])
+def test_another_number_of_processes_goes_on_from_a_checkpoint_of_two(folders, one, two, tmp_path, layout, processes):
+    checkpoint = folders[layout] / "plain" / f"checkpoint-{RESUMED_FROM}"
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
-    resumed = json.loads(json.dumps(run(tmp_path, "plain", batch_size=8, resume=str(checkpoint))))
+    if processes == 1:
+        resumed = json.loads(json.dumps(run(tmp_path, "plain", GLOBAL_BATCH_SIZE, str(checkpoint))))
+    else:
+        resumed = run_several(processes, tmp_path, layout, str(checkpoint))
+    assert resumed["processes"] == processes and resumed["sharded"] == (layout == "sharded")
     assert resumed["loss"] == pytest.approx(one["plain"]["loss"], rel=1e-5)
     assert distance(*(weights(FLMModel.from_pretrained(f / "plain")) for f in (tmp_path, folders["one"]))) < 1e-5
 

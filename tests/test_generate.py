@@ -360,11 +360,15 @@ RUNS = [
 
 
 @pytest.mark.parametrize("kind, settings", RUNS, ids=str)
-def test_the_size_of_the_vocabulary_blocks_changes_nothing(kind, settings, monkeypatch):
+def test_what_is_taken_at_a_time_changes_nothing(kind, settings, monkeypatch):
     model = tiny_model(kind, vocab_size=200)
     whole = model.generate(num_steps=5, num_return_sequences=8, seed=0, **settings)
-    monkeypatch.setattr(flow_flm, "_CPU_BLOCK", 1)  # blocks of 64 tokens, and rows one by one
+    monkeypatch.setattr(flow_flm, "_CPU_BLOCK", 1)  # tokens one by one, or
+    monkeypatch.setattr(flow_flm, "_COLUMNS", 64)  # blocks of 64 of the vocabulary
+    monkeypatch.setattr(guidance_flm, "_CPU_TOKENS", 3 * model.config.max_position_embeddings)
+    calls = spy(monkeypatch, model, "denoise")
     assert torch.equal(whole, model.generate(num_steps=5, num_return_sequences=8, seed=0, **settings))
+    assert [len(call[0]) for call in calls[:3]] == [3, 3, 2]
 
 
 @pytest.mark.parametrize("kind, settings", RUNS, ids=str)

@@ -26,6 +26,7 @@ def blocks(request, monkeypatch):
     """Blocks of one token or 64 entries of the vocabulary, of a few, and all at once."""
     monkeypatch.setattr(losses_flm, "_CHUNK", request.param)
     monkeypatch.setattr(flow_flm, "_CPU_BLOCK", request.param)
+    monkeypatch.setattr(flow_flm, "_COLUMNS", 64)
 
 
 @pytest.mark.parametrize("cap", CAPS)

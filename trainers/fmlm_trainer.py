@@ -68,11 +68,30 @@ class FMLMTrainer(FLMTrainer):
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(args.device)
         self._sums: dict[str, Tensor] = {}
-        self._whole_student: FLMModel | None = None  # a copy without weights: see `_target_network`
+        self._whole_student: FLMModel | None = None  # of a sharded student: see `_gather_student`
         if self.is_fsdp_enabled:
             with torch.device("meta"):
                 self._whole_student = type(model)(model.config).requires_grad_(False)
             in_autocast(self._whole_student, self.accelerator)
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        if self._whole_student is not None:
+            self._gather_student(self._whole_student)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _gather_student(self, student: FLMModel) -> None:
+        """Give `student` the weights that the targets of this step are made with, whole.
+
+        The shards would not do: to run them takes all processes at once, but there may be one without an example off
+        the diagonal.
+        """
+        weights = dict(self.accelerator.unwrap_model(self.model).named_parameters()) | (self._target_weights or {})
+        student.load_state_dict({name: whole(tensor) for name, tensor in weights.items()}, assign=True)
+
+    @property
+    def _target_weights(self) -> dict[str, Tensor] | None:
+        """The averaged weights, by name, if it is they that make the targets."""
+        return self.ema.average if self.args.ema_target and self.ema is not None else None
 
     def _draw(self, batch: dict, places: np.ndarray, global_batch_size: int) -> dict:
         batch = super()._draw(batch, places, global_batch_size)
@@ -107,10 +126,10 @@ class FMLMTrainer(FLMTrainer):
         scored = inputs["labels"] != -100
         if inputs.get("conditioning_mask") is not None:
             scored = scored & ~inputs["conditioning_mask"].bool()
-        average = self.ema.average if self.args.ema_target and self.ema is not None else None
-        own = self._target_network(student, average)
+        averaged = self._target_weights
+        own = Network(student, averaged) if self._whole_student is None else Network(self._whole_student)
         teacher = own if self.teacher is None else Network(self.teacher)
-        other_tables = [own.table if average else None, teacher.table if self.teacher is not None else None]
+        other_tables = [own.table if averaged else None, teacher.table if self.teacher is not None else None]
         states, own_states, teacher_states = self._states(student, other_tables, inputs, scored)
 
         places = (np.flatnonzero(side) for side in (inputs["diagonal"], ~inputs["diagonal"]))
@@ -155,18 +174,6 @@ class FMLMTrainer(FLMTrainer):
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         return loss, output
-
-    def _target_network(self, student: FLMModel, average: dict[str, Tensor] | None) -> Network:
-        """The student as targets use it, with its averaged weights if they are given.
-
-        A sharded one is made whole for it: to run its shards takes all processes at once, but there may be one without
-        an example off the diagonal.
-        """
-        if self._whole_student is None:
-            return Network(student, average)
-        weights = dict(student.named_parameters()) | (average or {})
-        self._whole_student.load_state_dict({name: whole(tensor) for name, tensor in weights.items()}, assign=True)
-        return Network(self._whole_student)
 
     def _states(
         self, student: FLMModel, other_tables: list[Tensor | None], inputs: dict, scored: Tensor

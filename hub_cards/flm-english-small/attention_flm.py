@@ -169,9 +169,13 @@ def _additive(mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
-def padding_mask(batch_size: int, q_length: int, kv_length: int, **kwargs) -> Tensor | None:
+def padding_mask(
+    batch_size: int, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs
+) -> Tensor | None:
     """The additive mask of padding, with a single row for all queries: (batch, 1, 1, kv_length)."""
-    return eager_mask(batch_size, 1, kv_length, **kwargs)
+    if attention_mask is not None and attention_mask.device.type != "cpu":
+        kwargs["allow_is_bidirectional_skip"] = False  # to see that nothing is masked, the host would have to wait
+    return eager_mask(batch_size, 1, kv_length, attention_mask=attention_mask, **kwargs)
 
 
 AttentionInterface.register(SOFTCAP_ATTENTION, softcap_attention_forward)

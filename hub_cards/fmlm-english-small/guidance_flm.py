@@ -30,6 +30,8 @@ from .flow_flm import (
     white_noise,
 )
 
+_CPU_TOKENS = 1 << 11  # evaluated at a time on a CPU: of more the activations leave the cache, and all gets slower
+
 # Seeds of a weak network, beyond those of any step and window.
 _DROPOUT, _WEAK_NOISE = 1 << 33, 1 << 34
 
@@ -181,8 +183,13 @@ class Predictor:
         return of_vocabulary if self.tokens is None else of_vocabulary[self.tokens]
 
     def _hidden(self, call: Callable[..., Tensor], state: Tensor, tau: Tensor, target: Tensor | None) -> Tensor:
-        batch = len(state)
-        return call(state, tau.expand(batch), None if target is None else target.expand(batch))
+        """Hidden states (batch, length, d) by `call`; on a CPU it gets some rows after the other, in their order."""
+        rows = max(1, _CPU_TOKENS // state.shape[1]) if state.device.type == "cpu" else len(state)
+
+        def of(some: Tensor) -> Tensor:
+            return call(some, tau.expand(len(some)), None if target is None else target.expand(len(some)))
+
+        return torch.cat([of(some) for some in state.split(rows)])
 
     def _combine(self, *weighted: tuple[float, Any, Tensor]) -> Prediction:
         parts = []
@@ -237,9 +244,13 @@ class DropoutGuided(Guided):
 
     def _weak(self, state: Tensor, tau: Tensor, target: Tensor | None) -> tuple[Any, Tensor]:
         self.count += 1
-        seeds = step_seeds(self.seeds, _DROPOUT + self.count)
-        with _dropout(self.model, self.rate, seeds):
-            return self.model, self._hidden(self.model.denoise, state, tau, target)
+        seeds = iter(step_seeds(self.seeds, _DROPOUT + self.count))
+
+        def call(some: Tensor, *times: Tensor | None) -> Tensor:
+            with _dropout(self.model, self.rate, list(itertools.islice(seeds, len(some)))):
+                return self.model.denoise(some, *times)
+
+        return self.model, self._hidden(call, state, tau, target)
 
 
 class ModelGuided(Guided):

@@ -337,6 +337,7 @@ def embedded_noise(white: Tensor, *tables: Tensor, law: NoiseLaw | None = None) 
 # ---------------------------------------------------------------------------------------------------------------------
 
 _BLOCK, _CPU_BLOCK = 1 << 22, 1 << 20  # logits held at a time; on a CPU so few that they stay in the cache
+_COLUMNS = 256  # but of no fewer tokens of the vocabulary: the products would be slow
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
@@ -520,7 +521,7 @@ def draw_token(
 
 def _vocabulary_blocks(hidden: Tensor, vocab_size: int) -> Iterator[slice]:
     """Of the vocabulary, for the logits of hidden states (tokens, d)."""
-    size = max(64, _logits_at_a_time(hidden.device) // max(len(hidden), 1))
+    size = max(_COLUMNS, _logits_at_a_time(hidden.device) // max(len(hidden), 1))
     return (slice(start, min(start + size, vocab_size)) for start in range(0, vocab_size, size))
 
 

@@ -1,7 +1,8 @@
-"""What test_distributed.py runs, once by one process and twice by two: `two_processes.py FOLDER` under torchrun, and
-`two_processes.py FOLDER sharded`, with parameters sharded by FSDP2."""
+"""What test_distributed.py runs by one process, and by several under torchrun: `several_processes.py FOLDER whole`, or
+`sharded`, with parameters sharded by FSDP2. With a checkpoint besides, the plain case alone goes on from there."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from modeling_flm import FMLMModel
 from trainers import FMLMTrainer, FMLMTrainingArguments
 
 RESUMED_FROM = 2
+GLOBAL_BATCH_SIZE = 8
 CASES = {
     "plain": {},
     "accumulated": {"gradient_accumulation_steps": 2, "train_dataset": counting_rows(64)},
@@ -92,13 +94,17 @@ def let_accelerate_shard_on_a_cpu() -> None:
 
 
 if __name__ == "__main__":
-    folder, sharded = Path(sys.argv[1]), sys.argv[2:] == ["sharded"]
-    changes = {"ddp_backend": "gloo"}
-    if sharded:
+    folder, layout, *checkpoint = sys.argv[1:]
+    folder, changes = Path(folder), {"ddp_backend": "gloo"}
+    if layout == "sharded":
         let_accelerate_shard_on_a_cpu()
         changes["fsdp"] = True
-    results = run_all(folder, batch_size=4, **changes)
-    results["bf16"] = run(folder / "bf16", "averaged targets", batch_size=4, bf16=True, **changes)
+    batch_size = GLOBAL_BATCH_SIZE // int(os.environ["WORLD_SIZE"])
+    if checkpoint:
+        results = run(folder, "plain", batch_size, *checkpoint, **changes)
+    else:
+        results = run_all(folder, batch_size, **changes)
+        results["bf16"] = run(folder / "bf16", "averaged targets", batch_size, bf16=True, **changes)
     if dist.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))
     dist.destroy_process_group()
