@@ -1,10 +1,14 @@
-"""A training step asks for no value of a tensor: on an accelerator the host would wait for the device each time."""
+"""A training step asks for no value of a tensor: on an accelerator the host would wait for the device each time.
+
+So do those of `on_a_device.py`, which sees copies too, but cannot take forward-mode derivatives.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+from pretended_device import depends_on_values
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import arguments, counting_rows, fresh_model
 from transformers import default_data_collator
@@ -14,13 +18,10 @@ from trainers import FLMTrainer, FMLMTrainer, FMLMTrainingArguments
 
 
 class NoValues(TorchDispatchMode):
-    """Refuses operations whose result, or its shape, depends on values: `item`, `bool`, `equal`, `nonzero`, ..."""
+    """Refuses operations whose result, or its shape, depends on values."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
-        if func is torch.ops.aten.index.Tensor and all(i is None or i.dtype != torch.bool for i in args[1]):
-            tags.clear()  # by numbers of rows, not by a mask
-        assert not tags, f"{func} waits for the device"
+        assert not depends_on_values(func, args), f"{func} waits for the device"
         return func(*args, **(kwargs or {}))
 
 

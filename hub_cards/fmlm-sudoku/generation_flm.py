@@ -220,9 +220,11 @@ class FlowGenerationMixin(GenerationMixin):
         windows = self._windows(keep, config)
         if len(windows) > 1 and (output_trajectory or streamer is not None):
             raise ValueError("`output_trajectory` and `streamer` show one window: ask for a text within the context.")
-        window_predictor = self._window_predictor(config, keep, guidance_model)
+        window_predictor = self._window_predictor(config, bool(keep.any()), guidance_model)
         self._check_reward(config, reward_fn)
         tokens = self._writable(config)
+        new_tokens = (~keep).sum().item() / len(keep)  # of a sequence
+        prompt, keep = prompt.to(self.device), keep.to(self.device)
         call = self.denoise if config.compile_config is None else self._compiled(config.compile_config)
 
         steps, refinements = config.num_steps, config.refine_steps or 0
@@ -250,7 +252,7 @@ class FlowGenerationMixin(GenerationMixin):
         return FlowGenerationOutput(
             sequences=sequences,
             num_function_evaluations=evaluations,
-            tokens_per_forward=(~keep).sum().item() / len(keep) / evaluations,
+            tokens_per_forward=new_tokens / evaluations,
             seeds=seeds,
             conditioning_mask=keep,
             trajectory=trajectory,
@@ -380,7 +382,7 @@ class FlowGenerationMixin(GenerationMixin):
             raise ValueError("`refine_fraction` is that of `refine_steps`, but there are none.")
 
     def _window_predictor(
-        self, config: FlowGenerationConfig, keep: Tensor, guidance_model: torch.nn.Module | None
+        self, config: FlowGenerationConfig, has_prompt: bool, guidance_model: torch.nn.Module | None
     ) -> Callable[..., Predictor]:
         """How to make the predictor of a window: guided by what, if at all."""
         scale, rate = config.guidance_scale, config.guidance_dropout
@@ -398,7 +400,7 @@ class FlowGenerationMixin(GenerationMixin):
             return partial(ModelGuided, guidance_model, scale)
         if rate is not None:
             return partial(DropoutGuided, rate, scale)
-        if not keep.any():
+        if not has_prompt:
             raise ValueError(
                 "`guidance_scale` without a prompt needs a weak network: give `guidance_model` or `guidance_dropout`."
             )
@@ -448,7 +450,8 @@ class FlowGenerationMixin(GenerationMixin):
         conditioning_mask: Tensor | None,
         batch_size: int | None,
     ) -> tuple[Tensor, Tensor]:
-        """The prompts (batch, P) on the model's device, P = 0 without any; and where they are kept, bool."""
+        """The prompts (batch, P), P = 0 without any; and where they are kept, bool. On the CPU, where a look at their
+        values costs no wait."""
         if batch_size is not None and not (is_integer(batch_size) and batch_size >= 1):
             raise ValueError(f"`batch_size` must be an integer >= 1, but is {batch_size!r}.")
         masks = {"attention_mask": attention_mask, "conditioning_mask": conditioning_mask}
@@ -456,7 +459,7 @@ class FlowGenerationMixin(GenerationMixin):
             for name, mask in masks.items():
                 if mask is not None:
                     raise ValueError(f"`{name}` is that of the prompts, but there are no `input_ids`.")
-            ids = torch.empty(batch_size or 1, 0, dtype=torch.long, device=self.device)
+            ids = torch.empty(batch_size or 1, 0, dtype=torch.long)
             return ids, ids.bool()
         is_ids = isinstance(input_ids, Tensor) and not input_ids.is_floating_point() and input_ids.dtype != torch.bool
         if not is_ids or input_ids.ndim != 2 or len(input_ids) == 0:
@@ -466,7 +469,7 @@ class FlowGenerationMixin(GenerationMixin):
         for name, mask in masks.items():
             if mask is not None and getattr(mask, "shape", None) != input_ids.shape:
                 raise ValueError(f"`{name}` must be a tensor as `input_ids`, of shape {tuple(input_ids.shape)}.")
-        ids = input_ids.to("cpu", torch.long)  # one look at the values, where it costs no wait
+        ids = input_ids.to("cpu", torch.long)
         self._check_ids("input_ids", ids)
         blank = self.config.mask_token_id
         if conditioning_mask is not None:
@@ -477,7 +480,7 @@ class FlowGenerationMixin(GenerationMixin):
             padding = attention_mask.to("cpu") == 0
             order = padding.int().argsort(dim=1, stable=True)  # what is no padding goes to the front of its row
             ids, keep = ids.gather(1, order), (keep & ~padding).gather(1, order)
-        return ids.to(self.device), keep.to(self.device)
+        return ids, keep
 
     def _output_length(self, prompt_length: int, all_kept: bool, config: FlowGenerationConfig) -> int:
         longest = self.config.max_position_embeddings
