@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from pretended_device import DEVICE, Device, pretended_device, register
@@ -19,9 +20,12 @@ from training import arguments, by_step, counting_rows, fresh_model, padded_rows
 from transformers import TrainingArguments, default_data_collator
 
 from evaluation.likelihood import log_likelihood
+from evaluation.scorers import CausalScorer
+from evaluation.writers import Sweep, open_writer
 from modeling_flm import FMLMModel
 from trainers import FLMTrainer, FMLMTrainer, FMLMTrainingArguments
 
+AR, MDLM = "benchmarks/baselines/ar-english-small", "benchmarks/baselines/mdlm-english-small"
 PROMPT = torch.tensor([[3, 9, 4]])
 GENERATIONS = {
     "one step": ("fmlm", {"num_steps": 1}),
@@ -112,6 +116,22 @@ def likelihood() -> None:
         torch.testing.assert_close(found.bound.cpu(), expected.bound)
 
 
+def evaluation() -> None:
+    """A flow, masked diffusion and a causal model write; the last one scores."""
+    writings = []
+    for source in ("hub_cards/fmlm-english-small", f"masked:{MDLM}", AR):
+        for device in ("cpu", DEVICE):
+            torch.manual_seed(0)
+            with pretended_device():
+                writer = open_writer(source, device)
+                settings = writer.settings(Sweep([3], [], [], []))[0]
+                writings.append(writer.write(settings, 2, [0], 16).ids)
+        assert writings[-2] == writings[-1], source
+    with pretended_device():
+        expected, found = (CausalScorer(AR, device=device).score(writings[-1]) for device in ("cpu", DEVICE))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def make(kind: str, folder: str) -> FLMTrainer:
     changes = {"per_device_train_batch_size": 4, "learned_loss_weighting": True, "save_strategy": "no"}
     changes |= {"eval_strategy": "steps", "eval_steps": 2, "num_samples": 1, "sample_num_steps": [2]} | TRAININGS[kind]
@@ -174,6 +194,7 @@ CASES: dict[str, Callable[[], None]] = {
     "guided by a model": guided_by_a_model,
     "loss and gradients": loss_and_gradients,
     "likelihood": likelihood,
+    "evaluation": evaluation,
 }
 
 

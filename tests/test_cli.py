@@ -295,6 +295,7 @@ def test_watching_shows_every_step(trained, capsys):
         ("--max-length", "99", "max_length"),
         ("--sampler", "flow_map", "flow_map"),
         ("--prompt", "the cat " * 30, "prompt"),
+        ("--device", "nowhere", "--device nowhere cannot be used here: Expected one of cpu, cuda"),
     ],
 )
 def test_what_a_model_cannot_write_is_one_line(trained, capsys, option, value, named):

@@ -1,4 +1,4 @@
-"""Models, sampling, likelihood and training where the tensors are not the CPU's, as far as a machine without an
+"""Models, sampling, evaluation and training where the tensors are not the CPU's, as far as a machine without an
 accelerator can tell: on a pretended device, with the CPU's results."""
 
 import json
@@ -17,7 +17,8 @@ HERE = Path(__file__).parent
 def wrong(tmp_path_factory) -> dict[str, str]:
     file = tmp_path_factory.mktemp("device") / "wrong.json"
     environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
-    subprocess.run([sys.executable, HERE / "on_a_device.py", file], env=environment, check=True, timeout=300)
+    command = [sys.executable, HERE / "on_a_device.py", file]
+    subprocess.run(command, env=environment, check=True, timeout=300, cwd=HERE.parent)
     return json.loads(file.read_text())
 
 

@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--html", metavar="FILE", help="write a page that plays how the samples come about, for each of --num-steps"
     )
+    generate.add_argument("--device", default="cpu", help="where it runs (default: %(default)s)")
     generate.add_argument("--trust-remote-code", action="store_true", help="run a model type this package lacks")
     generate.set_defaults(run=_generate)
 
@@ -146,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         "--gamma", type=_numbers, default=[], metavar="G[,G...]", help="of the flow_map sampler (default: 0)"
     )
     evaluate.add_argument("--length", type=int, help="most tokens of a sample (default: the model's context)")
-    evaluate.add_argument("--device", default="cpu", help="default: %(default)s")
+    evaluate.add_argument("--device", default="cpu", help="where models and scorers run (default: %(default)s)")
     evaluate.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
     evaluate.set_defaults(run=_evaluate)
 
@@ -228,10 +229,11 @@ def _generate(options: argparse.Namespace) -> int:
 
     from modeling_flm import DraftStreamer
 
+    _check_device(options.device)
     logging.disable_progress_bar()
     trust = options.trust_remote_code
     try:
-        model = AutoModel.from_pretrained(options.model, trust_remote_code=trust).eval()
+        model = AutoModel.from_pretrained(options.model, trust_remote_code=trust).eval().to(options.device)
         tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=trust)
     except (ValueError, OSError) as error:
         raise ValueError(f"{options.model} cannot be loaded: {error}") from error
@@ -259,6 +261,15 @@ def _generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+        raise ValueError(f"--device {name} cannot be used here: {error}") from error
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -270,6 +281,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ValueError(f"{error}: pip install 'flow-language-models[evaluation,plots]'.") from error
     from transformers.utils import logging
 
+    _check_device(options.device)
     logging.disable_progress_bar()
     result = compare(
         [options.model, *options.against],
