@@ -143,6 +143,7 @@ MISTAKES = {
     "model.hidden_size=33": "hidden_size",
     "model.hidden_size=wide": "hidden_size",
     "model.type=gpt": "model.type",
+    "model.attn_implementation=sdpa": "cannot cap attention scores",
     "data.trian=x": "trian",
     "data.train=./missing.txt": "missing.txt",
     "data.text_column=body": "body",

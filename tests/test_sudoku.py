@@ -9,9 +9,10 @@ from worlds import shidoku
 
 from evaluation.sudoku import is_valid
 from examples.sudoku.make_grids import all_4x4, image, random_9x9, tokenizer
+from modeling_flm.attention_flm import SOFTCAP_ATTENTION
 from trainers.data import load_tokenizer, one_row_each
 from trainers.recipe import load_recipe
-from trainers.train import build_trainer
+from trainers.train import build_distiller, build_trainer
 
 ROOT = Path(__file__).parent.parent
 SUDOKU = ROOT / "examples" / "sudoku"
@@ -66,3 +67,13 @@ def test_the_recipe_of_4x4(tmp_path):
     trainer = build_trainer(recipe)
     assert trainer.model.config.vocab_size == 5 and trainer.model.config.mask_token_id == 0
     assert len(trainer.train_dataset) == 28_800 and is_valid(np.array(trainer.train_dataset[:288]["input_ids"])).all()
+
+
+def test_a_recipe_names_the_attention_of_model_and_teacher(tmp_path):
+    overrides = [f"teacher={ROOT}/hub_cards/flm-shidoku", f"training.output_dir={tmp_path}"]
+    for attention in ("eager", None):
+        named = [] if attention is None else [f"model.attn_implementation={attention}"]
+        trainer = build_distiller(load_recipe(ROOT / "recipes" / "shidoku-fmlm.yaml", overrides + named))
+        used = {model.config._attn_implementation for model in (trainer.model, trainer.teacher)}
+        assert used == {attention or SOFTCAP_ATTENTION}
+        assert "attn_implementation" not in trainer.model.config.to_json_string()

@@ -1,6 +1,7 @@
 """Recipes: what `flm train recipe.yaml` and `flm distill recipe.yaml` read.
 
-    model: {type: flm, hidden_size: 768, ...}   fields of FLMConfig; vocab_size and special ids come from the tokenizer
+    model: {type: flm, hidden_size: 768, ...}   fields of FLMConfig; vocabulary and special ids are the tokenizer's;
+                                                attn_implementation: as in `from_pretrained`, of the teacher, too
     teacher: ../runs/lm1b                       to distil: a Hub name or a path; gives the model's fields, too
     tokenizer: bert-base-uncased                a Hub name or a path
     data: {train: ..., validation: ..., ...}    see [`DataRecipe`]

@@ -46,7 +46,8 @@ def build_distiller(recipe: Recipe) -> FMLMTrainer:
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
     fields, teacher = recipe.model, None
     if recipe.teacher is not None:
-        teacher = AutoModel.from_pretrained(recipe.teacher)
+        attention = recipe.model.get("attn_implementation")
+        teacher = AutoModel.from_pretrained(recipe.teacher, attn_implementation=attention)
         if not isinstance(teacher, FLMModel):
             raise ValueError(f"the teacher {recipe.teacher} is a {type(teacher).__name__}, not a flow language model.")
         fields = {name: getattr(teacher.config, name) for name in FLMConfig.__annotations__} | fields
@@ -64,15 +65,19 @@ def build_model(fields: dict, tokenizer, seed: int) -> FLMModel:
     if kind not in _CLASSES:
         raise ValueError(f"`model.type` is {kind!r}, but it must be one of {', '.join(_CLASSES)}.")
     config_class, model_class = _CLASSES[kind]
+    attention = fields.pop("attn_implementation", None)
     known = set(FLMConfig.__annotations__)
     if unknown := sorted(fields.keys() - known):
-        raise ValueError(f"`model` has unknown entries: {', '.join(unknown)}. It takes {', '.join(sorted(known))}.")
+        raise ValueError(
+            f"`model` has unknown entries: {', '.join(unknown)}. It takes type, attn_implementation and "
+            f"{', '.join(sorted(known))}."
+        )
     ids = {
         name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
     }
     config = config_class(**{"vocab_size": len(tokenizer)} | ids | fields)
     set_seed(seed)
-    return model_class(config)
+    return model_class._from_config(config, attn_implementation=attention)
 
 
 def run_training(trainer: FLMTrainer, resume: bool = False) -> None:
