@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import convert_outputs_to_fp32
+from accelerate.utils import DynamoBackend, convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -41,7 +41,7 @@ def sharded_by_blocks(model: nn.Module, accelerator: Accelerator) -> Iterator[No
     then FSDP2's: it would round weights, times and losses, which autocast does not.
 
     Raises:
-        ValueError: FSDP1 is asked for, or checkpoints without whole weights.
+        ValueError: FSDP1 is asked for, checkpoints without whole weights, or a compiled model.
     """
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
@@ -53,6 +53,8 @@ def sharded_by_blocks(model: nn.Module, accelerator: Accelerator) -> Iterator[No
             f"`state_dict_type` is {plugin.state_dict_type.name}, whose checkpoints are no models to load: set it to "
             "FULL_STATE_DICT."
         )
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:  # accelerate shards the compiled model around it
+        raise ValueError("`torch_compile` is set, but sharded parameters are not compiled: leave it or `fsdp` out.")
     if hasattr(model, _WITHIN_FORWARD):  # sharded by an earlier call of `train`
         yield
         return
