@@ -4,6 +4,7 @@ What a model is, its configuration says; where it does not, the caller does, by 
 `masked:` before its name.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class Written:
     evaluations: int | None
 
 
-class Writer:
+class Writer(ABC):
     """A loaded model: `kind`, `name`, `tokenizer`, `length` (most tokens of a sample), `description` (what it is, to
     the byte)."""
 
@@ -88,9 +89,9 @@ class Writer:
             "dtype": str(model.dtype).removeprefix("torch."),
         }
 
+    @abstractmethod
     def settings(self, sweep: Sweep) -> list[dict]:
         """The settings of `sweep` that apply to this model, one for each set of samples. Each kind of writer says."""
-        raise NotImplementedError
 
     def write(self, settings: dict, count: int, seeds: Sequence[int], length: int) -> Written:
         """`count` samples of at most `length` tokens for each of `seeds`."""
@@ -103,9 +104,9 @@ class Writer:
                 ids += rows
         return Written(ids, self.tokenizer.batch_decode(ids, skip_special_tokens=True), evaluations)
 
+    @abstractmethod
     def batch(self, settings: dict, count: int, seed: int, length: int) -> tuple[list[list[int]], int]:
         """`count` samples, and the evaluations of the network for one of them. Each kind of writer has its own way."""
-        raise NotImplementedError
 
 
 class FlowWriter(Writer):

@@ -16,14 +16,13 @@ import torch
 from accelerate import Accelerator
 from pretended_device import DEVICE, Device, pretended_device, register
 from tiny import random_ids, tiny_model
-from training import arguments, by_step, counting_rows, fresh_model, padded_rows
-from transformers import TrainingArguments, default_data_collator
+from training import by_step, make_distiller, make_trainer, padded_rows
+from transformers import TrainingArguments
 
 from evaluation.likelihood import log_likelihood
 from evaluation.scorers import CausalScorer
 from evaluation.writers import Sweep, open_writer
-from modeling_flm import FMLMModel
-from trainers import FLMTrainer, FMLMTrainer, FMLMTrainingArguments
+from trainers import FLMTrainer
 
 AR, MDLM = "benchmarks/baselines/ar-english-small", "benchmarks/baselines/mdlm-english-small"
 PROMPT = torch.tensor([[3, 9, 4]])
@@ -41,9 +40,9 @@ GENERATIONS = {
 }
 TRAININGS = {
     "flow": {"gradient_accumulation_steps": 2, "conditioning_rate": 0.5},
-    "semigroup": {"conditioning_rate": 0.5},
-    "semigroup, averaged": {"ema_target": True, "gradient_accumulation_steps": 2},
-    "semigroup, without a teacher": {"teacher": None},
+    "semigroup": {"objective": "semigroup", "conditioning_rate": 0.5},
+    "semigroup, averaged": {"objective": "semigroup", "ema_target": True, "gradient_accumulation_steps": 2},
+    "semigroup, without a teacher": {"objective": "semigroup", "teacher": None},
 }
 
 
@@ -132,13 +131,8 @@ def evaluation() -> None:
 def make(kind: str, folder: str) -> FLMTrainer:
     changes = {"per_device_train_batch_size": 4, "learned_loss_weighting": True, "save_strategy": "no"}
     changes |= {"eval_strategy": "steps", "eval_steps": 2, "num_samples": 1, "sample_num_steps": [2]} | TRAININGS[kind]
-    data = {"train_dataset": padded_rows(32), "eval_dataset": counting_rows(11, start=40)}
-    data["data_collator"] = default_data_collator
-    if kind == "flow":
-        return FLMTrainer(fresh_model(), arguments(folder, **changes), **data)
-    teacher = changes.pop("teacher", fresh_model(9))
-    args = arguments(folder, kind=FMLMTrainingArguments, objective="semigroup", **changes)
-    return FMLMTrainer(fresh_model(1, kind=FMLMModel), teacher, args, **data)
+    changes["train_dataset"] = padded_rows(32)
+    return make_trainer(folder, **changes) if kind == "flow" else make_distiller(folder, 1, **changes)
 
 
 def train(kind: str) -> None:

@@ -10,11 +10,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
-from training import arguments, by_step, counting_rows, fresh_model, history, make_trainer, padded_rows
-from transformers import default_data_collator
-
-from modeling_flm import FMLMModel
-from trainers import FMLMTrainer, FMLMTrainingArguments
+from training import by_step, counting_rows, fresh_model, history, make_distiller, make_trainer, padded_rows
 
 RESUMED_FROM = 2
 GLOBAL_BATCH_SIZE = 8
@@ -33,23 +29,7 @@ CASES = {
     "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
     "compiled map": {"objective": "semigroup", "torch_compile": True, "torch_compile_backend": "aot_eager"},
 }
-
-
 COMPILED = ("compiled", "compiled map")  # with whole parameters only
-
-
-def make_distiller(folder: Path, seed: int, **changes) -> FMLMTrainer:
-    """A trainer that distils a fresh flow; its learned output layer is no longer zero."""
-    teacher = fresh_model(seed=9)
-    teacher.lm_head.weight.data.normal_(std=0.1)
-    return FMLMTrainer(
-        fresh_model(seed, kind=FMLMModel),
-        changes.pop("teacher", teacher),
-        arguments(folder, kind=FMLMTrainingArguments, **changes),
-        train_dataset=counting_rows(64),
-        eval_dataset=counting_rows(11, start=40),
-        data_collator=default_data_collator,
-    )
 
 
 def run(folder: Path, case: str, batch_size: int, resume: str | None = None, **changes) -> dict:

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from several_processes import make_distiller
 from torch._dynamo import config
-from training import by_step, fresh_model, make_trainer
+from training import by_step, make_distiller, make_trainer
 from transformers import AutoModel
 
 from trainers import FLMTrainer
@@ -15,7 +14,7 @@ LASTING = dict(max_steps=12, eval_strategy="steps", eval_steps=6, gradient_accum
 def make(kind: str, folder, **changes) -> FLMTrainer:
     changes |= LASTING | {"per_device_train_batch_size": 4, "learned_loss_weighting": True}
     if kind == "flow":
-        return make_trainer(folder, fresh_model(), **changes)
+        return make_trainer(folder, **changes)
     return make_distiller(folder, 0, objective=kind, **changes)
 
 

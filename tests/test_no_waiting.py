@@ -10,11 +10,10 @@ import pytest
 import torch
 from pretended_device import depends_on_values
 from torch.utils._python_dispatch import TorchDispatchMode
-from training import arguments, counting_rows, fresh_model
-from transformers import default_data_collator
+from training import make_distiller, make_trainer
 
-from modeling_flm import FMLMModel, modeling_flm
-from trainers import FLMTrainer, FMLMTrainer, FMLMTrainingArguments
+from modeling_flm import modeling_flm
+from trainers import FLMTrainer
 
 
 class NoValues(TorchDispatchMode):
@@ -26,12 +25,8 @@ class NoValues(TorchDispatchMode):
 
 
 def trainer_of(kind: str, folder, **changes) -> FLMTrainer:
-    data = {"train_dataset": counting_rows(16), "data_collator": default_data_collator}
     changes |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "learned_loss_weighting": True}
-    if kind == "flow":
-        return FLMTrainer(fresh_model(), arguments(folder, **changes), **data)
-    args = arguments(folder, kind=FMLMTrainingArguments, objective=kind, **changes)
-    return FMLMTrainer(fresh_model(1, kind=FMLMModel), fresh_model(), args, **data)
+    return make_trainer(folder, **changes) if kind == "flow" else make_distiller(folder, 1, objective=kind, **changes)
 
 
 def a_step(trainer: FLMTrainer, watch) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from modeling_flm import FLMModel
-from trainers import FLMTrainer, FLMTrainingArguments
+from modeling_flm import FLMModel, FMLMModel
+from trainers import FLMTrainer, FLMTrainingArguments, FMLMTrainer, FMLMTrainingArguments
 
 VOCABULARY, LENGTH = 61, 16
 
@@ -67,9 +67,23 @@ def arguments(output_dir: str | Path, kind=FLMTrainingArguments, **changes) -> F
 
 def make_trainer(output_dir: str | Path, model: FLMModel | None = None, *, callbacks=None, **changes) -> FLMTrainer:
     """A trainer of a fresh model on 32 counting rows, 8 of them for evaluation; `changes` go to the arguments."""
-    datasets = {"train_dataset": counting_rows(32), "eval_dataset": counting_rows(11, start=40)}
-    datasets |= {name: changes.pop(name) for name in datasets if name in changes}
+    datasets = _datasets(changes, rows=32)
     return FLMTrainer(model or fresh_model(), arguments(output_dir, **changes), callbacks=callbacks, **datasets)
+
+
+def make_distiller(output_dir: str | Path, seed: int, **changes) -> FMLMTrainer:
+    """A trainer that distils a fresh flow, whose output layer is no longer zero, on 64 counting rows."""
+    teacher = fresh_model(seed=9)
+    teacher.lm_head.weight.data.normal_(std=0.1)
+    datasets, teacher = _datasets(changes, rows=64), changes.pop("teacher", teacher)
+    args = arguments(output_dir, kind=FMLMTrainingArguments, **changes)
+    return FMLMTrainer(fresh_model(seed, kind=FMLMModel), teacher, args, **datasets)
+
+
+def _datasets(changes: dict, rows: int) -> dict:
+    """Counting rows, or what `changes` has in their place and loses."""
+    datasets = {"train_dataset": counting_rows(rows), "eval_dataset": counting_rows(11, start=40)}
+    return datasets | {name: changes.pop(name) for name in datasets if name in changes}
 
 
 def history(trainer, name: str) -> list[float]:

@@ -4,6 +4,8 @@ Each is a class with the interface of [`Sampler`]; `generate` asks for a predict
 `finish` takes the tokens of the last one.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from .flow_flm import bridge_step, flow_map_step, renoise
 from .guidance_flm import Noise, Prediction, Predictor
 
 
-class Sampler:
+class Sampler(ABC):
     """The interface, and what all share.
 
     Args:
@@ -33,10 +35,10 @@ class Sampler:
         """tau that the network is asked to jump to in this step, a scalar; None for the denoiser of one time."""
         return None
 
+    @abstractmethod
     def advance(self, state: Tensor, prediction: Prediction, step: int) -> Tensor:
         """The state (batch, length, width) at tau[step + 1] from that at tau[step] and the prediction there: each
         sampler's own."""
-        raise NotImplementedError
 
     def finish(self, prediction: Prediction) -> Tensor:
         """Ids (batch, length) of the last prediction; -1 where it is not finite."""

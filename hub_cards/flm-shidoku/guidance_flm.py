@@ -9,6 +9,7 @@ leave the simplex. No prediction is ever held: it is embedded, decoded and drawn
 """
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -201,7 +202,7 @@ class Predictor:
         return Prediction(parts, self.table, self.tokens, self.prompt.shape)
 
 
-class Guided(Predictor):
+class Guided(Predictor, ABC):
     """The prediction moved away from a weak one; `scale` 1 leaves it, larger ones go beyond it."""
 
     evaluations = 2
@@ -219,9 +220,9 @@ class Guided(Predictor):
         """What the strong network sees of a state."""
         return state
 
+    @abstractmethod
     def _weak(self, state: Tensor, tau: Tensor, target: Tensor | None) -> tuple[Any, Tensor]:
         """The weak network, and its hidden states: each kind of guidance its own."""
-        raise NotImplementedError
 
 
 class ClassifierFree(Guided):
