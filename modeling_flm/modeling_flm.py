@@ -31,7 +31,9 @@ from .flow_flm import (
     expected_embedding,
     interpolate,
     most_likely_token,
+    seeds_of,
     softcap,
+    to_where_text_begins,
     white_noise,
 )
 from .generation_config_flm import FlowGenerationConfig
@@ -48,7 +50,9 @@ class FLMOutput(ModelOutput):
         logits (`Tensor`, *optional*): (batch, length, V), soft-capped; without `labels`.
         token_losses (`Tensor`, *optional*): (batch, length) float32 cross entropy in nats, detached, 0 where nothing
             is scored; with `labels`.
-        scored (`Tensor`, *optional*): (batch, length) bool, the positions that count; with `labels`.
+        scored (`Tensor`, *optional*): (batch, length) int64, 1 at the positions that count and 0 elsewhere; with
+            `labels`. Where a Trainer joins batches of different lengths it fills up with -100, in `token_losses` too:
+            `scored == 1` is right there as well, and would not be of a bool.
         timesteps (`Tensor`, *optional*): (batch,) the times tau the loss was taken at; with `labels`.
         hidden_states (`tuple[Tensor]`, *optional*): (batch, length, d) after the embedding and after each block.
         last_hidden_state (`Tensor`, *optional*): (batch, length, d), what the output layer reads; in place of logits
@@ -388,8 +392,12 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         generator: torch.Generator | None,
         seeds: Sequence[int] | None,
         law: NoiseLaw | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Embedded noise, and a number in [0, 1) per sequence: independent with seeds, else evenly spread (batch,)."""
+        """Embedded noise, and a number in [0, 1) per sequence: independent with seeds, else evenly spread (batch,).
+
+        What a seed gives is counted from the first token that is not padding.
+        """
         vocab_size, width = self.config.vocab_size, self.config.hidden_size
         device = self.embed_tokens.weight.device
         dense = vocab_size <= width or (seeds is None and batch_size * length <= width)
@@ -399,6 +407,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
                 raise ValueError("give seeds (`noise_seed`) or `generator`, not both.")
             seeds = as_seeds("noise_seed", seeds, batch_size)
             noise, uniform = white_noise(seeds, length, size, device, self.config.max_position_embeddings)
+            noise = to_where_text_begins(noise, attention_mask)
         else:
             noise = torch.randn(batch_size, length, size, generator=generator, device=device)
             spread = torch.arange(batch_size, device=device) / batch_size
@@ -491,21 +500,28 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         padding, nor labelled -100, nor conditioning. Positions labelled -100 are kept clean when `input_ids` give
         their token (a prompt, say): they condition.
 
+        In training noise and times are drawn anew in each call. In evaluation (`model.eval()`) they are fixed: unless
+        `noise_seed` or `generator` is given, a row's seed is a hash of its tokens without the padding, so that its
+        loss is the same again, in any batch and on any process. A flow map is not trained by `labels`, which leave its
+        jumps unattended to.
+
         Args:
             input_ids (`Tensor`, *optional*): (batch, length) clean ids; default: `labels`. Without labels, and with
                 `timesteps`, they are the state itself, as one-hots.
             inputs_embeds (`Tensor`, *optional*): (batch, length, d) an embedded state (see `embed_state`) to be taken
                 as it is; needs `timesteps`. With labels, the loss of this state.
             labels (`Tensor`, *optional*): (batch, length) ids to predict; -100 where nothing is scored.
-            timesteps (`Tensor`, *optional*): (batch,) tau in [0, 1]; drawn when training, evenly spread over the
-                batch.
+            timesteps (`Tensor`, *optional*): (batch,) tau in [0, 1]; default, with labels: drawn, evenly spread over
+                the batch or, where noise comes from seeds, from each row's own.
             target_timesteps (`Tensor`, *optional*): (batch,) tau in [timesteps, 1], FMLM only; default: `timesteps`,
                 the diagonal, where the flow map's denoiser is the flow's.
             attention_mask (`Tensor`, *optional*): (batch, length), 0 at padding: neither attended to nor scored.
             conditioning_mask (`Tensor`, *optional*): (batch, length) bool, True where the token is kept clean.
             noise_seed (`Tensor` or `list[int]`, *optional*): (batch,) a seed per sequence for its noise and time: the
-                same example gets the same noise whatever the batch layout and padding.
-            generator (`torch.Generator`, *optional*): source of noise and times without `noise_seed`.
+                same example gets the same noise whatever the batch layout and padding. Default in evaluation: from
+                the ids.
+            generator (`torch.Generator`, *optional*): source of noise and times without `noise_seed`; in evaluation,
+                too, they are then random.
             noise_law (`NoiseLaw`, *optional*): one object for all calls between two changes of the weights, such as
                 the micro-batches of a step: what the noise needs of the embedding table is then worked out once.
             output_hidden_states (`bool`, *optional*): also return all hidden states.
@@ -513,23 +529,42 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
                 logits: `embed_prediction`, `decode_prediction` and the losses take it from there.
             return_dict (`bool`, *optional*): False for a plain tuple. Its default, and that of `output_hidden_states`,
                 are the config's.
-            num_items_in_batch (`int`, *optional*): what the summed loss is divided by instead of the number of scored
-                positions here (gradient accumulation: the count over all micro-batches).
+            num_items_in_batch (`int`, *optional*): the number of labels other than -100 in all micro-batches of a
+                step (gradient accumulation). The loss is then the mean here times the share of them that is here: all
+                micro-batches together give the mean over what is scored if no other position has a label, and a
+                weighted mean of their means otherwise (`labels = input_ids` with padding).
 
         Raises:
-            ValueError: arguments that contradict each other or would go unused, or wrong shapes. Values (ids, times,
+            ValueError: arguments that contradict each other or would go unused, wrong shapes, or `labels` for a flow
+                map in training. Values (ids, times,
                 labels that are not the `input_ids`, nothing to score) are checked on a CPU only, and not in compiled
                 code: on an accelerator the check would make the host wait for every step.
         """
         unknown = sorted(name for name, value in kwargs.items() if value is not None and value is not False)
         if unknown:
-            raise TypeError(f"{type(self).__name__}.forward() got unexpected arguments {unknown}.")
+            hint = " Rows joined by DataCollatorWithFlattening would see each other: pad them." * (
+                "position_ids" in unknown
+            )
+            raise TypeError(f"{type(self).__name__}.forward() got unexpected arguments {unknown}.{hint}")
+        if labels is None and num_items_in_batch is not None:
+            raise ValueError(
+                "the Trainer kept the `labels`, which are to be noised here, to itself: leave out "
+                "`label_smoothing_factor` and `compute_loss_func`; the loss is the model's own."
+            )
         batch = self._check_shapes(input_ids, inputs_embeds, labels, attention_mask, conditioning_mask)
         noised = inputs_embeds is None and labels is not None
+        if noised and self.config.model_type == "fmlm" and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "`labels` train the diagonal of a flow map alone, which spoils its jumps: use FMLMTrainer, with a "
+                "flow as its teacher or, to learn from the data, without one. (To evaluate: `model.eval()`.)"
+            )
         if not noised and not (noise_seed is None and generator is None):
             raise ValueError("`noise_seed` and `generator` noise `labels`, but here the state is given.")
         if not noised and timesteps is None:
-            raise ValueError("`timesteps` is missing: the time tau in [0, 1] of the given state, shape (batch,).")
+            raise ValueError(
+                "`timesteps` is missing: the time tau in [0, 1] of the given state, shape (batch,). (To train, give "
+                "`labels`.)"
+            )
         timesteps = self._check_times("timesteps", timesteps, batch)
         target_timesteps = self._check_times("target_timesteps", target_timesteps, batch)
         if target_timesteps is not None:
@@ -546,7 +581,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         else:
             clean = labels.clamp(min=0) if input_ids is None else input_ids
             keep = conditioning_mask if input_ids is None else _union(conditioning_mask, labels == -100)
-            state, timesteps = self._corrupt(clean, timesteps, keep, noise_seed, generator, noise_law)
+            state, timesteps = self._corrupt(clean, timesteps, keep, attention_mask, noise_seed, generator, noise_law)
 
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -561,7 +596,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             output = FLMOutput(logits=logits, hidden_states=hidden_states)
         else:
             loss, losses = self._loss(hidden, labels, scored, timesteps, num_items_in_batch)
-            output = FLMOutput(loss, None, losses, scored, timesteps, hidden_states)
+            output = FLMOutput(loss, None, losses, scored.long(), timesteps, hidden_states)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     @torch.compiler.disable  # generators cannot be compiled, and each new seed would be compiled for anew
@@ -570,12 +605,15 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         clean: Tensor,
         timesteps: Tensor | None,
         keep: Tensor | None,
+        attention_mask: Tensor | None,
         noise_seed: Tensor | Sequence[int] | None,
         generator: torch.Generator | None,
         law: NoiseLaw | None,
     ) -> tuple[Tensor, Tensor]:
         """The state at tau (drawn when not given) of ids (batch, length), clean where `keep`: embedded; and tau."""
-        noise, uniform = self._embed_noise_and_uniform(clean.shape[0], clean.shape[1], generator, noise_seed, law)
+        if noise_seed is None and generator is None and not self.training:
+            noise_seed = seeds_of(clean, attention_mask)
+        noise, uniform = self._embed_noise_and_uniform(*clean.shape, generator, noise_seed, law, attention_mask)
         tau = uniform if timesteps is None else timesteps
         data = self.embed_tokens(clean)
         state = interpolate(noise, data, self.clock.t(tau))
@@ -604,8 +642,14 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             weights.flatten(),
             self.config.final_logit_softcapping,
         )
-        count = scored.sum() if num_items_in_batch is None else num_items_in_batch
-        if num_items_in_batch is None and _checkable(labels) and count == 0:
+        count = scored.sum()
+        if num_items_in_batch is not None:
+            # What was counted is labels, of padding, too, perhaps: the mean is over what is scored all the same.
+            of_labels = count.clamp(min=1) / (labels != -100).sum().clamp(min=1)
+            divisor = num_items_in_batch * of_labels
+            # Of nothing the mean is no number, which a Trainer leaves out of evaluation; in training it must not be.
+            count = divisor.where(count > 0, 1) if self.training else divisor
+        elif _checkable(labels) and count == 0:
             raise ValueError(
                 "there is no position to score: all `labels` are -100, padding (attention_mask 0) or conditioning."
             )
