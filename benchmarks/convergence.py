@@ -42,23 +42,23 @@ _embedded = FLMModel._embed_noise_and_uniform
 _shared = fmlm_trainer.shared_noise
 
 
-def _noise(estimator: str, model: FLMModel, batch_size: int, length: int, generator, seeds, law):
+def _noise(estimator: str, model: FLMModel, batch_size: int, length: int, generator, seeds, law, attention_mask):
     """`FLMModel._embed_noise_and_uniform` with another estimator of its gradient; the same in evaluation for all."""
     if estimator == "dense" and model.training:
         noise, uniform = white_noise(seeds, length, model.config.vocab_size, model.device)
         return model.embed_tokens(noise), uniform
-    noise, uniform = _embedded(model, batch_size, length, generator, seeds, law)
+    noise, uniform = _embedded(model, batch_size, length, generator, seeds, law, attention_mask)
     return noise.detach() if estimator == "no-gradient" else noise, uniform
 
 
 def _shared_noise(
-    estimator: str, tables: list[torch.Tensor], seeds: list[int], length: int, law: NoiseLaw | None
+    estimator: str, tables: list[torch.Tensor], seeds: list[int], length: int, law: NoiseLaw | None, *padding
 ) -> list[torch.Tensor]:
     """`shared_noise` of a distillation, likewise."""
     if estimator == "dense":
         white, _ = white_noise(seeds, length, len(tables[0]), tables[0].device)
         return [white @ table for table in tables]
-    noises = _shared(tables, seeds, length, law)
+    noises = _shared(tables, seeds, length, law, *padding)
     return [noise.detach() for noise in noises] if estimator == "no-gradient" else noises
 
 

@@ -613,7 +613,8 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         """The state at tau (drawn when not given) of ids (batch, length), clean where `keep`: embedded; and tau."""
         if noise_seed is None and generator is None and not self.training:
             noise_seed = seeds_of(clean, attention_mask)
-        noise, uniform = self._embed_noise_and_uniform(*clean.shape, generator, noise_seed, law, attention_mask)
+        batch, length = clean.shape
+        noise, uniform = self._embed_noise_and_uniform(batch, length, generator, noise_seed, law, attention_mask)
         tau = uniform if timesteps is None else timesteps
         data = self.embed_tokens(clean)
         state = interpolate(noise, data, self.clock.t(tau))

@@ -381,11 +381,6 @@ def test_fixed_noise(tokenizer, validation):
         assert max(abs(time - (i + 0.5) / n) for i, time in enumerate(times)) < 2 / n
 
 
-def test_fixed_noise_of_a_stream(tokenizer, validation):
-    rows = pack(validation, tokenizer, 128)
-    assert list(with_fixed_noise(rows.to_iterable_dataset())) == list(with_fixed_noise(rows))
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Sources
 # ------------------------------------------------------------------------------------------------------------

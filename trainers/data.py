@@ -343,11 +343,13 @@ DETOKENIZERS = {"lm1b": detokenize_lm1b}
 # ------------------------------------------------------------------------------------------------------------
 
 
-def with_fixed_noise(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+def with_fixed_noise(dataset: Dataset) -> Dataset:
     """`dataset` with the noise and the time of each row settled, so that its loss is the same in any batches.
 
     Adds `noise_seed` (int), the row's index i, and `timesteps` (float), frac(0.5 + i / golden ratio): a
-    low-discrepancy sequence, so that any first n rows cover [0, 1) evenly.
+    low-discrepancy sequence, so that any first n rows cover [0, 1) evenly. The rows of a stream, which several workers
+    or processes may share, have no index; theirs are settled by the model, which in evaluation takes them from the
+    ids (see `FLMModel.forward`).
     """
     return dataset.map(_fixed_noise, with_indices=True, batched=True)
 

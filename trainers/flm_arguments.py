@@ -1,8 +1,10 @@
 """Arguments of [`FLMTrainer`]."""
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import SchedulerType, TrainingArguments
+from transformers.utils import strtobool
 
 
 @dataclass
@@ -21,7 +23,7 @@ class FLMTrainingArguments(TrainingArguments):
         num_samples (`int`): samples for each number of steps; 0 for none.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value outside its range, `label_smoothing_factor` (a flow's labels are its data), or DeepSpeed.
     """
 
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of AdamW."})
@@ -49,6 +51,11 @@ class FLMTrainingArguments(TrainingArguments):
     num_samples: int = field(default=0, metadata={"help": "Samples for each number of steps; 0 for none."})
 
     def __post_init__(self):
+        if self.deepspeed or strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
+            raise ValueError(
+                "DeepSpeed is not supported: it keeps weights, optimiser and checkpoints in its own engine, where "
+                "neither the average nor the exact resumption would reach them. Use `fsdp=True` to shard a model."
+            )
         super().__post_init__()
         if not (_is_number(self.ema_decay) and 0 <= self.ema_decay < 1):
             raise ValueError(f"`ema_decay` is {self.ema_decay!r}, but it must lie in [0, 1); 0 for no average.")

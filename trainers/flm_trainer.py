@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from hub_cards.push import reason
-from modeling_flm.flow_flm import NoiseLaw
+from modeling_flm.flow_flm import NoiseLaw, to_where_text_begins
 
 from .card import training_card
 from .checkpoints import discard, is_whole, last_whole_checkpoint
@@ -45,7 +45,8 @@ class FLMTrainer(Trainer):
       model folder with the averaged weights; what training goes on from (raw weights, optimiser, random states) lies
       beside.
     * The evaluation loss is taken at fixed noise and times, overall (`eval_loss`, the mean over all scored positions)
-      and by time (`eval_loss_tau_0.2_0.4`, ...). Samples are drawn at each evaluation.
+      and by time (`eval_loss_tau_0.2_0.4`, ...). Samples are drawn at each evaluation. `compute_metrics` gets of each
+      row its summed loss and its number of scored positions as `predictions`, and its time tau as `label_ids`.
     * `push_to_hub` writes a model card of what was trained. What is pushed during training has it, and the code of the
       model, too; where such a push fails training goes on, with a warning.
     * Unfinished checkpoints are recognised: `train(resume_from_checkpoint=True)` takes the last whole one.
@@ -53,11 +54,13 @@ class FLMTrainer(Trainer):
     * With `fsdp=True` weights, average and optimiser are sharded over the processes (docs/scaling.md).
 
     Args are those of [`~transformers.Trainer`]. Datasets have `input_ids` and, optionally, `labels` (default: the ids;
-    -100 where nothing is scored), `attention_mask`, `conditioning_mask`.
+    -100 where nothing is scored), `attention_mask`, `conditioning_mask`. Of each example a collator makes one row, or
+    none. There is no `compute_loss_func`: override `compute_loss`.
 
     Raises:
         ValueError: the arguments are of another class, or a PEFT adapter sits where it cannot be trained; at the start
-            of training, parameters cannot be sharded as asked (see [`sharded_by_blocks`]).
+            of training, parameters cannot be sharded as asked (see [`sharded_by_blocks`]), or the model is a flow map,
+            which [`FMLMTrainer`] trains; a collator makes more rows than it is given.
         FloatingPointError: the loss is not finite; names the step and the last whole checkpoint.
     """
 
@@ -67,6 +70,8 @@ class FLMTrainer(Trainer):
         args = args or FLMTrainingArguments(output_dir="tmp_trainer")
         if not isinstance(args, FLMTrainingArguments):
             raise ValueError(f"`args` must be FLMTrainingArguments, but are {type(args).__name__}.")
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("`compute_loss_func` would keep the labels from the model: override `compute_loss`.")
         if model is not None:
             _ready(model, args)
         if isinstance(eval_dataset, dict):
@@ -76,6 +81,7 @@ class FLMTrainer(Trainer):
         super().__init__(model=model, args=args, eval_dataset=eval_dataset, **kwargs)
         self.ema: EMA | None = None
         self._first_bad: torch.Tensor | None = None  # the step of the first loss that was not finite, on the device
+        self._evaluated: list[tuple[torch.Tensor, ...]] = []  # by batch: summed losses, counts and times of all rows
         self.trained_on: list[str] = []  # names of data sets on the Hub, for the card
         self.add_callback(_FlowCallback(self))
 
@@ -96,7 +102,8 @@ class FLMTrainer(Trainer):
         for micro, batch in enumerate(islice(epoch_iterator, num_batches)):
             batch = _with_labels(batch) | {"noise_law": law}
             first = (micro * processes + self.accelerator.process_index) * per_device
-            yield self._draw(batch, first + np.arange(len(batch["input_ids"])), global_batch_size)
+            rows = _at_most(per_device, batch)
+            yield self._draw(batch, first + np.arange(rows), global_batch_size)
 
     def _draw(self, batch: dict, places: np.ndarray, global_batch_size: int) -> dict:
         """The batch with the times, the noise and the conditioning of its examples' places in the global batch."""
@@ -105,9 +112,12 @@ class FLMTrainer(Trainer):
         batch["timesteps"] = torch.from_numpy(times).to(ids.device, non_blocking=True)
         batch["noise_seed"] = seeds  # a list stays on the host, where generators take their seeds
         if self.args.conditioning_rate > 0:
-            drawn = draw_conditioning(seeds, ids.shape[1], self.args.conditioning_rate)
+            longest = max(ids.shape[1], self.model.config.max_position_embeddings)  # whatever the padding
+            drawn = draw_conditioning(seeds, longest, self.args.conditioning_rate)[:, : ids.shape[1]]
             kept = torch.from_numpy(drawn).to(ids.device, non_blocking=True)
-            batch["labels"] = batch["labels"].masked_fill(kept, -100)
+            labels = batch["labels"].masked_fill(to_where_text_begins(kept, batch.get("attention_mask")), -100)
+            # A row that would be given whole is given nothing of.
+            batch["labels"] = labels.where((labels != -100).any(1, keepdim=True), batch["labels"])
         return batch
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
@@ -248,7 +258,8 @@ class FLMTrainer(Trainer):
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """The evaluation data, each row with a time and a noise seed of its own that never change."""
+        """The evaluation data, each row with a time and a noise seed of its own that never change (those of a stream
+        come from the ids, in the model)."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = _fixed(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
@@ -260,11 +271,15 @@ class FLMTrainer(Trainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
         # A data loader draws from the global generator, which is the dropout's.
+        self._evaluated = []
         with torch.random.fork_rng(devices=[]), self.averaged_weights():
             output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
-        losses, counts = output.predictions
+        if not self._evaluated:
+            raise ValueError("there is nothing to evaluate: the data set has no rows.")
+        losses, counts, times = (torch.cat(parts).cpu().numpy() for parts in zip(*self._evaluated, strict=True))
+        self._evaluated = []
         edges = np.linspace(0, 1, TAU_BINS + 1)
-        bins = np.minimum(np.digitize(output.label_ids, edges) - 1, TAU_BINS - 1)
+        bins = np.minimum(np.digitize(times, edges) - 1, TAU_BINS - 1)
         output.metrics[f"{metric_key_prefix}_loss"] = float(losses.sum() / counts.sum())
         for b in np.unique(bins[counts > 0]):
             name = f"{metric_key_prefix}_loss_tau_{edges[b]:.1f}_{edges[b + 1]:.1f}"
@@ -274,10 +289,15 @@ class FLMTrainer(Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss of a batch; per example its summed loss and number of scored positions; and its time."""
         inputs = self._prepare_inputs(_with_labels(inputs))
+        _at_most(self.args.eval_batch_size, inputs)
         count = inputs["labels"].ne(-100).sum().clamp(min=1)  # the model refuses a batch with nothing to score
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**inputs, num_items_in_batch=count)
         per_example = output.token_losses.sum(1), output.scored.sum(1)
+        evaluated = (*per_example, output.timesteps)
+        # One process has each row once; of several, the last may have some again.
+        several = self.accelerator.num_processes > 1
+        self._evaluated.append(self.accelerator.gather_for_metrics(evaluated) if several else evaluated)
         return output.loss, per_example, output.timesteps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -366,11 +386,24 @@ def _ready(model, args: FLMTrainingArguments):
     return model
 
 
-def _fixed(dataset) -> Dataset | IterableDataset:
-    """An evaluation data set with fixed times and noise, unless it brings its own."""
-    if not isinstance(dataset, (Dataset, IterableDataset)):
+def _fixed(dataset) -> Dataset | IterableDataset | torch.utils.data.IterableDataset:
+    """An evaluation data set with fixed times and noise, unless it brings its own or is a stream."""
+    if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
+        return dataset
+    if not isinstance(dataset, Dataset):
         dataset = Dataset.from_list([dataset[i] for i in range(len(dataset))])
     return dataset if "noise_seed" in (dataset.column_names or []) else with_fixed_noise(dataset)
+
+
+def _at_most(examples: int, batch: dict) -> int:
+    """The number of rows in a batch of so many examples or fewer."""
+    rows = len(batch["input_ids"])
+    if rows > examples:
+        raise ValueError(
+            f"the collator made {rows} rows of at most {examples} examples, but noise and times are given by example: "
+            "split examples in the data set (`dataset.map(..., batched=True)`), not in the collator."
+        )
+    return rows
 
 
 def _with_labels(batch: dict) -> dict:

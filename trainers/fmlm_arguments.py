@@ -21,7 +21,8 @@ class FMLMTrainingArguments(FLMTrainingArguments):
             evaluations only), "lagrangian" (the derivative in the end time) or "eulerian" (the derivative in the
             start).
         loss_type (`str`): "ce", cross entropy to the target, or "mse", squared distance of the probabilities. The
-            eulerian objective needs "mse": its targets leave the simplex.
+            eulerian objective needs "mse", since its targets leave the simplex; on the diagonal, where they do not,
+            it has cross entropy all the same.
         diagonal_fraction (`float`): share of the global batch on the diagonal s = t, in [0, 1], held to the teacher's
             posterior (to the data without a teacher).
         boundary_prob (`int`): one in so many of the other examples is at (s, t) = (0, 1), the one-step map.

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling_flm import FLMModel
-from modeling_flm.flow_flm import NoiseLaw, embedded_noise, interpolate, white_noise
+from modeling_flm.flow_flm import NoiseLaw, embedded_noise, interpolate, to_where_text_begins, white_noise
 from modeling_flm.losses_flm import chunked_cross_entropy, chunked_distillation_loss
 from modeling_flm.modeling_flm import FLMOutput
 
@@ -14,6 +14,8 @@ from .flm_trainer import FLMTrainer
 from .flow_map_times import draw_time_pairs
 from .fmlm_arguments import FMLMTrainingArguments
 from .sharding import in_autocast, whole, within_forward
+
+COUNTED = ("loss_diagonal", "loss_off_diagonal", "projected")
 
 
 class FMLMTrainer(FLMTrainer):
@@ -28,13 +30,14 @@ class FMLMTrainer(FLMTrainer):
 
     Args:
         model (`FMLMModel`): the student.
-        teacher (`FLMModel`, *optional*): the flow; any flow language model of the same vocabulary. None for
-            self-distillation: the data takes the place of the posterior, the student's diagonal that of the denoiser.
+        teacher (`FLMModel`, *optional*): the flow; any flow language model of the same vocabulary. Of a flow map it
+            is the flow on its diagonal, delta_{s,s}, alone that teaches. None for self-distillation: the data takes
+            the place of the posterior, the student's diagonal that of the denoiser.
         args (`FMLMTrainingArguments`): how.
 
     Raises:
-        ValueError: the student has one time only, the vocabularies differ, the teacher's weights do not fit it, or
-            it has a PEFT adapter and `initialize_from_teacher` or `ema_target` is set.
+        ValueError: the student has one time only, or is its own teacher, the vocabularies differ, the teacher's
+            weights do not fit it, or it has a PEFT adapter and `initialize_from_teacher` or `ema_target` is set.
     """
 
     args: FMLMTrainingArguments
@@ -50,6 +53,8 @@ class FMLMTrainer(FLMTrainer):
             raise ValueError(f"`args` must be FMLMTrainingArguments, but are {type(args).__name__}.")
         if model is None or model.config.model_type != "fmlm":
             raise ValueError("`model` must be a two-time model (FMLM): only it can be a flow map.")
+        if teacher is model:
+            raise ValueError("`teacher` is the student itself: leave it out for self-distillation, or give a copy.")
         if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
             raise ValueError(
                 f"the teacher has a vocabulary of {teacher.config.vocab_size} tokens and the student of "
@@ -164,13 +169,15 @@ class FMLMTrainer(FLMTrainer):
                         target, projected = lagrangian_target(own, teacher, *both, start[index], end[index])
                     else:
                         target = eulerian_target(own, teacher, *both, start[index], end[index])
-                part, losses = chunked_distillation_loss(*head, target, token_weights, cap, self.args.loss_type)
+                eulerian = self.args.objective == "eulerian"  # "mse" is for the targets that leave the simplex
+                kind = "ce" if eulerian and name == "diagonal" else self.args.loss_type
+                part, losses = chunked_distillation_loss(*head, target, token_weights, cap, kind)
                 if projected:
                     self._count("projected", torch.stack(projected).sum(), len(losses))
             self._count(f"loss_{name}", losses @ scored[index].flatten().float(), scored[index].sum())
             total = total + part
-        count = scored.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = total / count
+        count = scored.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        loss = total / count.clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         return loss, output
@@ -181,7 +188,8 @@ class FMLMTrainer(FLMTrainer):
         """x_s of the same noise for the student, with gradient, and without for other tables, None being its own."""
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         tables = [student.embed_tokens.weight.float(), *(table for table in other_tables if table is not None)]
-        noises = iter(shared_noise(tables, inputs["noise_seed"], ids.shape[1], inputs["noise_law"]))
+        longest = student.config.max_position_embeddings
+        noises = iter(shared_noise(tables, inputs["noise_seed"], ids.shape[1], inputs["noise_law"], longest, mask))
         s = student.clock.t(inputs["timesteps"])
 
         def states(table: Tensor) -> States:
@@ -209,24 +217,35 @@ class FMLMTrainer(FLMTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= {name: (amount / out_of).item() for name, (amount, out_of) in self._sums.items()}
+            none = torch.zeros(2, device=self.args.device)
+            sums = torch.stack([self._sums.get(name, none) for name in COUNTED])  # a process may have seen none of one
+            amounts, counts = self.accelerator.reduce(sums, "sum").T
+            means = zip(COUNTED, (amounts / counts).tolist(), counts.tolist(), strict=True)
+            logs |= {name: mean for name, mean, count in means if count > 0}
             self._sums.clear()
         super().log(logs, start_time)
 
 
-def shared_noise(tables: list[Tensor], seeds: list[int], length: int, law: NoiseLaw | None) -> list[Tensor]:
+def shared_noise(
+    tables: list[Tensor],
+    seeds: list[int],
+    length: int,
+    law: NoiseLaw | None,
+    longest: int | None = None,
+    attention_mask: Tensor | None = None,
+) -> list[Tensor]:
     """The embeddings (batch, length, d_i) of the same Gaussian noise by tables (V, d_i), float32; `law` is theirs.
 
     As with one table, the dense product is formed where the vocabulary is no larger than what would be drawn instead.
+    With `longest` and `attention_mask` the noise of a text does not depend on its padding.
     """
     vocab_size, device = len(tables[0]), tables[0].device
     width = sum(table.shape[1] for table in tables)
     with torch.autocast(device.type, enabled=False):
-        if vocab_size <= width:
-            white, _ = white_noise(seeds, length, vocab_size, device)
-            return [white @ table for table in tables]
-        white, _ = white_noise(seeds, length, width, device)
-        return list(embedded_noise(white, *tables, law=law))
+        dense = vocab_size <= width
+        white, _ = white_noise(seeds, length, vocab_size if dense else width, device, longest)
+        white = to_where_text_begins(white, attention_mask)
+        return [white @ table for table in tables] if dense else list(embedded_noise(white, *tables, law=law))
 
 
 def _take_weights(student: FLMModel, teacher: FLMModel) -> None:
