@@ -2,10 +2,23 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from training import by_step, counting_rows, fresh_model, history, make_trainer, padded_rows, same, weights
+from training import (
+    by_step,
+    counting_rows,
+    fresh_model,
+    history,
+    make_trainer,
+    padded_rows,
+    padding_on,
+    rows_of_different_lengths,
+    same,
+    weights,
+)
+from transformers import default_data_collator
 
 BINS = ["0.0_0.2", "0.2_0.4", "0.4_0.6", "0.6_0.8", "0.8_1.0"]
 
@@ -102,6 +115,93 @@ def test_a_dataset_given_later_or_by_name_is_evaluated_alike(tmp_path, trained):
     assert {name.replace("eval_a", "eval"): named[name] for name in named if "eval_a" in name} == expected
     assert named["eval_b_loss"] != named["eval_a_loss"]
     assert trainer.predict(rows).metrics["test_loss"] == expected["eval_loss"]
+
+
+class _Rows(torch.utils.data.IterableDataset):
+    """A stream that is none of `datasets`."""
+
+    def __init__(self, rows: Dataset):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_stream_is_evaluated_alike_by_any_workers_in_any_batches(tmp_path, trained, side):
+    """At the noise and times that the model takes from the ids, each row its own."""
+    rows = rows_of_different_lengths(13)
+    sums, counts, times = 0.0, 0, []
+    for row in rows:
+        with torch.no_grad():
+            output = trained.eval()(labels=torch.tensor([row["input_ids"]]))
+        sums, counts = sums + float(output.token_losses.sum()), counts + int(output.scored.sum())
+        times.append(float(output.timesteps))
+    assert len(set(times)) == 13
+    stream = rows.to_iterable_dataset(num_shards=4)
+    for dataset, size, workers in ((stream, 8, 0), (stream, 8, 2), (stream, 3, 2), (_Rows(rows), 8, 0)):
+        layout = {"per_device_eval_batch_size": size, "dataloader_num_workers": workers}
+        metrics = evaluate(tmp_path, trained, dataset, data_collator=padding_on(side), **layout)
+        assert metrics["eval_loss"] == pytest.approx(sums / counts, rel=1e-5)
+        assert metrics.keys() - {"eval_loss"} == {f"eval_loss_tau_{BINS[int(5 * tau)]}" for tau in times}
+
+
+def test_options_of_evaluation_do_not_change_it(tmp_path, trained):
+    rows = rows_of_different_lengths(13)
+    collator = {"data_collator": padding_on("right"), "per_device_eval_batch_size": 4}
+    expected = evaluate(tmp_path, trained, rows, **collator)
+    options = [
+        {"eval_do_concat_batches": False},
+        {"batch_eval_metrics": True},
+        {"include_for_metrics": ["inputs", "loss"]},
+        {"eval_accumulation_steps": 2},
+        {"eval_do_concat_batches": False, "include_for_metrics": ["loss"]},
+    ]
+    for option in options:
+        seen = []
+
+        def keep(evaluated, compute_result=True, seen=seen) -> dict:
+            seen.append(evaluated)
+            return {"calls": len(seen)}
+
+        trainer = make_trainer(tmp_path, trained, eval_dataset=rows, **collator, **option)
+        trainer.compute_metrics = keep
+        metrics = trainer.evaluate()
+        assert losses_of(metrics) == expected
+        assert metrics["eval_calls"] == len(seen) == (4 if "batch_eval_metrics" in option else 1)
+        last = seen[-1]
+        if option == {"include_for_metrics": ["inputs", "loss"]}:
+            losses, counts = last.predictions
+            assert losses.sum() / counts.sum() == pytest.approx(expected["eval_loss"])
+            assert ((last.inputs != -100) & (last.inputs != 60)).sum(1).tolist() == counts.tolist()
+            assert last.label_ids.shape == (13,) and np.isfinite(last.losses).all()
+
+
+def test_collators_that_leave_out_rows_or_add_them(tmp_path, trained):
+    def every_other(examples):
+        return default_data_collator([row for row in examples if row["noise_seed"] % 2 == 0])
+
+    def two_of_each(examples):
+        return default_data_collator([row for row in examples for _ in range(2)])
+
+    options = {"per_device_eval_batch_size": 8}
+    found = evaluate(tmp_path, trained, counting_rows(13), data_collator=every_other, **options)
+    sums = []
+    for i in range(0, 13, 2):
+        ids, tau = (
+            torch.tensor(counting_rows(13)["input_ids"][i])[None],
+            torch.tensor([(0.5 + 0.6180339887498949 * i) % 1]),
+        )
+        with torch.no_grad():
+            sums.append(float(trained.eval()(labels=ids, timesteps=tau, noise_seed=[i]).loss))
+    assert found["eval_loss"] == pytest.approx(np.mean(sums), rel=1e-5)
+    with pytest.raises(ValueError, match="16 rows of at most 8 examples"):
+        evaluate(tmp_path, trained, counting_rows(13), data_collator=two_of_each, **options)
+    # Fewer than a batch: nothing is left out of what was made.
+    twice = evaluate(tmp_path, trained, counting_rows(4), data_collator=two_of_each, **options)
+    assert twice == pytest.approx(evaluate(tmp_path, trained, counting_rows(4), **options), rel=1e-5)
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        evaluate(tmp_path, trained, counting_rows(4).select([]), **options)
 
 
 def test_samples_are_kept_with_their_steps(tmp_path):

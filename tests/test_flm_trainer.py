@@ -13,11 +13,13 @@ from training import (
     history,
     make_trainer,
     padded_rows,
+    padding_on,
+    rows_of_different_lengths,
     weights,
 )
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments, default_data_collator
 
-from modeling_flm import FLMModel
+from modeling_flm import FLMModel, FMLMModel
 from trainers import FLMTrainer
 
 # -- learning ---------------------------------------------------------------------------------------------------------
@@ -82,6 +84,12 @@ CASES = {
     "weighted": {"learned_loss_weighting": True, "train_dataset": padded_rows(32)},
     "with a last batch of four": {"train_dataset": counting_rows(12)},
 }
+for side in ("right", "left"):
+    CASES[f"as long as the longest, padded on the {side}"] = {
+        "train_dataset": rows_of_different_lengths(32),
+        "data_collator": padding_on(side),
+        "conditioning_rate": 0.7,
+    }
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -117,7 +125,7 @@ def test_padding_is_not_scored(tmp_path):
     trainer.train()
     [(inputs, output)] = batches.calls
     assert (inputs["attention_mask"] == 0).any()
-    assert torch.equal(output.scored, inputs["attention_mask"].bool())
+    assert torch.equal(output.scored, inputs["attention_mask"])
     assert int(inputs["num_items_in_batch"]) == int(inputs["attention_mask"].sum())
 
 
@@ -127,7 +135,7 @@ def test_what_a_conditioning_mask_gives_is_not_scored(tmp_path):
     trainer = make_trainer(tmp_path, model, train_dataset=infilling_rows(32), max_steps=1)
     trainer.train()
     [(inputs, output)] = batches.calls
-    assert torch.equal(output.scored, ~inputs["conditioning_mask"].bool())
+    assert torch.equal(output.scored == 1, ~inputs["conditioning_mask"].bool())
     assert history(trainer, "loss") == [pytest.approx(math.log(61), abs=1e-4)]
 
 
@@ -210,6 +218,41 @@ def test_one_process_takes_one_gpu_of_several(tmp_path):
 def test_arguments_of_another_class_are_refused(tmp_path):
     with pytest.raises(ValueError, match="FLMTrainingArguments"):
         FLMTrainer(fresh_model(), TrainingArguments(output_dir=str(tmp_path)))
+
+
+def test_a_loss_function_is_refused(tmp_path):
+    def function(outputs, labels, num_items_in_batch=None):
+        return outputs.loss
+
+    with pytest.raises(ValueError, match="`compute_loss_func` would keep the labels"):
+        FLMTrainer(fresh_model(), arguments(tmp_path), compute_loss_func=function)
+
+
+def test_a_flow_map_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="diagonal of a flow map alone.*use FMLMTrainer"):
+        make_trainer(tmp_path, fresh_model(kind=FMLMModel)).train()
+
+
+def test_deepspeed_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="DeepSpeed is not supported.*`fsdp=True`"):
+        arguments(tmp_path, deepspeed={"zero_optimization": {"stage": 2}})
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed is not supported"):
+        arguments(tmp_path)
+
+
+def test_a_collator_makes_a_row_of_an_example_or_none(tmp_path):
+    def two_of_each(examples):
+        return default_data_collator([example for example in examples for _ in range(2)])
+
+    def some(examples):
+        return default_data_collator([example for example in examples if example["input_ids"][0] % 3 > 0])
+
+    with pytest.raises(ValueError, match=r"16 rows of at most 8 examples.*split examples in the data set"):
+        make_trainer(tmp_path, data_collator=two_of_each).train()
+    trainer = make_trainer(tmp_path, data_collator=some, gradient_accumulation_steps=2)
+    trainer.train()
+    assert history(trainer, "loss")[0] == pytest.approx(math.log(61), abs=1e-4)
 
 
 BAD_VALUES = [

@@ -1,5 +1,6 @@
 """transformers' own Trainer fine-tunes a saved checkpoint, with no class of ours but the model's."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -9,13 +10,17 @@ from training import LENGTH, VOCABULARY, by_step, counting_rows, distance, fresh
 from transformers import (
     AutoModel,
     DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
+    DataCollatorWithFlattening,
     DataCollatorWithPadding,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
     default_data_collator,
 )
+
+from modeling_flm import FMLMModel
 
 PAD = VOCABULARY - 1
 
@@ -120,7 +125,7 @@ def test_a_prompt_labelled_minus_100_conditions_and_is_not_scored(checkpoint, tm
     [call] = recorded
     prompts = (call["labels"] == -100).sum(1).sort().values
     assert prompts.tolist() == [0, 0, 0, 4, 4, 4, 8, 8]
-    assert torch.equal(call["scored"], call["labels"] != -100)
+    assert torch.equal(call["scored"] == 1, call["labels"] != -100)
     assert int(call["num_items_in_batch"]) == 8 * LENGTH - int(prompts.sum())
 
 
@@ -131,7 +136,7 @@ def test_the_collator_of_language_models_pads_what_is_then_not_scored(checkpoint
     recorded = calls(trainer.model)
     trainer.train()
     for call in recorded:
-        assert torch.equal(call["scored"], call["attention_mask"].bool())
+        assert torch.equal(call["scored"], call["attention_mask"])
         assert int(call["num_items_in_batch"]) == int(call["scored"].sum())
     losses = history(trainer, "loss")
     assert sum(losses[-5:]) / 5 < losses[0] - 0.2
@@ -144,8 +149,172 @@ def test_a_collator_that_pads_labels_serves_prompts_of_different_lengths(checkpo
     recorded = calls(trainer.model)
     trainer.train()
     for call in recorded:
-        assert torch.equal(call["scored"][:, 3:], call["attention_mask"][:, 3:].bool())
+        assert torch.equal(call["scored"][:, 3:], call["attention_mask"][:, 3:])
         assert not call["scored"][:, :3].any()
+
+
+# -- what the loss is divided by --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lively(tmp_path_factory):
+    """A checkpoint whose losses differ from position to position."""
+    torch.manual_seed(5)
+    model = fresh_model()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("lively")
+    model.save_pretrained(folder)
+    return folder
+
+
+def fixed(dataset: Dataset) -> Dataset:
+    """With the noise and the time of each row settled."""
+    return dataset.map(lambda _, i: {"noise_seed": 50 + i, "timesteps": (0.3 + 0.17 * i) % 1}, with_indices=True)
+
+
+def padded_before(rows: int, side: str) -> Dataset:
+    """Rows of different lengths padded in the data set, the labels as well: `labels = input_ids`."""
+
+    def pad(row):
+        ids, more = row["input_ids"], LENGTH - len(row["input_ids"])
+        padding, mask = [PAD] * more, [1] * len(ids)
+        ids, mask = (ids + padding, mask + [0] * more) if side == "right" else (padding + ids, [0] * more + mask)
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids}
+
+    return different_lengths(rows).map(pad)
+
+
+def losses_alone(model, call: dict) -> list[torch.Tensor]:
+    """The losses of each row's tokens, without padding and batch."""
+    found, columns = [], ("input_ids", "attention_mask", "noise_seed", "timesteps")
+    for ids, mask, seed, tau in zip(*(call[name] for name in columns), strict=True):
+        ids = ids[None, mask.bool()]
+        found.append(model(labels=ids, noise_seed=[int(seed)], timesteps=tau[None]).token_losses[0])
+    return found
+
+
+COLLATORS = {
+    "default_data_collator": (lambda tokenizer: default_data_collator, padded_before),
+    "DataCollatorWithPadding": (DataCollatorWithPadding, padded_before),
+    "DataCollatorForLanguageModeling": (lambda t: DataCollatorForLanguageModeling(t, mlm=False), None),
+    "DataCollatorForSeq2Seq": (DataCollatorForSeq2Seq, None),
+}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", COLLATORS)
+def test_the_loss_is_the_mean_over_what_is_scored(lively, tmp_path, tokenizer, monkeypatch, name, side):
+    """The micro-batches of a step are weighted by their labels: where padding is labelled -100 as in one batch."""
+    monkeypatch.setattr(tokenizer, "padding_side", side)
+    make, padded = COLLATORS[name]
+    rows = fixed(padded(16, side) if padded else different_lengths(16))
+    if name == "DataCollatorForSeq2Seq":
+        rows = rows.map(lambda row: {"labels": row["input_ids"]})
+    for size, accumulated, workers in ((8, 1, 0), (2, 4, 2)):
+        layout = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+        layout |= {"dataloader_num_workers": workers, "learning_rate": 0.0, "max_steps": 2}
+        trainer = plain_trainer(lively, tmp_path, make(tokenizer), train=rows, **layout)
+        recorded = calls(trainer.model)
+        trainer.train()
+        expected, of_all = [], []
+        for step in range(2):
+            micro = recorded[step * accumulated : (step + 1) * accumulated]
+            alone = [torch.cat(losses_alone(trainer.model, call)) for call in micro]
+            labels = torch.tensor([float((call["labels"] != -100).sum()) for call in micro])
+            means = torch.stack([losses.mean() for losses in alone])
+            expected.append(float((labels / labels.sum()) @ means))
+            of_all.append(float(torch.cat(alone).mean()))
+        assert history(trainer, "loss") == pytest.approx(expected, rel=1e-4)
+        if accumulated == 1 or not padded:
+            assert history(trainer, "loss") == pytest.approx(of_all, rel=1e-4)
+
+
+def test_a_micro_batch_with_nothing_to_score_adds_nothing(lively, tmp_path):
+    """Nor does a step: its gradient is zero. In evaluation such a batch is left out."""
+    rows = fixed(labelled(4)).map(
+        lambda row, i: {"labels": [-100] * LENGTH if i >= 2 else row["labels"]}, with_indices=True
+    )
+    options = {"train_sampling_strategy": "sequential", "learning_rate": 0.0, "max_steps": 1, "num_train_epochs": 1}
+    whole = plain_trainer(lively, tmp_path, train=rows, per_device_train_batch_size=4, **options)
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    parted = plain_trainer(
+        lively, tmp_path, train=rows, evaluation=rows, per_device_eval_batch_size=2, **parts, **options
+    )
+    nothing = plain_trainer(lively, tmp_path, train=rows.select([2, 3]), per_device_train_batch_size=2, **options)
+    for trainer in (whole, parted, nothing):
+        trainer.train()
+    assert history(parted, "loss") == pytest.approx(history(whole, "loss"), rel=1e-5)
+    assert history(parted, "loss")[0] > 1 and history(nothing, "loss") == history(nothing, "grad_norm") == [0]
+    assert parted.evaluate()["eval_loss"] == pytest.approx(history(whole, "loss")[0], rel=1e-5)
+
+
+def test_what_it_cannot_train_with_is_refused_in_a_line(checkpoint, tmp_path, tokenizer):
+    def attempt(message: str, *args, error=ValueError, **changes):
+        with pytest.raises(error, match=message):
+            plain_trainer(checkpoint, tmp_path, *args, **changes).train()
+
+    attempt("`label_smoothing_factor` and `compute_loss_func`", label_smoothing_factor=0.1)
+    attempt("`label_smoothing_factor` and `compute_loss_func`", train=fixed(labelled(8)), label_smoothing_factor=0.1)
+    trainer = plain_trainer(checkpoint, tmp_path)
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.loss
+    with pytest.raises(ValueError, match="`label_smoothing_factor` and `compute_loss_func`"):
+        trainer.train()
+    attempt("To train, give `labels`", train=counting_rows(8))
+    joined = DataCollatorWithFlattening()
+    attempt("DataCollatorWithFlattening .* pad them", joined, per_device_train_batch_size=1, error=TypeError)
+    unequal = different_lengths(8).map(lambda row: {"labels": row["input_ids"]})
+    attempt("`labels` in this case", DataCollatorWithPadding(tokenizer), train=unequal)
+
+
+def test_a_map_is_not_trained_by_labels_but_evaluated(tmp_path):
+    fresh_model(kind=FMLMModel).save_pretrained(tmp_path)
+    trainer = plain_trainer(tmp_path, tmp_path, evaluation=labelled(8))
+    with pytest.raises(ValueError, match="diagonal of a flow map alone.*use FMLMTrainer"):
+        trainer.train()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(np.log(VOCABULARY), rel=1e-5)
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_the_evaluation_loss_is_the_same_again_without_seeds(lively, tmp_path, tokenizer, monkeypatch):
+    losses = []
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    for size, side, workers in ((12, "right", 0), (12, "left", 2), (1, "left", 0)):
+        monkeypatch.setattr(tokenizer, "padding_side", side)
+        changes = {"per_device_eval_batch_size": size, "dataloader_num_workers": workers}
+        rows = different_lengths(12)
+        if size == 1:  # where a row's mean is a batch's mean: rows of one length
+            rows = rows.filter(lambda row: len(row["input_ids"]) == 8)
+        trainer = plain_trainer(lively, tmp_path, collator, evaluation=rows, **changes)
+        losses.append([trainer.evaluate()["eval_loss"] for _ in range(2)])
+        assert losses[-1][0] == losses[-1][1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_what_is_scored_can_be_told_in_batches_of_different_lengths(lively, tmp_path, tokenizer):
+    """The Trainer joins them, and fills up with -100."""
+    seen = {}
+
+    def by_hand(evaluated) -> dict:
+        losses, scored, times = evaluated.predictions
+        seen["scored"], seen["times"] = scored, times
+        return {"mean": losses[scored == 1].mean()}
+
+    rows = different_lengths(12)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    trainer = plain_trainer(lively, tmp_path, collator, evaluation=rows, per_device_eval_batch_size=2)
+    trainer.compute_metrics = by_hand
+    found = trainer.evaluate()["eval_mean"]
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    assert (seen["scored"] == 1).sum(1).tolist() == lengths and seen["times"].shape == (12,)
+    trainer.model.eval()
+    losses = [trainer.model(labels=torch.tensor([ids])).token_losses[0] for ids in rows["input_ids"]]
+    assert found == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+
+
+# -- other batches, and going on --------------------------------------------------------------------------------------
 
 
 def test_a_collator_that_only_pads_serves_rows_of_one_length(checkpoint, tmp_path, tokenizer):

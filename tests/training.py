@@ -1,5 +1,6 @@
 """What the tests of the trainers share: a tiny model, a corpus with structure, and short runs on it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -48,6 +49,28 @@ def padded_rows(rows: int) -> Dataset:
     )
 
 
+def rows_of_different_lengths(rows: int) -> Dataset:
+    """Counting rows of lengths 5 to 16, not padded."""
+    full = counting_rows(rows)["input_ids"]
+    return Dataset.from_dict({"input_ids": [ids[: 5 + 3 * row % 12] for row, ids in enumerate(full)]})
+
+
+def padding_on(side: str) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
+    """A collator that pads the `input_ids` with token 60 to the longest of the batch; other columns are numbers."""
+
+    def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
+        batch = {name: torch.tensor([row[name] for row in examples]) for name in examples[0] if name != "input_ids"}
+        lengths = [len(row["input_ids"]) for row in examples]
+        padding = [[60] * (max(lengths) - n) for n in lengths]
+        rows = zip(examples, padding, strict=True)
+        ids = [row["input_ids"] + more if side == "right" else more + row["input_ids"] for row, more in rows]
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        mask = mask.long() if side == "right" else mask.flip(1).long()
+        return batch | {"input_ids": torch.tensor(ids), "attention_mask": mask}
+
+    return collate
+
+
 def arguments(output_dir: str | Path, kind=FLMTrainingArguments, **changes) -> FLMTrainingArguments:
     values = dict(
         max_steps=4,
@@ -81,8 +104,12 @@ def make_distiller(output_dir: str | Path, seed: int, **changes) -> FMLMTrainer:
 
 
 def _datasets(changes: dict, rows: int) -> dict:
-    """Counting rows, or what `changes` has in their place and loses."""
-    datasets = {"train_dataset": counting_rows(rows), "eval_dataset": counting_rows(11, start=40)}
+    """Counting rows and the usual collator, or what `changes` has in their place and loses."""
+    datasets = {
+        "train_dataset": counting_rows(rows),
+        "eval_dataset": counting_rows(11, start=40),
+        "data_collator": None,
+    }
     return datasets | {name: changes.pop(name) for name in datasets if name in changes}
 
 
