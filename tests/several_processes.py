@@ -19,7 +19,10 @@ CASES = {
     "accumulated": {"gradient_accumulation_steps": 2, "train_dataset": counting_rows(64)},
     "padded and conditional": {"train_dataset": padded_rows(32), "conditioning_rate": 0.5},
     "weighted": {"learned_loss_weighting": True},
-    "streamed": {"train_dataset": counting_rows(64).to_iterable_dataset()},
+    "streamed": {
+        "train_dataset": counting_rows(64).to_iterable_dataset(),
+        "eval_dataset": counting_rows(11, start=40).to_iterable_dataset(num_shards=3),
+    },
     "semigroup": {"objective": "semigroup"},
     "lagrangian": {"objective": "lagrangian", "gradient_accumulation_steps": 2},
     "eulerian": {"objective": "eulerian", "conditioning_rate": 0.5},
@@ -29,6 +32,7 @@ CASES = {
     "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
     "compiled map": {"objective": "semigroup", "torch_compile": True, "torch_compile_backend": "aot_eager"},
 }
+LOGGED = ("loss", "grad_norm", "loss_diagonal", "loss_off_diagonal", "eval_loss", "eval_loss_tau_0.0_0.2")
 COMPILED = ("compiled", "compiled map")  # with whole parameters only
 
 
@@ -46,8 +50,7 @@ def run(folder: Path, case: str, batch_size: int, resume: str | None = None, **c
         trainer = make_trainer(folder, fresh_model(seed), **settings)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    logged = {name: by_step(trainer, name) for name in ("loss", "grad_norm", "eval_loss", "eval_loss_tau_0.0_0.2")}
-    return logged | {
+    return {name: by_step(trainer, name) for name in LOGGED} | {
         "processes": trainer.accelerator.num_processes,
         "sharded": all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters()),
         "steps": len(history(trainer, "loss")),

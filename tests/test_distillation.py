@@ -1,11 +1,14 @@
 """Distillation targets and losses against the recorded values of the official implementation."""
 
+import numpy as np
 import pytest
 import torch
 from official import official_model, record
+from training import arguments
 
 from modeling_flm.attention_flm import SOFTCAP_ATTENTION
 from modeling_flm.losses_flm import chunked_cross_entropy, chunked_distillation_loss
+from trainers import FMLMTrainer, FMLMTrainingArguments
 from trainers.distillation import (
     Network,
     States,
@@ -114,6 +117,37 @@ def test_eulerian(networks):
     torch.testing.assert_close(target(EVERYTHING).view(3, 24, 37), LOSSES["esd.offdiag_target"], rtol=1e-3, atol=1e-3)
     losses = student_losses(student, rows, start, end, target, "mse")
     torch.testing.assert_close(losses, LOSSES["esd.loss"][rows], rtol=1e-2, atol=1e-3)
+
+
+def test_the_eulerian_trainer_has_cross_entropy_on_the_diagonal(tmp_path, monkeypatch):
+    """Squared error is for the targets that leave the simplex. Of the record it is the diagonal at (tau, tau): the
+    official code gave the network (s, t) there, where it had learned of tau."""
+    student = official_model("dit_fmlm", 30.0, SOFTCAP_ATTENTION)
+    teacher = official_model("dit_flm", 30.0, SOFTCAP_ATTENTION)
+    student.loss_weighting = None
+    on, off = [0, 1, 5], [2, 3, 4]
+    start, end = (LOSSES[f"in.fmlm.tau_{name}"].clone() for name in "st")
+    start[on] = end[on] = LOSSES["esd.diag_tau"]
+    t = student.clock.t(start)[:, None, None]
+    data = torch.nn.functional.one_hot(LOSSES["in.x0"].long(), 37)
+    noisy = (1 - t) * LOSSES["in.noise"] + t * data
+    torch.testing.assert_close(noisy[:5], LOSSES["fmlm.x_s"][:5], rtol=0, atol=1e-5)
+    args = arguments(tmp_path, kind=FMLMTrainingArguments, objective="eulerian", initialize_from_teacher=False)
+    trainer = FMLMTrainer(student, teacher, args)
+
+    def recorded(network) -> States:
+        value = network.embed_state(noisy).detach()
+        return States(value, torch.zeros_like(value), torch.zeros(6, 24, dtype=torch.bool))
+
+    monkeypatch.setattr(trainer, "_states", lambda *_: (recorded(student), recorded(student), recorded(teacher)))
+    batch = {"input_ids": LOSSES["in.x0"].long(), "labels": LOSSES["in.x0"].long(), "diagonal": np.isin(range(6), on)}
+    batch |= {"timesteps": start, "middle_timesteps": start, "target_timesteps": end}
+    expected = torch.cat([LOSSES["esd.diag_loss_if_tau_tau"], LOSSES["esd.loss"][off]]).mean()
+    loss = trainer.compute_loss(trainer.model, batch)
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-3, atol=0)
+    trainer.log(logs := {"loss": 0.0})
+    assert logs["loss_diagonal"] == pytest.approx(float(LOSSES["esd.diag_loss_if_tau_tau"].mean()), rel=1e-5)
+    assert logs["loss_off_diagonal"] == pytest.approx(float(LOSSES["esd.loss"][off].mean()), rel=1e-3)
 
 
 def test_projection_onto_the_simplex():

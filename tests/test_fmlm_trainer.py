@@ -3,7 +3,16 @@
 import pytest
 import torch
 from datasets import Dataset
-from training import LENGTH, VOCABULARY, arguments, counting_rows, fresh_model, history
+from training import (
+    LENGTH,
+    VOCABULARY,
+    arguments,
+    counting_rows,
+    fresh_model,
+    history,
+    padding_on,
+    rows_of_different_lengths,
+)
 from transformers import default_data_collator
 from worlds import two_cities
 
@@ -34,13 +43,15 @@ def student(seed: int = 1, **changes) -> FMLMModel:
     return fresh_model(seed, kind=FMLMModel, **changes)
 
 
-def distil(output_dir, teacher=None, resume=None, model=None, rows=None, **changes) -> FMLMTrainer:
+def distil(
+    output_dir, teacher=None, resume=None, model=None, rows=None, collator=default_data_collator, **changes
+) -> FMLMTrainer:
     trainer = FMLMTrainer(
         model or student(),
         teacher,
         distil_arguments(output_dir, **changes),
         train_dataset=rows or counting_rows(64),
-        data_collator=default_data_collator,
+        data_collator=collator,
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -63,6 +74,36 @@ def test_gradient_accumulation_equals_the_bigger_batch(objective, teacher, tmp_p
     )
     for name in ("loss", "grad_norm", "loss_diagonal", "loss_off_diagonal"):
         assert history(parts, name) == pytest.approx(history(whole, name), rel=1e-3)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_noise_of_a_text_does_not_depend_on_its_padding(teacher, tmp_path, side):
+    """Micro-batches are padded to lengths of their own."""
+    data = {"rows": rows_of_different_lengths(64), "collator": padding_on(side), "conditioning_rate": 0.5}
+    whole = distil(tmp_path / "whole", teacher, **data)
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    parted = distil(tmp_path / "parts", teacher, **data, **parts)
+    for name in ("loss", "grad_norm", "loss_diagonal", "loss_off_diagonal"):
+        assert history(parted, name) == pytest.approx(history(whole, name), rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["semigroup", "lagrangian", "eulerian"])
+def test_a_map_teaches_the_flow_on_its_diagonal(objective, teacher, tmp_path):
+    torch.manual_seed(6)
+    map_teacher = FMLMModel(FMLMConfig.from_dict(teacher.config.to_dict()))
+    map_teacher.load_state_dict(teacher.state_dict(), strict=False)
+    map_teacher.target_time_embedding.linear_2.weight.data.normal_()
+    flow = FLMModel(teacher.config)
+    flow.load_state_dict(teacher.state_dict())
+    flow._time_condition = lambda start, end: map_teacher._time_condition(start, start)
+    ids = torch.arange(LENGTH)[None]
+    jump = map_teacher(input_ids=ids, timesteps=0.3, target_timesteps=0.9).logits
+    assert (jump - flow(input_ids=ids, timesteps=0.3).logits).abs().max() > 0.01
+    runs = []
+    for one in (flow, map_teacher):
+        trainer = distil(tmp_path, one, objective=objective, initialize_from_teacher=False, learning_rate=1e-2)
+        runs.append([history(trainer, name) for name in ("loss", "grad_norm", "loss_diagonal", "loss_off_diagonal")])
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +215,9 @@ def test_bad_networks(teacher, tmp_path):
         FMLMTrainer(fresh_model(), teacher, args)
     with pytest.raises(ValueError, match=f"vocabulary of {VOCABULARY} tokens and the student of 62"):
         FMLMTrainer(student(vocab_size=62), teacher, args)
+    own = student()
+    with pytest.raises(ValueError, match="`teacher` is the student itself"):
+        FMLMTrainer(own, own, args)
     with pytest.raises(ValueError, match="the teacher's weights do not fit"):
         FMLMTrainer(student(num_hidden_layers=3), teacher, args)
     with pytest.raises(ValueError, match="`args` must be FMLMTrainingArguments"):
