@@ -122,7 +122,7 @@ class Clock:
         for _ in range(4):  # a cubic that is nearly straight within its cell
             w = newton(w, goal.detach()).clamp(min=torch.zeros_like(w), max=width)
         w = newton(w, goal)  # carries the derivative dt/dtau
-        t = torch.where(goal >= 1, 1, torch.where(goal <= 0, 0, start + w))
+        t = torch.where(goal >= 1, 1, torch.where(goal < 0, 0, start + w))
         return t.to(_at_least_float32(tau))
 
     @staticmethod

@@ -7,8 +7,6 @@ from worlds import World
 
 from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 
-LATEST = 0.97  # tau: what is asked of later times is answered for this one, where the text is as good as certain
-
 
 def exact_denoiser(world: World) -> FLMModel:
     return _dress(_ExactDenoiser(_config(FLMConfig, world)), world)
@@ -56,5 +54,7 @@ class _ExactDenoiser(FLMModel):
 class _ExactMap(FMLMModel):
     def denoise(self, state, timesteps, target_timesteps=None, attention_mask=None, all_hidden=None) -> Tensor:
         end = timesteps if target_timesteps is None else target_timesteps
-        s, t = (self.clock.t(tau.double().clamp(max=LATEST)) for tau in (timesteps, end))
-        return _hidden(self.world.two_time_denoiser(state.double(), s, t, self.solver_steps), state)
+        s, t = (self.clock.t(tau.double()) for tau in (timesteps, end))
+        return _hidden(
+            self.world.two_time_denoiser(state.double(), s.clamp(max=1 - 1e-6), t, self.solver_steps), state
+        )

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from modeling_flm.flow_flm import Clock, flow_map_step, velocity
 
+DECIDED = torch.tensor(1 - 1e-6, dtype=torch.float64)  # tau
+
 
 class World:
     """A finite data set: ids (items, length) in [0, vocab_size), and the weight of each item."""
@@ -75,9 +77,14 @@ class World:
         return state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
     def two_time_denoiser(self, state: Tensor, start: Tensor, end: Tensor, steps: int) -> Tensor:
-        """The exact delta_{s,t}(x) of the flow map, (batch, length, V), for interpolation times s <= t < 1."""
+        """The exact delta_{s,t}(x) of the flow map, (batch, length, V), for interpolation times s <= t, s < 1.
+
+        From `DECIDED` on the text is as good as certain: the denoiser no longer changes, and one step is exact.
+        """
         s, t = start.reshape(-1, 1, 1), end.reshape(-1, 1, 1)
-        arrived = self.carry(state, start, end, steps)
+        middle = torch.minimum(end, start.clamp(min=float(self.clock.t(DECIDED))))
+        arrived = self.carry(state, start, middle, steps)
+        arrived = flow_map_step(arrived, self.denoise(arrived, middle), middle, end)
         apart = (t - s) > 1e-9
         delta = ((1 - s) * arrived - (1 - t) * state) / torch.where(apart, t - s, 1)
         return torch.where(apart, delta, self.denoise(state, start))
