@@ -3,11 +3,13 @@
     python examples/finetune_flm_trainer.py     # first: the flow, in runs/shakespeare
     python examples/finetune_map.py
 
-A map delta_{s,t} has two times. The loss of `model(labels=...)`, in the plain Trainer or in FLMTrainer, is that of the
-denoiser: it trains the diagonal delta_{t,t} alone. The jumps from s to t > s, with which a map writes in one step,
-share the weights and shift along, but nothing holds them to the flow. `FMLMTrainer` does: the diagonal follows the
-teacher, and the jumps follow from the diagonal by the semigroup identity (see `trainers/distillation.py`). What either
-way does to the samples is measured in benchmarks/style.md.
+A map delta_{s,t} has two times. The loss of `model(labels=...)` is that of the denoiser: it would train the diagonal
+delta_{t,t} alone. The jumps from s to t > s, with which a map writes in one step, share the weights and would shift
+along, with nothing to hold them to the flow; so the plain Trainer and FLMTrainer refuse a map. `FMLMTrainer` holds them
+to it: the diagonal follows the teacher, and the jumps follow from the diagonal by the semigroup identity (see
+`trainers/distillation.py`). What it does to the samples is measured in benchmarks/style.md.
+
+With `--teacher ""` the map learns from the data instead, its jumps from its own diagonal.
 
 `initialize_from_teacher` is off, as the map already knows how to jump: it goes on from its own weights.
 """
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
     model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
-    teacher = AutoModel.from_pretrained(options.teacher, trust_remote_code=True)
+    teacher = AutoModel.from_pretrained(options.teacher, trust_remote_code=True) if options.teacher else None
 
     text = load_dataset("parquet", data_files=options.train, split="train")
     text = text.filter(lambda row: not options.source or row["source"] == options.source)

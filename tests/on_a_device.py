@@ -104,6 +104,18 @@ def loss_and_gradients() -> None:
             torch.testing.assert_close(parameter.grad.cpu(), expected[name], msg=name)
 
 
+def evaluation_loss() -> None:
+    """Without seeds, with padding on the left: noise and times come from the ids, for which the host waits."""
+    ids = random_ids(4, 12)
+    batch = {"labels": ids, "attention_mask": (torch.arange(12) >= torch.arange(4)[:, None]).long()}
+    model = tiny_model("flm")
+    expected = model(**batch)
+    with pretended_device():
+        found = model.to(DEVICE)(**{name: tensor.to(DEVICE) for name, tensor in batch.items()})
+        torch.testing.assert_close(found.loss.cpu(), expected.loss)
+        torch.testing.assert_close(found.timesteps.cpu(), expected.timesteps)
+
+
 def likelihood() -> None:
     model, ids = tiny_model("flm"), random_ids(2, 6)
     expected = log_likelihood(model, ids, num_steps=4, seed=0)
@@ -184,6 +196,7 @@ CASES: dict[str, Callable[[], None]] = {
     "trajectory": trajectory,
     "guided by a model": guided_by_a_model,
     "loss and gradients": loss_and_gradients,
+    "evaluation loss": evaluation_loss,
     "likelihood": likelihood,
     "evaluation": evaluation,
 }

@@ -131,7 +131,8 @@ FORWARD = [
     case("give `labels`", timesteps=0.5),
     case("give `input_ids` or `inputs_embeds`, not both", input_ids=IDS, inputs_embeds=STATE, timesteps=0.5),
     case("`conditioning_mask` .* no `labels`", input_ids=IDS, timesteps=0.5, conditioning_mask=PADDING.bool()),
-    case("unexpected arguments \\['position_ids'\\]", TypeError, labels=IDS, position_ids=IDS),
+    case("`labels`.* leave out `label_smoothing_factor`", input_ids=IDS, timesteps=0.5, num_items_in_batch=24),
+    case("unexpected arguments \\['position_ids'\\].* pad them", TypeError, labels=IDS, position_ids=IDS),
     case("unexpected arguments \\['output_attentions'\\]", TypeError, labels=IDS, output_attentions=True),
 ]
 

@@ -92,3 +92,9 @@ def test_clock_derivatives(vocab_size, value):
     h = 1e-6
     slope = (clock.tau(t.detach() + h) - clock.tau(t.detach() - h)) / (2 * h)
     torch.testing.assert_close(slope, clock.dtau_dt(t.detach()), rtol=1e-4, atol=1e-7)
+
+
+def test_the_clock_has_a_derivative_at_its_beginning():
+    clock, tau = Clock(61), torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    (dt_dtau,) = torch.autograd.grad(clock.t(tau).sum(), tau)
+    torch.testing.assert_close(dt_dtau * clock.dtau_dt(torch.zeros(1)), torch.ones(1, dtype=torch.float64))

@@ -157,7 +157,7 @@ def test_a_prompt_labelled_minus_100_is_kept_clean_and_unscored():
     sft = model(input_ids=IDS, labels=IDS.masked_fill(prompt, -100), **arguments)
     kept = model(labels=IDS, conditioning_mask=prompt, **arguments)
     assert torch.equal(sft.token_losses, kept.token_losses) and torch.equal(sft.loss, kept.loss)
-    assert torch.equal(sft.scored, ~prompt)
+    assert torch.equal(sft.scored == 1, ~prompt)
 
     noise = model.embed_noise(3, 12, seeds=[1, 2, 3])
     clean, t = model.embed_state(IDS), model.clock.t(TAU)[:, None, None]
@@ -200,7 +200,7 @@ def test_the_loss_is_the_mean_over_what_is_scored(kinds, length):
         noise_seed=[0],
     )
     scored = torch.tensor([[kind == "label" for kind in kinds]])
-    assert torch.equal(output.scored, scored)
+    assert torch.equal(output.scored == 1, scored)
     assert (output.token_losses[~scored] == 0).all() and (output.token_losses[scored] > 0).all()
     torch.testing.assert_close(output.loss, output.token_losses.sum() / scored.sum(), atol=1e-6, rtol=1e-6)
 
@@ -215,8 +215,28 @@ def test_num_items_in_batch_divides():
         divided = model(labels=IDS, noise_seed=[1, 2, 3], num_items_in_batch=items)
         torch.testing.assert_close(divided.loss, plain.loss * 36 / 72)
         assert torch.equal(divided.token_losses, plain.token_losses)
-    empty = model(input_ids=IDS, labels=torch.full_like(IDS, -100), num_items_in_batch=72)
-    assert empty.loss == 0
+    nothing = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}
+    assert model(**nothing, num_items_in_batch=72).loss == 0
+    assert model(**nothing, num_items_in_batch=torch.tensor(0)).loss.isnan(), "a Trainer leaves it out"
+    model.train()
+    for items in (0, 72):
+        loss = model(**nothing, num_items_in_batch=torch.tensor(items)).loss
+        loss.backward()
+        assert loss == 0 and all(not p.grad.any() for p in model.parameters())
+
+
+def test_labels_that_are_not_scored_do_not_divide():
+    """The count is of labels: where padding or what is kept clean has some, the mean is still over the others."""
+    model, mask = tiny_model(), right_padded([12, 5, 8])
+    kept = torch.arange(12).expand(3, -1) % 4 == 0
+    for hidden in (
+        {"attention_mask": mask},
+        {"conditioning_mask": kept},
+        {"attention_mask": mask, "conditioning_mask": kept},
+    ):
+        given = {"labels": IDS, "noise_seed": [1, 2, 3], **hidden}
+        torch.testing.assert_close(model(**given, num_items_in_batch=36).loss, model(**given).loss)
+        torch.testing.assert_close(model(**given, num_items_in_batch=144).loss, model(**given).loss / 4)
 
 
 # -- noise and times --------------------------------------------------------------------------------------------------
@@ -246,6 +266,51 @@ def test_a_generator_repeats_the_loss_and_leaves_the_global_one_alone():
     first, second = (model(labels=IDS, generator=torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first.loss, second.loss) and torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(first.loss, model(labels=IDS, generator=torch.Generator().manual_seed(2)).loss)
+
+
+def test_evaluation_takes_noise_and_times_from_the_ids():
+    model, ids, lengths = tiny_model(), random_ids(6, 12), [12, 5, 8, 1, 7, 3]
+    rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+    alone = [model(labels=row[None]) for row in rows]
+    assert len({float(one.timesteps) for one in alone}) == 6
+    right = right_padded(lengths)
+    left = right.flip(1)
+    shifted = torch.zeros_like(ids).masked_scatter(left.bool(), torch.cat(rows))
+    for labels, mask in (
+        (ids, right),
+        (shifted, left),
+        (ids.int(), right.bool()),
+        (ids[:, :12].masked_fill(right == 0, -100), right),
+    ):
+        found = model(labels=labels, attention_mask=mask)
+        for one, losses, seen in zip(alone, found.token_losses, mask.bool(), strict=True):
+            torch.testing.assert_close(losses[seen], one.token_losses[0], **CLOSE)
+        torch.testing.assert_close(found.timesteps, torch.cat([one.timesteps for one in alone]), rtol=0, atol=0)
+    prompt = ids.masked_fill(torch.arange(12) < 4, -100)
+    assert torch.equal(model(input_ids=ids, labels=prompt).timesteps, model(labels=ids).timesteps)
+
+
+def test_what_is_given_goes_before_the_ids():
+    model = tiny_model()
+    plain = model(labels=IDS)
+    torch.manual_seed(3)
+    assert torch.equal(model(labels=IDS).loss, plain.loss), "nothing global enters"
+    assert torch.equal(model(labels=IDS, timesteps=TAU).timesteps, TAU)
+    assert torch.equal(model(labels=IDS, timesteps=plain.timesteps).loss, plain.loss)
+    drawn = [model(labels=IDS, generator=torch.Generator().manual_seed(seed)).loss for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2] and plain.loss not in drawn
+    assert not torch.equal(model(labels=IDS, noise_seed=[1, 2, 3]).loss, plain.loss)
+    model.train()
+    assert len({model(labels=IDS).loss.item() for _ in range(3)}) == 3
+
+
+def test_a_map_is_trained_by_states_not_by_labels_alone():
+    model = tiny_model("fmlm").train()
+    with pytest.raises(ValueError, match="diagonal of a flow map alone.*FMLMTrainer"):
+        model(labels=IDS, noise_seed=[1, 2, 3])
+    with torch.no_grad():
+        model(labels=IDS, noise_seed=[1, 2, 3])
+    model(inputs_embeds=state_of(model), timesteps=TAU, labels=IDS).loss.backward()
 
 
 def test_times_without_seeds_are_evenly_spread():
@@ -353,8 +418,10 @@ def test_compiled_logits_and_loss_are_the_same():
     given = {"inputs_embeds": state_of(model), "timesteps": TAU}
     with torch.no_grad():
         torch.testing.assert_close(compiled(**given).logits, model(**given).logits, atol=1e-4, rtol=0)
-        given = {"labels": IDS, "noise_seed": torch.tensor([1, 2, 3])}
-        torch.testing.assert_close(compiled(**given).loss, model(**given).loss, atol=1e-4, rtol=0)
+        for seeds in ({"noise_seed": torch.tensor([1, 2, 3])}, {}):
+            found, expected = compiled(labels=IDS, **seeds), model(labels=IDS, **seeds)
+            torch.testing.assert_close(found.loss, expected.loss, atol=1e-4, rtol=0)
+            assert torch.equal(found.timesteps, expected.timesteps)
 
 
 def test_the_network_exports_as_one_graph():
