@@ -230,7 +230,7 @@ def _place_of(layer: nn.Module) -> torch.device:
         hook = getattr(module, "_hf_hook", None)
         for own in getattr(hook, "hooks", [hook]):
             if (place := getattr(own, "execution_device", None)) is not None:
-                return torch.zeros((), device=place).device
+                return torch.device(place)
     return next(layer.parameters()).device
 
 
@@ -247,8 +247,7 @@ def _matrix_of(layer: nn.Module, width: int, dtype: torch.dtype) -> tuple[Tensor
         return layer.weight, layer.bias
     device = _place_of(layer)
     with torch.autocast(device.type, enabled=False):
-        bias = layer(torch.zeros(1, width, device=device, dtype=dtype))
-        rows = layer(_PROBE * torch.eye(width, device=device, dtype=dtype))
+        bias, rows = layer(_PROBE * torch.eye(1 + width, width, device=device, dtype=dtype).roll(1, 0)).split([1, width])
         return ((rows - bias) / _PROBE).T, bias[0]
 
 
