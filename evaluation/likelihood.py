@@ -217,7 +217,8 @@ class _Flow:
     def __init__(self, model: FLMModel, basis: _Basis, ids: Tensor, free: Tensor, attention_mask: Tensor | None):
         self.model, self.basis, self.ids, self.free, self.attention_mask = model, basis, ids, free, attention_mask
         self.clean = model.embed_tokens(ids).detach()
-        self.output_layer = [tensor.detach() for tensor in model.output_layer()]
+        weight, bias = model.output_layer()
+        self.output_layer = weight.detach(), bias.detach()
 
     def hidden(self, u: Tensor, m: float) -> Tensor:
         """The last hidden states (batch * length, d) of states u (batch, length, r) at m."""
@@ -237,9 +238,7 @@ class _Flow:
         """log p(ids | u) at m: (batch,) float64."""
         cap = self.model.config.final_logit_softcapping
         everywhere = torch.ones(self.ids.numel(), device=u.device)
-        _, losses = chunked_cross_entropy(
-            self.hidden(u, m), *self.output_layer, self.ids.flatten(), everywhere, cap
-        )
+        _, losses = chunked_cross_entropy(self.hidden(u, m), *self.output_layer, self.ids.flatten(), everywhere, cap)
         return -(losses.view(self.ids.shape) * self.free).cpu().double().sum(1)
 
 

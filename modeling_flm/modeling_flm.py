@@ -213,7 +213,7 @@ class FLMLossWeighting(nn.Module):
 # adapter its gradient, and costs V d and V d^2. Of a layer as it was made they are its parameters, at no cost.
 # ---------------------------------------------------------------------------------------------------------------------
 
-_PROBE = 256.0  # large beside a bias, whose rounding would else be that of the weights; a power of 2, which rounds none
+_PROBE = 256.0  # so that a bias is small beside it, whose rounding the weights would get; a power of 2 rounds none
 
 
 def _is_plain(layer: nn.Module, forward: Callable) -> bool:
@@ -238,7 +238,9 @@ def _table_of(layer: nn.Module, vocab_size: int) -> Tensor:
     """The table (V, d) of an embedding layer."""
     if _is_plain(layer, FLMEmbedding.forward):
         return layer.weight
-    return layer(torch.arange(vocab_size, device=_place_of(layer)))
+    device = _place_of(layer)
+    with torch.autocast(device.type, enabled=False):
+        return layer(torch.arange(vocab_size, device=device))
 
 
 def _matrix_of(layer: nn.Module, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -247,7 +249,8 @@ def _matrix_of(layer: nn.Module, width: int, dtype: torch.dtype) -> tuple[Tensor
         return layer.weight, layer.bias
     device = _place_of(layer)
     with torch.autocast(device.type, enabled=False):
-        bias, rows = layer(_PROBE * torch.eye(1 + width, width, device=device, dtype=dtype).roll(1, 0)).split([1, width])
+        zero_and_axes = torch.eye(1 + width, width, device=device, dtype=dtype).roll(1, 0)
+        bias, rows = layer(_PROBE * zero_and_axes).split([1, width])
         return ((rows - bias) / _PROBE).T, bias[0]
 
 
@@ -385,7 +388,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """Where states are: the device that the embedding table computes on. Others of a `device_map` get them sent."""
+        """Where states are: the device that the embedding table computes on. To others of a `device_map` they go."""
         return _place_of(self.embed_tokens)
 
     @property
@@ -402,11 +405,11 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             self.loss_weighting = FLMLossWeighting(self.config).to(self.device)
             self.loss_weighting.apply(self._init_weights)
 
-    # -- the weights of the vocabulary: all that needs them as matrices takes them from here -----------------------------
+    # -- the weights of the vocabulary: all that needs them as matrices takes them from here --------------------------
 
     def vocabulary_table(self) -> Tensor:
-        """The embedding table E (V, d): the parameter itself, or what an adapted, quantised or offloaded layer computes
-        with, differentiable. To be asked for where it is needed, and not kept beyond a change of the weights."""
+        """The embedding table E (V, d): the parameter itself, or what an adapted, quantised or offloaded layer
+        computes with, differentiable. To be asked for where it is needed: it is as the weights are now."""
         return _table_of(self.embed_tokens, self.config.vocab_size).to(self.device)
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
