@@ -65,7 +65,7 @@ def write(way: str, length: int, batch: int, dtype: torch.dtype) -> Callable[[],
 @torch.no_grad()
 def _dense(model: FMLMModel, length: int, batch: int) -> torch.Tensor:
     noise = torch.randn(batch, length, VOCABULARY, device=DEVICE, dtype=model.dtype)
-    state = noise @ model.embed_tokens.weight
+    state = model.embed_state(noise)
     times = torch.zeros(batch, device=DEVICE), torch.ones(batch, device=DEVICE)
     logits = model(inputs_embeds=state, timesteps=times[0], target_timesteps=times[1]).logits
     return logits.log_softmax(-1).argmax(-1)

@@ -73,7 +73,7 @@ def of_the_vocabulary(folder: str) -> Ways:
     def loss(label_loss: Callable) -> None:
         losses_flm._label_loss = label_loss
         weights, cap = torch.ones(len(hidden), device=DEVICE), model.config.final_logit_softcapping
-        head = model.lm_head.weight, model.lm_head.bias
+        head = model.output_layer()
         losses_flm.chunked_cross_entropy(hidden, *head, labels, weights, cap)[0].backward()
 
     return {"plain": partial(loss, plain), "compiled": partial(loss, torch.compile(plain, dynamic=False))}

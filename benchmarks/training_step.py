@@ -64,7 +64,7 @@ def dense(model: FLMModel, ids: Tensor) -> Tensor:
     one_hot = F.one_hot(ids, model.config.vocab_size).float()
     tau = (torch.rand((), device=ids.device) + torch.arange(len(ids), device=ids.device) / len(ids)) % 1
     state = interpolate(torch.randn_like(one_hot), one_hot, model.clock.t(tau))
-    log_prob = _all_logits(model, state @ model.embed_tokens.weight, tau).log_softmax(-1)
+    log_prob = _all_logits(model, model.embed_state(state), tau).log_softmax(-1)
     return -(one_hot * log_prob).sum(-1).mean()
 
 

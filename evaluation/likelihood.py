@@ -204,7 +204,7 @@ class _Basis:
     """The table as E = U A: `left` U (V, r) with orthonormal columns, `right` A (r, d), r the rank of E."""
 
     def __init__(self, model: FLMModel):
-        table = model.embed_tokens.weight.detach()
+        table = model.vocabulary_table().detach()
         left, scale, right = torch.linalg.svd(table.cpu().double(), full_matrices=False)
         kept = scale > scale[0] * max(table.shape) * torch.finfo(scale.dtype).eps
         self.left = left[:, kept].to(table.device, torch.float32)
@@ -217,6 +217,8 @@ class _Flow:
     def __init__(self, model: FLMModel, basis: _Basis, ids: Tensor, free: Tensor, attention_mask: Tensor | None):
         self.model, self.basis, self.ids, self.free, self.attention_mask = model, basis, ids, free, attention_mask
         self.clean = model.embed_tokens(ids).detach()
+        weight, bias = model.output_layer()
+        self.output_layer = weight.detach(), bias.detach()
 
     def hidden(self, u: Tensor, m: float) -> Tensor:
         """The last hidden states (batch * length, d) of states u (batch, length, r) at m."""
@@ -228,17 +230,15 @@ class _Flow:
 
     def denoised(self, u: Tensor, m: float) -> Tensor:
         """D(u, m), U^T of the prediction; 0 where clamped."""
-        head, cap = self.model.lm_head, self.model.config.final_logit_softcapping
-        prediction = expected_embedding(self.hidden(u, m), head.weight, head.bias, self.basis.left, cap)
+        cap = self.model.config.final_logit_softcapping
+        prediction = expected_embedding(self.hidden(u, m), *self.output_layer, self.basis.left, cap)
         return prediction.view(u.shape) * self.free[..., None]
 
     def decoded(self, u: Tensor, m: float) -> Tensor:
         """log p(ids | u) at m: (batch,) float64."""
-        head, cap = self.model.lm_head, self.model.config.final_logit_softcapping
+        cap = self.model.config.final_logit_softcapping
         everywhere = torch.ones(self.ids.numel(), device=u.device)
-        _, losses = chunked_cross_entropy(
-            self.hidden(u, m), head.weight, head.bias, self.ids.flatten(), everywhere, cap
-        )
+        _, losses = chunked_cross_entropy(self.hidden(u, m), *self.output_layer, self.ids.flatten(), everywhere, cap)
         return -(losses.view(self.ids.shape) * self.free).cpu().double().sum(1)
 
 

@@ -8,6 +8,7 @@ the same combination as that of the velocities (of a flow map: the average veloc
 leave the simplex. No prediction is ever held: it is embedded, decoded and drawn from in blocks of the vocabulary.
 """
 
+import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -55,19 +56,20 @@ class Prediction:
 
     Args:
         parts (`list[Part]`): one, or several if it is guided.
-        table (`Tensor`): (V', width) the embeddings of the tokens that the parts tell apart.
+        table (`Callable`): gives the embeddings (V', width) of the tokens that the parts tell apart.
         tokens (`Tensor`, *optional*): (V',) their ids, ascending; None for the whole vocabulary.
         shape (`torch.Size`): (batch, length).
     """
 
     parts: list[Part]
-    table: Tensor
+    table: Callable[[], Tensor]
     tokens: Tensor | None
     shape: torch.Size
 
     def embedding(self) -> Tensor:
         """The prediction in the embedded space: float32 (batch, length, width)."""
-        rows = self._sum(lambda p: expected_embedding(p.hidden, p.weight, p.bias, self.table, p.cap))
+        table = self.table()
+        rows = self._sum(lambda p: expected_embedding(p.hidden, p.weight, p.bias, table, p.cap))
         return rows.view(*self.shape, -1)
 
     def most_likely(self) -> Tensor:
@@ -139,7 +141,6 @@ class Predictor:
         self.dense = vocab_size <= hidden_size  # the white noise is that over the vocabulary, which then is narrower
         self.white_width = min(vocab_size, hidden_size)  # of the white noise that the model alone needs
         self._heads: dict[Any, tuple[Tensor, Tensor, float | None]] = {}
-        self.table = self._rows(self.vocabulary_table())
         self.clean = self.embed(prompt)
         self.start = self._start()
 
@@ -162,7 +163,12 @@ class Predictor:
 
     def vocabulary_table(self) -> Tensor:
         """The embedding table of the states: (V, width)."""
-        return self.model.embed_tokens.weight
+        return self.model.vocabulary_table()
+
+    @functools.cached_property
+    def table(self) -> Tensor:
+        """The rows of it that may be written, (V', width): a text in one step needs none."""
+        return self._rows(self.vocabulary_table())
 
     def _start(self) -> Tensor:
         return self.model.embed_noise(*self.prompt.shape, seeds=self.seeds)
@@ -178,7 +184,7 @@ class Predictor:
 
     def _noise_factor(self) -> Tensor:
         """(n, width): white noise of width n times it is the embedding of Gaussian noise over the vocabulary."""
-        return self.model.embed_tokens(torch.eye(self.white_width, device=self.model.device), white=not self.dense)
+        return self.model.embed_white_noise(torch.eye(self.white_width, device=self.model.device))
 
     def _rows(self, of_vocabulary: Tensor) -> Tensor:
         return of_vocabulary if self.tokens is None else of_vocabulary[self.tokens]
@@ -196,10 +202,10 @@ class Predictor:
         parts = []
         for share, model, hidden in weighted:
             if model not in self._heads:
-                head, cap = model.lm_head, model.config.final_logit_softcapping
-                self._heads[model] = (self._rows(head.weight), self._rows(head.bias), cap)
+                weight, bias = model.output_layer()
+                self._heads[model] = self._rows(weight), self._rows(bias), model.config.final_logit_softcapping
             parts.append(Part(share, hidden.flatten(0, 1), *self._heads[model]))
-        return Prediction(parts, self.table, self.tokens, self.prompt.shape)
+        return Prediction(parts, lambda: self.table, self.tokens, self.prompt.shape)
 
 
 class Guided(Predictor, ABC):
@@ -269,7 +275,7 @@ class ModelGuided(Guided):
         return torch.cat(self._tables(), dim=1)
 
     def _tables(self) -> list[Tensor]:
-        return [model.embed_tokens.weight.float() for model in (self.model, self.weak)]
+        return [model.vocabulary_table().float() for model in (self.model, self.weak)]
 
     def _start(self) -> Tensor:
         return self._widen(self._white(self.seeds, self.white_width), self.seeds) @ self._noise_factor()
@@ -332,7 +338,8 @@ class Lookahead:
     @property
     def probabilities(self) -> Tensor:
         """The prediction over the vocabulary, float32 (batch, length, V): the only thing here of that size."""
-        return softcap(self.model.lm_head(self.hidden), self.model.config.final_logit_softcapping).float().softmax(-1)
+        logits = softcap(self.model.lm_head(self.hidden), self.model.config.final_logit_softcapping)
+        return logits.to(self.hidden.device, torch.float32).softmax(-1)
 
 
 def reward_gradient(
@@ -360,4 +367,4 @@ def reward_gradient(
                 f"what it was given, but returned {found}."
             )
         (gradient,) = torch.autograd.grad(reward.sum(), own)
-    return gradient @ (model.embed_tokens.weight.float().T @ predictor.vocabulary_table().float())
+    return gradient @ (model.vocabulary_table().float().T @ predictor.vocabulary_table().float())

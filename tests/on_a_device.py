@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, dispatch_model
 from pretended_device import DEVICE, Device, pretended_device, register
 from tiny import random_ids, tiny_model
 from training import by_step, make_distiller, make_trainer, padded_rows
@@ -55,6 +55,31 @@ def generate(name: str) -> None:
         with pretended_device():
             ids = model.to(DEVICE).generate(**settings)
             assert str(ids.device) == DEVICE and torch.equal(ids.cpu(), expected)
+
+
+def two_devices() -> None:
+    """The layers of a model on the CPU and on the device, in turn, as a `device_map` puts them."""
+    for here in (["embed_tokens", "layers.1", "norm"], ["embed_tokens", "layers.0", "lm_head", "time_embedding"]):
+        model = tiny_model("fmlm", vocab_size=61, learned_positions=True, loss_weighting=True)
+        names = [name for name, _ in model.named_children() if name != "layers"] + ["layers.0", "layers.1"]
+        ids, times = random_ids(2, 12), torch.tensor([0.2, 0.6])
+        question = {"labels": ids, "timesteps": times, "noise_seed": [1, 2]}
+        settings = [values | {"seed": 0} for _, values in GENERATIONS.values()]
+        expected = [model.generate(**values) for values in settings]
+        loss, logits = model(**question).loss, model(input_ids=ids, timesteps=times).logits
+        bound = log_likelihood(model, ids, num_steps=2).bound
+        with pretended_device():
+            places = {name: "cpu" if name in here else DEVICE for name in names}
+            for name, place in places.items():
+                model.get_submodule(name).to(place)
+            model = dispatch_model(model, places, main_device="cpu")
+            assert {str(parameter.device) for parameter in model.parameters()} == {"cpu", DEVICE}
+            assert model.device == model.embed_tokens.weight.device
+            torch.testing.assert_close(model(**question).loss.cpu(), loss)
+            torch.testing.assert_close(model(input_ids=ids, timesteps=times).logits.cpu(), logits)
+            for values, written in zip(settings, expected, strict=True):
+                assert torch.equal(model.generate(**values).cpu(), written), values
+            torch.testing.assert_close(log_likelihood(model, ids, num_steps=2).bound, bound)
 
 
 def waits_of_generation() -> None:
@@ -192,6 +217,7 @@ def waits_of_steps(trainer: FLMTrainer, device: Device) -> list[list[str]]:
 CASES: dict[str, Callable[[], None]] = {
     **{f"generate, {name}": partial(generate, name) for name in GENERATIONS},
     **{f"train, {name}": partial(train, name) for name in TRAININGS},
+    "two devices": two_devices,
     "waits of generation": waits_of_generation,
     "trajectory": trajectory,
     "guided by a model": guided_by_a_model,

@@ -29,6 +29,7 @@ CASES = {
     "averaged targets": {"objective": "semigroup", "ema_target": True},
     "without a teacher": {"objective": "lagrangian", "teacher": None, "gradient_accumulation_steps": 2},
     "the best": {"load_best_model_at_end": True},
+    "evaluated between checkpoints": {"eval_steps": 1, "learning_rate": 3e-2},
     "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
     "compiled map": {"objective": "semigroup", "torch_compile": True, "torch_compile_backend": "aot_eager"},
 }

@@ -51,7 +51,7 @@ def token_losses(network: Network, rows, target, loss_type: str = "ce") -> torch
 
 def student_losses(network: Network, rows, start, end, target, loss_type: str = "ce") -> torch.Tensor:
     hidden = network.hidden(states(network, rows), start, end).flatten(0, 1)
-    head = (hidden, network.weight("lm_head.weight"), network.weight("lm_head.bias"))
+    head = (hidden, *network.output_layer)
     _, losses = chunked_distillation_loss(*head, target, torch.ones(len(hidden)), 30.0, loss_type)
     return losses.view(-1, 24)
 
@@ -82,7 +82,7 @@ def test_diagonal_without_a_teacher_is_the_data(networks):
     student, _ = networks
     start, _, end = times(ON)
     hidden = student.hidden(states(student, ON), start, end).flatten(0, 1)
-    head = (hidden, student.weight("lm_head.weight"), student.weight("lm_head.bias"))
+    head = (hidden, *student.output_layer)
     _, losses = chunked_cross_entropy(*head, LOSSES["in.x0"][ON].flatten(), torch.ones(48), 30.0)
     torch.testing.assert_close(losses.view(2, 24), LOSSES["psd_ce_noteacher.loss"][ON], rtol=0, atol=2e-4)
 

@@ -59,7 +59,7 @@ def test_shapes(model, arguments, shape):
 
 def test_the_vocabulary_may_be_narrower_than_the_model(monkeypatch):
     model = tiny_model(vocab_size=23)
-    calls = spy(monkeypatch, model.embed_tokens, "forward")
+    calls = spy(monkeypatch, model, "embed_white_noise")
     ids = model.generate(num_steps=3, num_return_sequences=4, seed=0)
     assert ids.max() < 23 and len(ids.unique()) > 2
     assert any(args[0].shape == (4, 12, 23) for args in calls), "the noise was not dense"

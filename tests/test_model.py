@@ -397,6 +397,38 @@ def test_bfloat16_is_near_float32():
     assert all(torch.isfinite(p.grad).all() for p in half.parameters())
 
 
+TIMES = torch.arange(1000) / 1000
+
+
+def time_networks(model: FLMModel, times: torch.Tensor = TIMES) -> list[torch.Tensor]:
+    """What the three networks of a flow map that see times make of them, float32 (times, ...)."""
+    parts = (model.time_embedding, model.target_time_embedding, model.loss_weighting)
+    with torch.no_grad():
+        outputs = [part(times) for part in parts]
+    assert all(output.dtype == torch.float32 for output in outputs)
+    return outputs
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_times_are_told_apart_in_half_precision(tmp_path, dtype):
+    """Loaded so, the networks are those that were saved. A cast rounds their weights, and nothing that they compute:
+    1/1000 is as far as it was."""
+    model = tiny_model("fmlm", loss_weighting=True)
+    plain = time_networks(model)
+    with torch.autocast("cpu", dtype=dtype):
+        assert all(torch.equal(a, b) for a, b in zip(time_networks(model), plain, strict=True))
+    model.save_pretrained(tmp_path)
+    loaded = FMLMModel.from_pretrained(tmp_path, dtype=dtype)
+    assert loaded.dtype == loaded.layers[0].mlp.up_proj.weight.dtype == dtype
+    assert all(torch.equal(a, b) for a, b in zip(time_networks(loaded), plain, strict=True))
+    for found, expected in zip(time_networks(copy.deepcopy(model).to(dtype)), plain, strict=True):
+        assert len(found.unique(dim=0)) == 1000
+        apart, as_before = found.diff(dim=0), expected.diff(dim=0)
+        assert (apart - as_before).norm() < 0.05 * as_before.norm()
+    loss = loaded(labels=IDS, noise_seed=[1, 2, 3]).loss
+    assert loss.item() == pytest.approx(model(labels=IDS, noise_seed=[1, 2, 3]).loss.item(), rel=0.02)
+
+
 @pytest.mark.parametrize("backward", ["inside", "outside"])
 def test_autocast_is_near_float32(backward):
     model = tiny_model()

@@ -129,13 +129,13 @@ def test_expected_gradients_equal_the_dense_ones_with_less_variance():
     for parameter in model.parameters():  # the layers that start at zero too
         parameter.data += 0.3 * torch.randn_like(parameter)
 
-    embedded = gradients(lambda: model.embed_tokens(torch.randn(64, 3, 8), white=True), model)
-    dense = gradients(lambda: model.embed_tokens(torch.randn(64, 3, 40)), model)
+    embedded = gradients(lambda: model.embed_white_noise(torch.randn(64, 3, 8)), model)
+    dense = gradients(lambda: model.embed_white_noise(torch.randn(64, 3, 40)), model)
     for name in embedded[0]:
         assert largest_z(embedded, dense, name) < 5.5, name
     table = "embed_tokens.weight"
     assert embedded[1][table].sum() < 0.5 * dense[1][table].sum()
-    without = gradients(lambda: model.embed_tokens(torch.randn(64, 3, 8), white=True).detach(), model)
+    without = gradients(lambda: model.embed_white_noise(torch.randn(64, 3, 8)).detach(), model)
     assert largest_z(without, dense, table) > 10  # the bound would show a gradient that is left out
 
 
@@ -143,15 +143,15 @@ def test_expected_gradients_equal_the_dense_ones_with_less_variance():
 def test_the_cheaper_way_is_taken(vocab_size, seeds, dense, monkeypatch):
     config = FLMConfig(vocab_size=vocab_size, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
     model, taken = FLMModel(config), []
-    forward = model.embed_tokens.forward
+    embed = model.embed_white_noise
 
-    def noting(x: torch.Tensor, white: bool = False, law: NoiseLaw | None = None) -> torch.Tensor:
-        taken.append(white)
-        return forward(x, white, law)
+    def noting(white: torch.Tensor, law: NoiseLaw | None = None) -> torch.Tensor:
+        taken.append(white.shape[-1])
+        return embed(white, law)
 
-    monkeypatch.setattr(model.embed_tokens, "forward", noting)
+    monkeypatch.setattr(model, "embed_white_noise", noting)
     assert model.embed_noise(2, 4, seeds=seeds).shape == (2, 4, 8)
-    assert taken == [not dense]
+    assert taken == [vocab_size if dense else 8]
 
 
 def by_data(weight: torch.Tensor) -> None:
@@ -172,7 +172,7 @@ def test_what_is_kept_of_a_table_follows_its_changes(change):
             return model.embed_noise(4, 20, seeds=range(4))
 
     first = drawn()
-    assert model.embed_tokens._kept_law is not None and torch.equal(drawn(), first)
+    assert model._kept_law is not None and torch.equal(drawn(), first)
     change(model.embed_tokens.weight)
     changed = drawn()
     torch.testing.assert_close(changed, model.embed_noise(4, 20, seeds=range(4)).detach(), rtol=0, atol=0)

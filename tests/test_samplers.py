@@ -1,5 +1,6 @@
 """The samplers on worlds where the exact denoiser and the exact flow map are known, and their steps by themselves."""
 
+import copy
 import math
 from inspect import signature
 from itertools import repeat
@@ -242,6 +243,21 @@ def test_a_sequence_depends_on_its_seed_alone(kind, settings):
     before = torch.random.get_rng_state()
     model.generate(num_steps=4, seed=1, **settings)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("vocab_size", [23, 61])  # dense noise, and embedded noise
+def test_a_float64_model_writes_with_every_sampler(vocab_size):
+    """Its states are float32, as those of every model."""
+    model = tiny_model("fmlm", vocab_size=vocab_size)
+    doubled = copy.deepcopy(model).double()
+    guided = {"guidance_scale": 2.0, "guidance_dropout": 0.2, "refine_steps": 1, "suppress_tokens": [3]}
+    by_model = {"guidance_scale": 2.0, "guidance_model": doubled}
+    rewarded = {"reward_fn": lambda ahead: ahead.embedding.sum((1, 2))}
+    cases = [{"sampler": name} for name in SAMPLERS] + [{"gamma": 0.7}, guided, by_model, rewarded]
+    for settings in cases:
+        settings = {"num_steps": 3, "num_return_sequences": 4, "seed": 0} | settings
+        assert torch.equal(doubled.generate(**settings), model.generate(**settings)), settings
+    assert doubled.embed_noise(1, 12, seeds=[0]).dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind, settings", STOCHASTIC, ids=str)

@@ -14,6 +14,7 @@ The true flow map is the fixed point of each. Targets are made by chunks of toke
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ NEAREST_END = 0.05  # the eulerian factor 1 / (1 - t) is singular at t = 1: 1 - 
 
 @dataclass
 class Network:
-    """A denoiser as targets use it: no gradient, no dropout, and if need be other weights than its own.
+    """A denoiser as the targets of one batch use it: no gradient, no dropout, and if need be other weights than its
+    own.
 
     Args:
         model (`FLMModel`): the network.
@@ -38,14 +40,18 @@ class Network:
     model: FLMModel
     weights: dict[str, Tensor] | None = None
 
-    def weight(self, name: str) -> Tensor:
-        if self.weights is not None and name in self.weights:
-            return self.weights[name]
-        return self.model.get_parameter(name).detach()
-
-    @property
+    @cached_property
     def table(self) -> Tensor:
-        return self.weight("embed_tokens.weight").float()
+        """The embedding table, float32 (V, d)."""
+        own = self.model.vocabulary_table().detach()
+        return (self.weights or {}).get("embed_tokens.weight", own).float()
+
+    @cached_property
+    def output_layer(self) -> tuple[Tensor, Tensor]:
+        """W (V, d) and b (V,) of the logits."""
+        weight, bias = (tensor.detach() for tensor in self.model.output_layer())
+        others = self.weights or {}
+        return others.get("lm_head.weight", weight), others.get("lm_head.bias", bias)
 
     @torch.no_grad()
     def hidden(self, states: "States", start: Tensor, end: Tensor | None = None) -> Tensor:
@@ -78,23 +84,18 @@ class Network:
     def predictions(self, hidden: Tensor) -> Target:
         """Rows of probabilities of hidden states (batch, length, d)."""
         cap = self.model.config.final_logit_softcapping
-        return posterior(hidden.flatten(0, 1), self.weight("lm_head.weight"), self.weight("lm_head.bias"), cap)
+        return posterior(hidden.flatten(0, 1), *self.output_layer, cap)
 
     def embed(self, hidden: Tensor, table: Tensor) -> Tensor:
         """The predictions of `hidden` (batch, length, d), embedded by a table (V, d'): (batch, length, d')."""
-        flat = expected_embedding(
-            hidden.flatten(0, 1),
-            self.weight("lm_head.weight"),
-            self.weight("lm_head.bias"),
-            table,
-            self.model.config.final_logit_softcapping,
-        )
+        cap = self.model.config.final_logit_softcapping
+        flat = expected_embedding(hidden.flatten(0, 1), *self.output_layer, table, cap)
         return flat.view(*hidden.shape[:2], -1)
 
     def prediction_derivative(self, hidden: Tensor, derivative: Tensor) -> Target:
         """Rows of the derivative of the probabilities, p (z' - <p, z'>), from that of the hidden states."""
         h, dh = hidden.flatten(0, 1), derivative.flatten(0, 1)
-        weight, bias = self.weight("lm_head.weight"), self.weight("lm_head.bias")
+        weight, bias = self.output_layer
         cap = self.model.config.final_logit_softcapping
 
         def rows(part: slice) -> Tensor:

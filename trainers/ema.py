@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .sharding import part_like
+from .sharding import gather_anew, part_like
 
 
 class EMA:
@@ -18,7 +18,7 @@ class EMA:
     """
 
     def __init__(self, module: nn.Module, decay: float):
-        self.decay = decay
+        self.module, self.decay = module, decay
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().float().clone() for name, p in self.parameters.items()}
 
@@ -46,6 +46,7 @@ class EMA:
         """Give the parameters these values, by name: whole tensors, or of sharded parameters each process's part."""
         for name, parameter in self.parameters.items():
             parameter.copy_(part_like(values[name], parameter))
+        gather_anew(self.module)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

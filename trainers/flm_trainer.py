@@ -373,14 +373,7 @@ def _listed(names: str | list[str] | None) -> list[str]:
 
 
 def _ready(model, args: FLMTrainingArguments):
-    """The model, with a learned loss weight if the arguments ask for one; its adapters, if any, must be trainable."""
-    for name in ("embed_tokens", "lm_head"):
-        # PEFT adapts what a layer's call gives, but the loss reads the weights of these two.
-        if hasattr(getattr(model, name), "base_layer"):
-            raise ValueError(
-                f"`{name}` has a PEFT adapter, which the loss would pass by: take it out of `target_modules`; "
-                "`modules_to_save` trains it in full."
-            )
+    """The model, with a learned loss weight if the arguments ask for one."""
     if args.learned_loss_weighting:
         model.add_loss_weighting()
     return model

@@ -148,12 +148,12 @@ class FMLMTrainer(FLMTrainer):
         )
         weights, offset = self._loss_weights(student, start, end, scored)
         total = offset
-        cap = student.config.final_logit_softcapping
+        cap, output_layer = student.config.final_logit_softcapping, student.output_layer()
         for name, index in (("diagonal", on), ("off_diagonal", off)):
             if len(index) == 0:
                 continue
             hidden, token_weights = output.last_hidden_state[index].flatten(0, 1), weights[index].flatten()
-            head = (hidden, student.lm_head.weight, student.lm_head.bias)
+            head = (hidden, *output_layer)
             if name == "diagonal" and self.teacher is None:
                 labels = inputs["labels"][index].flatten().clamp(min=0)
                 part, losses = chunked_cross_entropy(*head, labels, token_weights, cap)
@@ -187,7 +187,7 @@ class FMLMTrainer(FLMTrainer):
     ) -> tuple[States, ...]:
         """x_s of the same noise for the student, with gradient, and without for other tables, None being its own."""
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        tables = [student.embed_tokens.weight.float(), *(table for table in other_tables if table is not None)]
+        tables = [student.vocabulary_table().float(), *(table for table in other_tables if table is not None)]
         longest = student.config.max_position_embeddings
         noises = iter(shared_noise(tables, inputs["noise_seed"], ids.shape[1], inputs["noise_law"], longest, mask))
         s = student.clock.t(inputs["timesteps"])

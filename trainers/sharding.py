@@ -10,7 +10,7 @@ from typing import TypeVar
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend, convert_outputs_to_fp32
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Result = TypeVar("Result")
@@ -31,13 +31,26 @@ def part_like(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
+def gather_anew(module: nn.Module) -> None:
+    """Let go of what has been gathered of sharded parameters, which have changed other than by a step of training.
+
+    What is around the blocks is gathered for a forward pass and kept until a backward pass: after an evaluation the
+    next step would train with its weights.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 @contextmanager
 def sharded_by_blocks(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """Where accelerate shards the model within the context, it does so by blocks, with all that is around them in one
     group; the model is float32 outside of autocast.
 
-    Left alone, accelerate gives the embedding table and the output layer groups of their own, which are whole within
-    the calls of these layers alone: but noise, losses and samplers read both in other places. And mixed precision is
+    Left alone, accelerate gives the embedding table a group of its own, and the last norm with the output layer
+    another, whole within their calls alone. `vocabulary_table` and `output_layer` would make those calls, for V d^2 of
+    work a step and one more gathering of the table. But a group of two layers takes it that both are called in turn,
+    and sampling and distillation call the norm alone: before torch 2.13 its pass would not end. And mixed precision is
     then FSDP2's: it would round weights, times and losses, which autocast does not.
 
     Raises:

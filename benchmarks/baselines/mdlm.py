@@ -35,8 +35,8 @@ class MDLMTrainer(FLMTrainer):
         state = self.model.embed_state(ids.masked_fill(masked, self.model.config.mask_token_id))
         hidden = model(inputs_embeds=state, timesteps=torch.zeros_like(time), output_logits=False).last_hidden_state
         weights = (1 / time)[:, None].expand_as(ids)[masked]
-        head = (self.model.lm_head.weight, self.model.lm_head.bias)
-        cap = self.model.config.final_logit_softcapping
+        weight, bias = self.model.output_layer()
+        head, cap = (weight, bias), self.model.config.final_logit_softcapping
         loss = chunked_cross_entropy(hidden[masked], *head, ids[masked].long(), weights, cap)[0] / num_items_in_batch
         return (loss, {}) if return_outputs else loss
 
