@@ -1,9 +1,15 @@
 """The `flm` command. What a subcommand needs is imported when it runs, so that `--help` answers at once."""
 
 import argparse
+import os
+import select
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 # Options of `flm generate` that are arguments of `generate`, by the same name.
 GENERATION_SETTINGS = (
@@ -12,8 +18,34 @@ GENERATION_SETTINGS = (
 )
 
 
+BROKEN_PIPE = 141  # as the shell has it of a command that its reader left: 128 + SIGPIPE
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `flm`; the exit status: 0, 1 with one line on stderr for what went wrong, 130 when interrupted."""
+    """Run `flm`; the exit status: 0, 1 with one line on stderr for what went wrong, 130 when interrupted, 141, and
+    nothing said, where nobody reads the output any more, as in `flm ... | head -1`."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, and not at the end of the process, where an error could not be caught
+    except BrokenPipeError:
+        if not any(_is_left(stream) for stream in (sys.stdout, sys.stderr)):
+            raise  # another pipe, between processes
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        return BROKEN_PIPE
+
+
+def _is_left(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads."""
+    watch = select.poll()
+    watch.register(stream.fileno(), 0)
+    return any(state & select.POLLERR for _, state in watch.poll(0))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if hasattr(options, "overrides"):  # argparse takes them only where the recipe stands: here also behind an option
@@ -29,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("flm: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
         reason = str(error)
     except Exception as error:
@@ -60,13 +94,37 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=what, description=what.capitalize() + ".")
         command.add_argument("recipe", help="a YAML file, such as recipes/english-small.yaml")
-        command.add_argument(
-            "overrides", nargs="*", metavar="section.name=value", help="such as training.max_steps=100"
-        )
-        command.add_argument(
-            "--resume", action="store_true", help="go on from the last whole checkpoint, if there is one"
-        )
+        _add_run(command)
         command.set_defaults(run=run)
+
+    finetune = commands.add_parser(
+        "finetune",
+        help="go on training a flow with text of your own",
+        description="Go on training a flow with text of your own: a recipe for `flm train` made from these options "
+        "(trainers/recipe.py), any entry of which can be changed, such as training.learning_rate=1e-4 or "
+        "data.streaming=true.",
+    )
+    finetune.add_argument("model", help="a model folder or a name on the Hub")
+    _add_run(finetune)
+    finetune.add_argument(
+        "--data",
+        required=True,
+        metavar="TEXT",
+        help="a file (.txt, .jsonl, .csv, .parquet), a folder of such files or a data set on the Hub. Each line of a "
+        ".txt is a document; data.documents=files: each file is one",
+    )
+    finetune.add_argument("--output", required=True, metavar="DIR", help="the folder to write, a complete repository")
+    finetune.add_argument(
+        "--validation",
+        default="0.05",
+        metavar="TEXT|SHARE",
+        help="held-out text to evaluate on, as --data; or the share of the rows to hold out, 0 for none "
+        "(default: %(default)s)",
+    )
+    finetune.add_argument(
+        "--text-column", default="text", metavar="NAME", help="the column with the documents (default: %(default)s)"
+    )
+    finetune.set_defaults(run=_finetune)
 
     generate = commands.add_parser("generate", help="write text with a model", description="Write text with a model.")
     generate.add_argument("model", help="a model folder or a name on the Hub")
@@ -202,23 +260,43 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run(command: argparse.ArgumentParser) -> None:
+    """What all commands that train take."""
+    command.add_argument("overrides", nargs="*", metavar="section.name=value", help="such as training.max_steps=100")
+    command.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint, if there is one")
+
+
+# Recipes are read before torch is imported: mistakes in them show at once.
+
+
 def _train(options: argparse.Namespace) -> int:
-    return _from_recipe(options, "build_trainer")
+    from .recipe import load_recipe
+
+    return _trained(load_recipe(options.recipe, options.overrides), "build_trainer", options.resume)
 
 
 def _distill(options: argparse.Namespace) -> int:
-    return _from_recipe(options, "build_distiller")
-
-
-def _from_recipe(options: argparse.Namespace, build: str) -> int:
     from .recipe import load_recipe
 
-    recipe = load_recipe(options.recipe, options.overrides)  # before torch is imported: mistakes show at once
+    return _trained(load_recipe(options.recipe, options.overrides), "build_distiller", options.resume)
 
+
+def _finetune(options: argparse.Namespace) -> int:
+    from .recipe import finetuning_recipe
+
+    recipe = finetuning_recipe(
+        options.model, options.data, options.output, options.validation, options.text_column, options.overrides
+    )
+    if options.data.endswith(".txt") and recipe.data.documents == "lines":
+        print(f"{options.data}: each line is a document (data.documents=files: all of it is one long text).")
+    return _trained(recipe, "build_trainer", options.resume)
+
+
+def _trained(recipe: "Recipe", build: str, resume: bool) -> int:
     from . import train
 
     trainer = getattr(train, build)(recipe)
-    train.run_training(trainer, options.resume)
+    train.run_training(trainer, resume)
     print(f"The model is in {trainer.args.output_dir}.")
     return 0
 
