@@ -16,6 +16,7 @@ from training import same, weights
 from transformers import PreTrainedTokenizerFast
 
 import trainers.train
+from benchmarks.results import HUB, ROOT
 from hub_cards.push import NEEDED, to_upload
 from modeling_flm import FLMModel, FMLMModel
 from trainers.cli import main
@@ -116,6 +117,52 @@ def test_help_and_a_wrong_recipe_do_not_wait_for_torch(tmp_path):
     assert result.stderr == "flm: the recipe missing.yaml cannot be read: No such file or directory.\n"
 
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+ENVIRONMENT["PYTHONPATH"] = str(ROOT)
+FLM = [sys.executable, "-m", "trainers.cli"]
+
+
+@pytest.mark.parametrize(
+    "arguments, left",
+    [
+        (["--help"], "stdout"),
+        (["push", str(HUB / "fmlm-shidoku"), "org/name", "--dry-run"], "stdout"),
+        (["train", "missing.yaml"], "stderr"),
+    ],
+)
+def test_a_reader_that_leaves_is_no_error(tmp_path, arguments, left):
+    """As in `flm push --dry-run | head -1`, however early `head` goes."""
+    process = subprocess.Popen(
+        [*FLM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=tmp_path
+    )
+    streams = {"stdout": process.stdout, "stderr": process.stderr}
+    streams.pop(left).close()
+    [other] = streams.values()
+    assert other.read() == b"" and process.wait(60) == 141
+    other.close()
+
+
+def test_a_broken_pipe_between_processes_is_an_error(project, tmp_path, monkeypatch, capfd):
+    def fail(*_):
+        raise BrokenPipeError("a worker died")
+
+    monkeypatch.setattr(trainers.train, "build_trainer", fail)
+    with pytest.raises(BrokenPipeError):
+        train(project, tmp_path)
+
+
+def test_a_package_that_hides_one_of_ours_is_named(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "__init__.py").touch()
+    given = "evaluate m --output o --scorer s --reference r".split()
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [*FLM, *given], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, cwd=tmp_path
+    )
+    said = f"flm: a package `evaluation` in {tmp_path} hides that of flow-language-models in {ROOT}.\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -165,6 +212,41 @@ def test_a_mistake_in_a_recipe_is_one_line(project, tmp_path, override, capfd):
 def _is_progress(line: str) -> bool:
     """Bars of `datasets`, which a terminal overwrites."""
     return "%|" in line or "examples/s]" in line or not line.strip()
+
+
+# What a command reads: a file or a folder; of those in the second table, or something on the Hub.
+READ = {
+    "evaluate with": "evaluate {model} --output out --scorer {model} --reference ./missing",
+    "evaluate for": "evaluate {model} --output out --scorer {model} --reference {text} --training-text ./missing",
+    "convert with": "convert {folder} --output out --config ./missing",
+    "convert a tokenizer": "convert {folder} --output out --tokenizer ./missing",
+    "push": "push ./missing org/name --dry-run",
+}
+READ_FROM_THE_HUB = {
+    "train a tokenizer": "train {recipe} tokenizer=./missing",
+    "train data": "train {recipe} data.train=./missing",
+    "distill a teacher": "distill {recipe} teacher=./missing",
+    "distill a tokenizer": "distill {recipe} tokenizer=./missing",
+    "distill data": "distill {recipe} data.train=./missing",
+    "convert": "convert ./missing --output out",
+    "export": "export-official ./missing --output out",
+    "evaluate": "evaluate ./missing --output out --scorer {model} --reference {text}",
+    "evaluate against": "evaluate {model} --against ./missing --output out --scorer {model} --reference {text}",
+    "evaluate by": "evaluate {model} --num-samples 2 --output out --scorer ./missing --reference {text}",
+}
+
+
+@pytest.mark.parametrize("what", READ | READ_FROM_THE_HUB)
+def test_what_is_not_there_is_said_in_one_line(project, trained, tmp_path, what, capfd, monkeypatch):
+    """A path to nothing; and, offline, the name of what was never downloaded."""
+    monkeypatch.chdir(tmp_path)
+    places = {"recipe": project / "recipe.yaml", "folder": tmp_path, "model": trained, "text": project / "train.txt"}
+    command = (READ | READ_FROM_THE_HUB)[what].format(**places)
+    for name, said in (("./missing", "there is no file"), ("org/missing", "offline mode (HF_HUB_OFFLINE)")):
+        if name == "./missing" or what in READ_FROM_THE_HUB:
+            assert main(command.replace("./missing", name).split()) == 1
+            errors = [line for line in capfd.readouterr().err.splitlines() if not _is_progress(line)]
+            assert len(errors) == 1 and said in errors[0] and "missing" in errors[0]
 
 
 @pytest.mark.parametrize("arguments", [["missing/folder"], ["{empty}"], ["{file}"]])

@@ -1,11 +1,13 @@
 """The `flm` command. What a subcommand needs is imported when it runs, so that `--help` answers at once."""
 
 import argparse
+import importlib.util
 import os
 import select
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -348,9 +350,18 @@ def _check_device(name: str) -> None:
         raise ValueError(f"--device {name} cannot be used here: {error}") from error
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    from pathlib import Path
+def _check_evaluation() -> None:
+    """Other projects have a package `evaluation`, too: one that Python finds first would be taken for this one."""
+    here, spec = Path(__file__).parent.parent, importlib.util.find_spec("evaluation")
+    found = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
+    if found and here / "evaluation" not in found:
+        raise ValueError(
+            f"the package `evaluation` in {found[0].parent} hides that of flow-language-models in {here}."
+        )
 
+
+def _evaluate(options: argparse.Namespace) -> int:
+    _check_evaluation()
     try:
         from evaluation import report
         from evaluation.compare import compare
@@ -381,20 +392,24 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from huggingface_hub import snapshot_download
 
     from hub_cards.convert import convert, read_source
     from hub_cards.push import push
 
+    from .paths import check_path, reading
+
     if options.push_to_hub and not options.tokenizer:
         raise ValueError("a repository on the Hub needs a tokenizer: --push-to-hub goes with --tokenizer.")
     path, config = Path(options.source), options.config and Path(options.config)
+    for name in (options.tokenizer, options.config):
+        if name:
+            check_path(name)
     if path.exists():
         source = read_source(path, config, averaged=not options.raw)
     else:
-        path = Path(snapshot_download(options.source, allow_patterns=["config.json", "model.safetensors"]))
+        with reading(options.source):
+            path = Path(snapshot_download(options.source, allow_patterns=["config.json", "model.safetensors"]))
         source = read_source(path)
         source.name = options.source
     model = convert(source, Path(options.output), options.tokenizer, options.final_logit_softcapping)
@@ -408,14 +423,16 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _export_official(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from transformers import AutoModel
 
     import modeling_flm  # noqa: F401  registers the model types
     from hub_cards.convert import export_official
 
-    export_official(AutoModel.from_pretrained(options.model), Path(options.output))
+    from .paths import reading
+
+    with reading(options.model):
+        model = AutoModel.from_pretrained(options.model)
+    export_official(model, Path(options.output))
     print(f"{options.output} is in the official form.")
     return 0
 
@@ -433,6 +450,10 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from .paths import checkout
+
+    _check_evaluation()
+    checkout()  # before torch is imported: the shipped models may not be there
     if options.web:
         try:
             import gradio  # noqa: F401  whether it is there

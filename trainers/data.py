@@ -88,7 +88,7 @@ def _local(fields: dict[str, Any], base_dir: Path) -> dict[str, Any]:
     """The fields of a source whose path is local, with what `load_dataset` wants in their place."""
     path = Path(os.path.abspath(base_dir / fields["path"]))  # a link keeps its own name, and so its suffix
     if not path.exists():
-        raise ValueError(f"There is no file or folder {path} (`{fields['path']}` in a data source).")
+        raise ValueError(f"there is no file or folder {path} (`{fields['path']}` in a data source).")
     useless = {"revision"} if path.is_dir() else {"revision", "name", "data_files"}
     if present := sorted(useless & fields.keys()):
         raise ValueError(f"A local source takes no {', '.join(present)}: leave it out ({path}).")

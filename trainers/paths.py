@@ -1,4 +1,5 @@
-"""Whether a name is a path or that of something on the Hub, and what to say where it is neither."""
+"""Whether a name is a path or that of something on the Hub, what to say where it is neither, and where the checkout is
+that holds what is shipped."""
 
 import re
 from collections.abc import Iterator
@@ -46,6 +47,21 @@ def reading(name: str) -> Iterator[None]:
 
         why = "in offline mode (HF_HUB_OFFLINE) it cannot be had from the Hub" if HF_HUB_OFFLINE else str(error)
         raise ValueError(f"there is no file or folder {name}, and it is not in the Hub's cache: {why}.") from error
+
+
+def checkout() -> Path:
+    """The checkout of the repository, with the shipped models: the one this package lies in, or the current folder.
+
+    Raises:
+        ValueError: neither is one, as where the package is installed by itself: its models are not part of it.
+    """
+    for folder in (Path(__file__).parent.parent, Path.cwd()):
+        if (folder / "examples" / "sudoku" / "9x9" / "validation.parquet").is_file():
+            return folder
+    raise ValueError(
+        "the shipped models and what they are shown with lie in a checkout of the repository, not in the installed "
+        "package: run this in the folder of a checkout. `flm generate` takes any model folder or name on the Hub."
+    )
 
 
 def _is_cached(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Recipes: what `flm train recipe.yaml` and `flm distill recipe.yaml` read, and what `flm finetune` makes of its options.
+"""Recipes: what `flm train recipe.yaml` and `flm distill recipe.yaml` read, and `flm finetune` makes of its options.
 
     model: {type: flm, hidden_size: 768, ...}   fields of FLMConfig; vocabulary and special ids are the tokenizer's;
                                                 attn_implementation: as in `from_pretrained`, of the teacher, too
@@ -140,7 +140,7 @@ def finetuning_recipe(
         ValueError: a path leads nowhere, or an override has unknown entries; the message names them.
     """
     share = _share(validation)
-    content = {
+    content: dict[str, Any] = {
         "model": {"from": _absolute(model)},
         "data": {"train": {"path": _absolute(data)}, "text_column": text_column, "max_validation_rows": 512},
         "training": FINETUNING | {"output_dir": output_dir},
@@ -198,7 +198,7 @@ def _model(model: dict[str, Any], folder: Path) -> dict[str, Any]:
         return model
     if useless := sorted(model.keys() - {"from", "attn_implementation"}):
         raise ValueError(
-            f"`model` has entries that `from` settles: {', '.join(useless)}. Beside it is room for attn_implementation."
+            f"`model` has entries that `from` settles: {', '.join(useless)}. It goes with attn_implementation only."
         )
     return model | {"from": _located(str(model["from"]), folder)}
 
