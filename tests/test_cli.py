@@ -159,7 +159,7 @@ def test_a_package_that_hides_one_of_ours_is_named(tmp_path):
     done = subprocess.run(
         [*FLM, *given], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, cwd=tmp_path
     )
-    said = f"flm: a package `evaluation` in {tmp_path} hides that of flow-language-models in {ROOT}.\n"
+    said = f"flm: the package `evaluation` in {tmp_path} hides that of flow-language-models in {ROOT}.\n"
     assert (done.returncode, done.stderr) == (1, said)
 
 
