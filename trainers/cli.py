@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         help="go on training a flow with text of your own",
         description="Go on training a flow with text of your own: a recipe for `flm train` made from these options "
         "(trainers/recipe.py), any entry of which can be changed, such as training.learning_rate=1e-4 or "
-        "data.streaming=true.",
+        "data.packing=rows.",
     )
     finetune.add_argument("model", help="a model folder or a name on the Hub")
     _add_run(finetune)

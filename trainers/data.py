@@ -154,7 +154,7 @@ def load_tokenizer(name_or_path: str, for_wrapping: bool = True) -> PreTrainedTo
         if getattr(tokenizer, role) is None:
             raise ValueError(
                 f"The tokenizer {name_or_path} has no `{role}`, nor a `{stand_in}` to take its place: "
-                f"set `{role}` to one of its tokens and save it."
+                f"set `{role}` to one of its tokens and save it; or make each document a row (data.packing=rows)."
             )
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
