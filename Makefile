@@ -1,4 +1,4 @@
-# make demo | test | lint set up .venv first; on a machine that has it already, that costs nothing.
+# make demo | test | lint set up .venv first, with what each needs; on a machine that has it already, that costs nothing.
 # ARGS passes arguments on: make test ARGS="-k clock -x"
 
 PYTHON ?= python3
@@ -8,12 +8,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
+# What the demo needs; with ARGS=--web the page, too. Neither takes the tools of development, which $(READY) has.
+DEMO_READY := $(VENV)/$(if $(findstring --web,$(ARGS)),.web-ready,.demo-ready)
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 .PHONY: demo test shidoku lint constraints clean
 .DELETE_ON_ERROR:
 
-demo: $(READY)
+demo: $(DEMO_READY)
 	$(BIN)/flm demo $(ARGS)
 
 test: export HF_HUB_OFFLINE := 1
@@ -38,13 +40,28 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch goes first and by its exact version: left to a dependency's range, pip takes the newest build there is,
-# with gigabytes of CUDA libraries. Packages already there are brought to the versions asked for, not reinstalled.
-$(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -c constraints.txt $(TORCH)
-	$(PIP) install -q -c constraints.txt -e ".[dev]"
+# $(call install,WHAT,SAID): torch goes first and by its exact version: left to a dependency's range, pip takes the newest
+# build there is, with gigabytes of CUDA libraries. Packages already there are brought to the versions asked for, not
+# reinstalled. pip shows its progress in a terminal; in a log the lines before it have to do.
+define install
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH): 200 MB as the CPU's build, some gigabytes as that for CUDA; minutes, once."
+	@test -t 1 || quiet=-q; $(PIP) install $$quiet -c constraints.txt $(TORCH)
+	@echo "Installing $(2)."
+	@test -t 1 || quiet=-q; $(PIP) install $$quiet -c constraints.txt -e "$(1)"
+endef
+
+$(VENV)/.demo-ready: pyproject.toml constraints.txt
+	$(call install,.,transformers and what else the demo needs: 130 MB)
 	touch $@
+
+$(VENV)/.web-ready: pyproject.toml constraints.txt
+	$(call install,.[space],transformers and gradio and what else the page needs: some 200 MB)
+	touch $@ $(VENV)/.demo-ready
+
+$(READY): pyproject.toml constraints.txt
+	$(call install,.[dev],the package with its extras and the tools of development: some 500 MB)
+	touch $@ $(VENV)/.web-ready $(VENV)/.demo-ready
 
 # Resolves everything anew in a venv of its own, to the newest versions that pyproject.toml allows, except torch,
 # which stays at the line in constraints.txt: edit that line first to move it.

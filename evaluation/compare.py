@@ -33,6 +33,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from trainers.data import DataSource, load_text, pack
+from trainers.paths import check_path
 
 from .controls import controls
 from .frontier import COVERAGE, RESAMPLES, Point, at_entropy, interval, resamples
@@ -136,6 +137,11 @@ def compare(
     began = time.perf_counter()
     if not scorers or num_samples < 2 or not seeds:
         raise ValueError("a comparison takes a scorer or more, a seed or more, and two samples or more for each.")
+    for name in scorers:  # what is missing shall be said before anything is loaded
+        check_path(name)
+    for file in (reference, *([training_text] if training_text else [])):
+        if not Path(file).is_file():
+            raise ValueError(f"there is no file {file}.")
     if KNESER_NEY in scorers and training_text is None:
         raise ValueError(f"the scorer {KNESER_NEY} is made from a training text, but there is none.")
     sweep, total = sweep or Sweep(), num_samples * len(seeds)
@@ -230,8 +236,6 @@ def compare(
 def _packed(file: str, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[np.ndarray, dict]:
     """Rows (n, length) of a file of text, as a model of this tokenizer is trained on; and which file it was."""
     path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"there is no file {file}.")
     data = load_text(DataSource.parse(str(path.resolve()), "."))
     rows = np.array(pack(data, tokenizer, length).with_format("numpy")["input_ids"][:])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -29,7 +30,8 @@ def locate(name: str) -> tuple[Path, str | None]:
     try:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=FILES))
     except (OSError, ValueError) as error:  # its own errors are of these types
-        raise ValueError(f"{name} is no folder, and cannot be had from the Hub: {error}") from error
+        why = "the Hub's cache lacks it, and this is offline mode (HF_HUB_OFFLINE)" if HF_HUB_OFFLINE else error
+        raise ValueError(f"{name} is no folder, and cannot be had from the Hub: {why}") from error
     return folder, folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else None
 
 

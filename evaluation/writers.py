@@ -21,6 +21,7 @@ from transformers import (
 
 import modeling_flm  # noqa: F401  registers the model types
 from trainers.data import DataSource, load_text
+from trainers.paths import check_path
 
 from .masked import sample_masked
 from .scorers import locate, weights_sha256
@@ -235,6 +236,7 @@ def open_writer(source: str, device: str = "cpu", trust_remote_code: bool = Fals
     label = path.name if path.exists() else name
     if path.is_file():
         return FileWriter(label, path)
+    check_path(name)
     folder, commit = locate(name)
     if not kind:
         try:

@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer, HfArgumentParser, default_dat
 
 from trainers import FLMTrainer, FLMTrainingArguments
 from trainers.data import pack
+from trainers.paths import check_path
 
 ROOT = Path(__file__).parent.parent
 CORPUS = ROOT / "examples" / "corpus"
@@ -38,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.set_defaults(learning_rate=2e-3, warmup_steps=20, lr_scheduler_type="cosine", ema_decay=0.99)
     parser.set_defaults(eval_on_start=True, eval_strategy="steps", eval_steps=100, logging_steps=20)
     options, args = parser.parse_args_into_dataclasses(argv)
+    for name in (options.model, options.train, options.validation):
+        check_path(name)
 
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
     base = AutoModel.from_pretrained(options.model, trust_remote_code=True)

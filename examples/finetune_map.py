@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoTokenizer, HfArgumentParser, default_dat
 
 from trainers import FMLMTrainer, FMLMTrainingArguments
 from trainers.data import pack
+from trainers.paths import check_path, reading
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,10 +42,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.set_defaults(learning_rate=5e-4, warmup_steps=20, lr_scheduler_type="cosine", ema_decay=0.99)
     parser.set_defaults(save_strategy="no", logging_steps=20)
     options, args = parser.parse_args_into_dataclasses(argv)
+    for name in (options.model, options.train):
+        check_path(name)
 
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
     model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
-    teacher = AutoModel.from_pretrained(options.teacher, trust_remote_code=True) if options.teacher else None
+    teacher = None
+    if options.teacher:
+        with reading(options.teacher):  # which finetune_flm_trainer.py makes
+            teacher = AutoModel.from_pretrained(options.teacher, trust_remote_code=True)
 
     text = load_dataset("parquet", data_files=options.train, split="train")
     text = text.filter(lambda row: not options.source or row["source"] == options.source)

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer, HfArgumentParser, default_dat
 
 from trainers import FLMTrainer, FLMTrainingArguments
 from trainers.data import pack
+from trainers.paths import check_path
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.set_defaults(learning_rate=5e-4, warmup_steps=20, lr_scheduler_type="cosine", ema_decay=0.99)
     parser.set_defaults(save_steps=50, save_total_limit=2, logging_steps=20)
     options, args = parser.parse_args_into_dataclasses(argv)
+    for name in (options.model, options.train):
+        check_path(name)
 
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
     model = AutoModel.from_pretrained(options.model, trust_remote_code=True)

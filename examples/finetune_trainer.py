@@ -42,6 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.set_defaults(learning_rate=3e-4, warmup_steps=20, eval_strategy="steps", eval_steps=100, logging_steps=20)
     options, args = parser.parse_args_into_dataclasses(argv)
     args.report_to = options.report
+    for path in (options.model, options.train, options.validation):
+        if path.startswith((".", "/", "~")) and not Path(path).exists():
+            raise ValueError(f"there is no file or folder {path}.")
 
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
     model = AutoModel.from_pretrained(options.model, trust_remote_code=True)

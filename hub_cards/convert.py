@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from modeling_flm import FLMModel, FMLMConfig, FMLMModel
+from trainers.paths import reading
 
 from .card import model_card
 from .official import convert_config, convert_state_dict, official_logits, official_name
@@ -239,7 +240,8 @@ def _card(source: Source, model: FLMModel, name: str, difference: float) -> str:
 
 def _load_tokenizer(name: str, vocab_size: int):
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        with reading(name):
+            tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer {name} cannot be loaded: {error}") from error
     if tokenizer.pad_token is None:

@@ -7,7 +7,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, SpaceCard
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
-ROOT = Path(__file__).parent.parent
+from trainers.paths import checkout
+
 NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "README.md", "modeling_flm.py", "pipeline_flm.py")
 SPACE_NEEDED = ("README.md", "app.py", "requirements.txt")
 # What the Space imports and reads of this repository, and finds at the same paths on the Hub.
@@ -27,6 +28,8 @@ def to_upload(folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: something that a repository needs is missing or damaged; the message names it.
     """
+    if not folder.exists():
+        raise ValueError(f"there is no file or folder {folder}.")
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder.")
     is_space = "sdk" in _head(folder)
@@ -41,7 +44,10 @@ def to_upload(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}.") from error
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     files = {name: path for name, path in files.items() if not any(path.match(left) for left in LEFT_OUT)}
-    return files | ({name: ROOT / name for name in SPACE_TAKES} if is_space else {})
+    if is_space:
+        root = checkout()
+        files |= {name: root / name for name in SPACE_TAKES}
+    return files
 
 
 def _head(folder: Path) -> dict:

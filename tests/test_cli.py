@@ -5,18 +5,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from shutil import rmtree
+from shutil import copytree, ignore_patterns, rmtree
 
 import datasets
 import pytest
+from huggingface_hub import ModelCard, constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from training import same, weights
 from transformers import PreTrainedTokenizerFast
 
 import trainers.train
+from benchmarks.results import HUB, ROOT
+from hub_cards.push import NEEDED, to_upload
 from modeling_flm import FLMModel, FMLMModel
 from trainers.cli import main
+from trainers.recipe import finetuning_recipe
 
 WORDS = "the cat saw a dog and one bird sang to an old fox under some tree by our red barn".split()
 LINES = [" ".join(WORDS[(7 * i + k * k) % len(WORDS)] for k in range(8)) + "." for i in range(120)]
@@ -113,6 +117,52 @@ def test_help_and_a_wrong_recipe_do_not_wait_for_torch(tmp_path):
     assert result.stderr == "flm: the recipe missing.yaml cannot be read: No such file or directory.\n"
 
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+ENVIRONMENT["PYTHONPATH"] = str(ROOT)
+FLM = [sys.executable, "-m", "trainers.cli"]
+
+
+@pytest.mark.parametrize(
+    "arguments, left",
+    [
+        (["--help"], "stdout"),
+        (["push", str(HUB / "fmlm-shidoku"), "org/name", "--dry-run"], "stdout"),
+        (["train", "missing.yaml"], "stderr"),
+    ],
+)
+def test_a_reader_that_leaves_is_no_error(tmp_path, arguments, left):
+    """As in `flm push --dry-run | head -1`, however early `head` goes."""
+    process = subprocess.Popen(
+        [*FLM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=tmp_path
+    )
+    streams = {"stdout": process.stdout, "stderr": process.stderr}
+    streams.pop(left).close()
+    [other] = streams.values()
+    assert other.read() == b"" and process.wait(60) == 141
+    other.close()
+
+
+def test_a_broken_pipe_between_processes_is_an_error(project, tmp_path, monkeypatch, capfd):
+    def fail(*_):
+        raise BrokenPipeError("a worker died")
+
+    monkeypatch.setattr(trainers.train, "build_trainer", fail)
+    with pytest.raises(BrokenPipeError):
+        train(project, tmp_path)
+
+
+def test_a_package_that_hides_one_of_ours_is_named(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "__init__.py").touch()
+    given = "evaluate m --output o --scorer s --reference r".split()
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [*FLM, *given], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, cwd=tmp_path
+    )
+    said = f"flm: the package `evaluation` in {tmp_path} hides that of flow-language-models in {ROOT}.\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -162,6 +212,41 @@ def test_a_mistake_in_a_recipe_is_one_line(project, tmp_path, override, capfd):
 def _is_progress(line: str) -> bool:
     """Bars of `datasets`, which a terminal overwrites."""
     return "%|" in line or "examples/s]" in line or not line.strip()
+
+
+# What a command reads: a file or a folder; of those in the second table, or something on the Hub.
+READ = {
+    "evaluate with": "evaluate {model} --output out --scorer {model} --reference ./missing",
+    "evaluate for": "evaluate {model} --output out --scorer {model} --reference {text} --training-text ./missing",
+    "convert with": "convert {folder} --output out --config ./missing",
+    "convert a tokenizer": "convert {folder} --output out --tokenizer ./missing",
+    "push": "push ./missing org/name --dry-run",
+}
+READ_FROM_THE_HUB = {
+    "train a tokenizer": "train {recipe} tokenizer=./missing",
+    "train data": "train {recipe} data.train=./missing",
+    "distill a teacher": "distill {recipe} teacher=./missing",
+    "distill a tokenizer": "distill {recipe} tokenizer=./missing",
+    "distill data": "distill {recipe} data.train=./missing",
+    "convert": "convert ./missing --output out",
+    "export": "export-official ./missing --output out",
+    "evaluate": "evaluate ./missing --output out --scorer {model} --reference {text}",
+    "evaluate against": "evaluate {model} --against ./missing --output out --scorer {model} --reference {text}",
+    "evaluate by": "evaluate {model} --num-samples 2 --output out --scorer ./missing --reference {text}",
+}
+
+
+@pytest.mark.parametrize("what", READ | READ_FROM_THE_HUB)
+def test_what_is_not_there_is_said_in_one_line(project, trained, tmp_path, what, capfd, monkeypatch):
+    """A path to nothing; and, offline, the name of what was never downloaded."""
+    monkeypatch.chdir(tmp_path)
+    places = {"recipe": project / "recipe.yaml", "folder": tmp_path, "model": trained, "text": project / "train.txt"}
+    command = (READ | READ_FROM_THE_HUB)[what].format(**places)
+    for name, said in (("./missing", "there is no file"), ("org/missing", "offline mode (HF_HUB_OFFLINE)")):
+        if name == "./missing" or what in READ_FROM_THE_HUB:
+            assert main(command.replace("./missing", name).split()) == 1
+            errors = [line for line in capfd.readouterr().err.splitlines() if not _is_progress(line)]
+            assert len(errors) == 1 and said in errors[0] and "missing" in errors[0]
 
 
 @pytest.mark.parametrize("arguments", [["missing/folder"], ["{empty}"], ["{file}"]])
@@ -251,6 +336,151 @@ def test_distilling_a_trained_model_gives_a_map_that_writes_in_one_step(project,
     capsys.readouterr()
     assert main(["generate", str(tmp_path), "--seed", "3"]) == 0
     assert capsys.readouterr().out.strip()
+
+
+# -- finetune, and distilling on --------------------------------------------------------------------------------------
+
+
+def finetune(project: Path, model: str | Path, output: Path, *more: str) -> int:
+    """Eight steps on other text than the model was trained on, without samples."""
+    data = [] if "--data" in more else ["--data", str(project / "other.txt")]
+    tiny = [f"training.{entry}" for entry in ("use_cpu=true", "disable_tqdm=true", "num_samples=0", "ema_decay=0.5")]
+    steps = ["training.max_steps=8", "training.learning_rate=3e-3", "training.warmup_steps=0"]
+    return main(["finetune", str(model), *data, "--output", str(output), *tiny, *steps, *more])
+
+
+@pytest.fixture(scope="module")
+def tuned(project, trained) -> Path:
+    (project / "other.txt").write_text("\n".join(line.upper() for line in LINES))
+    output = project / "runs" / "tuned"
+    assert finetune(project, trained, output) == 0
+    return output
+
+
+def evaluations(folder: Path) -> list[float]:
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+
+
+def test_fine_tuning_learns_and_leaves_a_whole_repository(tuned, trained):
+    before, *_, after = evaluations(tuned)
+    assert after < before - 0.1
+    assert {*NEEDED} <= to_upload(tuned).keys()
+    model = FLMModel.from_pretrained(tuned)
+    assert not same(weights(model), weights(FLMModel.from_pretrained(trained)))
+    assert model.config.hidden_size == 32 and model.config.bos_token_id == 0
+    card = (tuned / "README.md").read_text()
+    assert "* Trained from: finished." in card and "* conditioning rate: 0.1" in card
+
+
+def test_a_fine_tuning_that_was_interrupted_goes_on_to_the_same_weights(project, trained, tuned, tmp_path):
+    assert finetune(project, trained, tmp_path, "training.save_steps=4", "training.save_total_limit=2") == 0
+    rmtree(tmp_path / "checkpoint-8")
+    (tmp_path / "model.safetensors").unlink()
+    assert finetune(project, trained, tmp_path, "training.save_steps=4", "--resume") == 0
+    assert same(weights(FLMModel.from_pretrained(tmp_path)), weights(FLMModel.from_pretrained(tuned)))
+
+
+def test_any_kind_of_text_and_a_held_out_file(project, trained, tuned, tmp_path):
+    texts = datasets.Dataset.from_dict({"body": [line.upper() for line in LINES], "other": LINES})
+    texts.to_json(tmp_path / "a.jsonl")
+    texts.to_csv(tmp_path / "a.csv")
+    texts.to_parquet(tmp_path / "a.parquet")
+    short = ["--text-column", "body", "--validation", str(tmp_path / "a.csv"), "training.max_steps=1"]
+    for kind in ("jsonl", "csv", "parquet"):
+        assert finetune(project, trained, tmp_path / kind, "--data", str(tmp_path / f"a.{kind}"), *short) == 0
+    losses = [evaluations(tmp_path / kind) for kind in ("jsonl", "csv", "parquet")]
+    assert losses[0] == losses[1] == losses[2] and len(losses[0]) == 2
+    weighed = [weights(FLMModel.from_pretrained(tmp_path / kind)) for kind in ("jsonl", "csv", "parquet")]
+    assert same(weighed[0], weighed[1]) and same(weighed[0], weighed[2])
+
+
+def test_a_text_file_is_one_document_where_that_is_said(project, trained, tuned):
+    """Lines of a long text shall not each end in EOS."""
+    rows = {}
+    for documents in ("lines", "files"):
+        recipe = finetuning_recipe(
+            str(trained), str(project / "other.txt"), "unused", "0", overrides=[f"data.documents={documents}"]
+        )
+        tokenizer = trainers.train.load_tokenizer(recipe.tokenizer)
+        data = trainers.train.load_data(recipe, tokenizer, 16, seed=0)
+        assert data["eval_dataset"] is None
+        rows[documents] = [token for row in data["train_dataset"]["input_ids"] for token in row[1:-1]]
+    assert rows["lines"].count(1) == len(LINES) - 1 and rows["files"].count(1) == 0  # the last EOS fills no row
+
+
+def test_a_share_of_the_rows_is_held_out(project, trained, tuned):
+    recipe = finetuning_recipe(str(trained), str(project / "other.txt"), "unused", "0.25")
+    tokenizer = trainers.train.load_tokenizer(recipe.tokenizer)
+    data, again = (trainers.train.load_data(recipe, tokenizer, 16, seed=3) for _ in range(2))
+    kept, held = data["train_dataset"]["input_ids"], data["eval_dataset"]["input_ids"]
+    assert len(held) == round((len(kept) + len(held)) / 4)
+    assert held == again["eval_dataset"]["input_ids"]
+    recipe.data.validation_share = None
+    whole = trainers.train.load_data(recipe, tokenizer, 16, seed=3)["train_dataset"]["input_ids"]
+    assert sorted([*kept, *held]) == sorted(whole)
+
+
+def test_a_model_of_the_hub_is_the_base_of_the_card(project, trained, tuned, tmp_path, monkeypatch):
+    snapshot = tmp_path / "cache" / "models--org--flow" / "snapshots" / ("0" * 40)
+    copytree(trained, snapshot, ignore=ignore_patterns("checkpoint-*"))
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert finetune(project, "org/flow", tmp_path / "out", "training.max_steps=1", "--validation", "0") == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == "org/flow" and "Trained from: org/flow." in card.text
+
+
+def test_a_map_is_distilled_on_from_its_own_weights(project, trained, tmp_path, capsys):
+    recipe = project / "distil-on.yaml"
+    recipe.write_text("teacher: ./runs/finished\n" + RECIPE[RECIPE.index("tokenizer:") :])
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    short = ["training.max_steps=1", "training.eval_strategy=no", "training.learning_rate=1e-3"]
+    assert main(["distill", str(recipe), f"training.output_dir={first}", *short]) == 0
+    still = [*short, "training.learning_rate=0", "training.ema_decay=0"]
+    goes_on = [*still, f"model.from={first}"]
+    assert main(["distill", str(recipe), f"training.output_dir={second}", *goes_on]) == 0
+    begun, trained_on = (weights(FMLMModel.from_pretrained(folder)) for folder in (first, second))
+    assert same(begun, trained_on)
+    assert main(["distill", str(recipe), f"training.output_dir={third}", *still]) == 0
+    assert not same(begun, weights(FMLMModel.from_pretrained(third)))  # without `from`: the teacher's
+    capsys.readouterr()
+    for arguments, said in (
+        (["distill", str(recipe), *goes_on, "training.initialize_from_teacher=true"], "both name the weights"),
+        (["distill", str(recipe), *still, f"model.from={trained}"], "is a flow, no flow map"),
+        (["finetune", str(first), "--data", str(project / "train.txt"), "--output", str(third)], "fine-tune its flow"),
+    ):
+        assert main(arguments) == 1
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+FINETUNING_MISTAKES = {
+    "a model that is not there": (["./missing"], {}, "there is no file or folder ./missing."),
+    "a model that is on no Hub": (["org/missing"], {}, "there is no file or folder org/missing, and it is not in"),
+    "no text": ([], {"--data": "missing.txt"}, "there is no file or folder missing.txt."),
+    "no held-out text": ([], {"--validation": "missing.txt"}, "there is no file or folder missing.txt."),
+    "a share of more than all": ([], {"--validation": "1.5"}, "`data.validation_share` is 1.5, but it must lie"),
+    "a column that is not there": ([], {"--text-column": "body"}, "There is no column `body`"),
+    "another width": (["{model}", "model.hidden_size=64"], {}, "entries that `from` settles: hidden_size"),
+    "another tokenizer": (["{model}", "tokenizer={larger}"], {}, "the tokenizer has 79 tokens, but "),
+    "an unknown entry": (["{model}", "training.max_stepz=3"], {}, "max_stepz"),
+    "an unknown way to read": (["{model}", "data.documents=lots"], {}, "`data.documents` is 'lots', but"),
+}
+
+
+@pytest.mark.parametrize("mistake", FINETUNING_MISTAKES)
+def test_a_mistake_in_fine_tuning_is_one_line(project, trained, tuned, tmp_path, mistake, capfd):
+    given, options, said = FINETUNING_MISTAKES[mistake]
+    if "{larger}" in "".join(given):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(trained)
+        tokenizer.add_tokens(["one", "two", "three", "four"])
+        tokenizer.save_pretrained(tmp_path / "larger")
+    given = [word.format(model=trained, larger=tmp_path / "larger") for word in given or ["{model}"]]
+    options = {"--data": str(project / "other.txt"), "--output": str(tmp_path / "out")} | options
+    assert main(["finetune", *given, *(word for pair in options.items() for word in pair)]) == 1
+    errors = [line for line in capfd.readouterr().err.splitlines() if not _is_progress(line)]
+    assert len(errors) == 1 and errors[0].startswith("flm: ") and said in errors[0]
 
 
 # -- generate ---------------------------------------------------------------------------------------------------------

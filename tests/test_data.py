@@ -446,7 +446,7 @@ def test_hub_names_pass_through():
 @pytest.mark.parametrize(
     "value, message",
     [
-        ("./absent.txt", "There is no file or folder .*absent.txt"),
+        ("./absent.txt", "there is no file or folder .*absent.txt"),
         ("./some.md", r"some.md is none of the files that can be read: .csv, .json, .jsonl, .parquet, .txt"),
         ("./empty", "empty holds no .csv, .json, .jsonl, .parquet, .txt file"),
         (

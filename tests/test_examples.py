@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shlex
 import sqlite3
 import subprocess
@@ -64,6 +65,21 @@ def runs(tmp_path_factory):
 def evaluation_losses(folder) -> list[float]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
+@pytest.mark.parametrize(
+    "script, option",
+    [
+        *((f"finetune_{name}", "--model") for name in ("trainer", "flm_trainer", "map", "lora", "streaming")),
+        *((f"finetune_{name}", "--train") for name in ("trainer", "flm_trainer", "map", "lora", "streaming")),
+        ("finetune_map", "--teacher"),
+    ],
+)
+def test_a_path_to_nothing_is_named(script, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, option, "./missing", "--use-cpu", "--output-dir", "out"])
+    with pytest.raises(ValueError, match=r"^there is no file or folder \./missing\.$"):
+        runpy.run_path(str(ROOT / "examples" / f"{script}.py"), run_name="__main__")
 
 
 @pytest.mark.parametrize("name", ["plain", "flow", "map", "streamed"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.recipe import load_recipe
+from trainers.recipe import finetuning_recipe, load_recipe
 
 RECIPE = """
 model: {type: flm, hidden_size: 32}
@@ -33,6 +33,34 @@ def test_overrides_change_add_and_nest_and_their_values_are_yaml(tmp_path):
     assert recipe.training == {"max_steps": 9, "learning_rate": 1e-3, "sample_num_steps": [1, 8]}
     assert recipe.data.train == {"split": "test", "path": "./b"}
     assert recipe.model == {"type": "flm", "hidden_size": 32, "x": None}
+
+
+def test_the_tokenizer_is_that_of_the_model_to_go_on_from(tmp_path):
+    text = "model: {from: ./flow, attn_implementation: eager}\ndata: {train: a}\n"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.model == {"from": str(tmp_path / "flow"), "attn_implementation": "eager"}
+    assert recipe.tokenizer == str(tmp_path / "flow")
+    assert load_recipe(write(tmp_path, text), ["model.from=org/flow"]).tokenizer == "org/flow"
+    assert load_recipe(write(tmp_path, text), ["tokenizer=gpt2"]).tokenizer == "gpt2"
+
+
+def test_fine_tuning_is_a_recipe_made_of_its_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.txt", "held.csv"):
+        (tmp_path / name).touch()
+    recipe = finetuning_recipe("org/flow", "mine.txt", "runs/x", overrides=["training.max_steps=9"])
+    assert (recipe.model, recipe.tokenizer, recipe.teacher) == ({"from": "org/flow"}, "org/flow", None)
+    assert recipe.data.train == {"path": str(tmp_path / "mine.txt")} and recipe.data.validation_share == 0.05
+    assert recipe.training["output_dir"] == "runs/x" and recipe.training["eval_strategy"] == "steps"
+    assert recipe.training["max_steps"] == 9 and recipe.training["conditioning_rate"] == 0.1
+    held_out = finetuning_recipe(
+        "org/flow", "org/rows", "x", "held.csv", "body", ["data.train.split=train[:50%]"]
+    ).data
+    assert held_out.train == {"path": "org/rows", "split": "train[:50%]"} and held_out.text_column == "body"
+    assert (held_out.validation, held_out.validation_share) == ({"path": str(tmp_path / "held.csv")}, None)
+    nothing = finetuning_recipe("org/flow", "mine.txt", "x", "0")
+    assert nothing.data.validation is nothing.data.validation_share is None
+    assert "eval_strategy" not in nothing.training and "num_samples" not in nothing.training
 
 
 @pytest.mark.parametrize("text, value", [("1e-3", 1e-3), ("1.0e-3", 1e-3), ("3E+2", 300.0), ("5", 5), (".5", 0.5)])
@@ -68,6 +96,16 @@ MISTAKES = {
     "a section that is a word": (RECIPE, ["model=flm"], "`model` is 'flm'"),
     "training as a list": (RECIPE, ["training=[1]"], "`training` is [1]"),
     "an entry that is a number": (RECIPE + "7: 8\n", [], "7"),
+    "fields beside the weights": (RECIPE, ["model.from=./x"], "`model` has entries that `from` settles: hidden_size"),
+    "no tokenizer": (RECIPE.replace("tokenizer", "teacher"), [], "missing entries: tokenizer"),
+    "a share above one": (
+        RECIPE,
+        ["data.validation_share=2"],
+        "`data.validation_share` is 2, but it must lie between",
+    ),
+    "two held-out texts": (RECIPE, ["data.validation_share=0.1", "data.validation=a"], "neither with `validation`"),
+    "a share of a stream": (RECIPE, ["data.validation_share=0.1", "data.streaming=true"], "nor with `streaming`"),
+    "unknown documents": (RECIPE, ["data.documents=paragraphs"], "`data.documents` is 'paragraphs', but it must be"),
     "bad YAML": ("model: {type: flm\n", [], "recipe.yaml is not valid YAML"),
     "a list": ("- 1\n", [], "must be a mapping"),
     "nothing": ("", [], "must be a mapping"),

@@ -1,9 +1,17 @@
 """The `flm` command. What a subcommand needs is imported when it runs, so that `--help` answers at once."""
 
 import argparse
+import importlib.util
+import os
+import select
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 # Options of `flm generate` that are arguments of `generate`, by the same name.
 GENERATION_SETTINGS = (
@@ -12,8 +20,34 @@ GENERATION_SETTINGS = (
 )
 
 
+BROKEN_PIPE = 141  # as the shell has it of a command that its reader left: 128 + SIGPIPE
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `flm`; the exit status: 0, 1 with one line on stderr for what went wrong, 130 when interrupted."""
+    """Run `flm`; the exit status: 0, 1 with one line on stderr for what went wrong, 130 when interrupted, 141, and
+    nothing said, where nobody reads the output any more, as in `flm ... | head -1`."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, and not at the end of the process, where an error could not be caught
+    except BrokenPipeError:
+        if not any(_is_left(stream) for stream in (sys.stdout, sys.stderr)):
+            raise  # another pipe, between processes
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        return BROKEN_PIPE
+
+
+def _is_left(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads."""
+    watch = select.poll()
+    watch.register(stream.fileno(), 0)
+    return any(state & select.POLLERR for _, state in watch.poll(0))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if hasattr(options, "overrides"):  # argparse takes them only where the recipe stands: here also behind an option
@@ -29,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("flm: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
         reason = str(error)
     except Exception as error:
@@ -60,13 +96,37 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=what, description=what.capitalize() + ".")
         command.add_argument("recipe", help="a YAML file, such as recipes/english-small.yaml")
-        command.add_argument(
-            "overrides", nargs="*", metavar="section.name=value", help="such as training.max_steps=100"
-        )
-        command.add_argument(
-            "--resume", action="store_true", help="go on from the last whole checkpoint, if there is one"
-        )
+        _add_run(command)
         command.set_defaults(run=run)
+
+    finetune = commands.add_parser(
+        "finetune",
+        help="go on training a flow with text of your own",
+        description="Go on training a flow with text of your own: a recipe for `flm train` made from these options "
+        "(trainers/recipe.py), any entry of which can be changed, such as training.learning_rate=1e-4 or "
+        "data.packing=rows.",
+    )
+    finetune.add_argument("model", help="a model folder or a name on the Hub")
+    _add_run(finetune)
+    finetune.add_argument(
+        "--data",
+        required=True,
+        metavar="TEXT",
+        help="a file (.txt, .jsonl, .csv, .parquet), a folder of such files or a data set on the Hub. Each line of a "
+        ".txt is a document; data.documents=files: each file is one",
+    )
+    finetune.add_argument("--output", required=True, metavar="DIR", help="the folder to write, a complete repository")
+    finetune.add_argument(
+        "--validation",
+        default="0.05",
+        metavar="TEXT|SHARE",
+        help="held-out text to evaluate on, as --data; or the share of the rows to hold out, 0 for none "
+        "(default: %(default)s)",
+    )
+    finetune.add_argument(
+        "--text-column", default="text", metavar="NAME", help="the column with the documents (default: %(default)s)"
+    )
+    finetune.set_defaults(run=_finetune)
 
     generate = commands.add_parser("generate", help="write text with a model", description="Write text with a model.")
     generate.add_argument("model", help="a model folder or a name on the Hub")
@@ -202,23 +262,43 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run(command: argparse.ArgumentParser) -> None:
+    """What all commands that train take."""
+    command.add_argument("overrides", nargs="*", metavar="section.name=value", help="such as training.max_steps=100")
+    command.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint, if there is one")
+
+
+# Recipes are read before torch is imported: mistakes in them show at once.
+
+
 def _train(options: argparse.Namespace) -> int:
-    return _from_recipe(options, "build_trainer")
+    from .recipe import load_recipe
+
+    return _trained(load_recipe(options.recipe, options.overrides), "build_trainer", options.resume)
 
 
 def _distill(options: argparse.Namespace) -> int:
-    return _from_recipe(options, "build_distiller")
-
-
-def _from_recipe(options: argparse.Namespace, build: str) -> int:
     from .recipe import load_recipe
 
-    recipe = load_recipe(options.recipe, options.overrides)  # before torch is imported: mistakes show at once
+    return _trained(load_recipe(options.recipe, options.overrides), "build_distiller", options.resume)
 
+
+def _finetune(options: argparse.Namespace) -> int:
+    from .recipe import finetuning_recipe
+
+    recipe = finetuning_recipe(
+        options.model, options.data, options.output, options.validation, options.text_column, options.overrides
+    )
+    if options.data.endswith(".txt") and recipe.data.documents == "lines":
+        print(f"{options.data}: each line is a document (data.documents=files: all of it is one long text).")
+    return _trained(recipe, "build_trainer", options.resume)
+
+
+def _trained(recipe: "Recipe", build: str, resume: bool) -> int:
     from . import train
 
     trainer = getattr(train, build)(recipe)
-    train.run_training(trainer, options.resume)
+    train.run_training(trainer, resume)
     print(f"The model is in {trainer.args.output_dir}.")
     return 0
 
@@ -270,9 +350,18 @@ def _check_device(name: str) -> None:
         raise ValueError(f"--device {name} cannot be used here: {error}") from error
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    from pathlib import Path
+def _check_evaluation() -> None:
+    """Other projects have a package `evaluation`, too: one that Python finds first would be taken for this one."""
+    here, spec = Path(__file__).parent.parent, importlib.util.find_spec("evaluation")
+    found = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
+    if found and here / "evaluation" not in found:
+        raise ValueError(
+            f"the package `evaluation` in {found[0].parent} hides that of flow-language-models in {here}."
+        )
 
+
+def _evaluate(options: argparse.Namespace) -> int:
+    _check_evaluation()
     try:
         from evaluation import report
         from evaluation.compare import compare
@@ -303,20 +392,24 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from huggingface_hub import snapshot_download
 
     from hub_cards.convert import convert, read_source
     from hub_cards.push import push
 
+    from .paths import check_path, reading
+
     if options.push_to_hub and not options.tokenizer:
         raise ValueError("a repository on the Hub needs a tokenizer: --push-to-hub goes with --tokenizer.")
     path, config = Path(options.source), options.config and Path(options.config)
+    for name in (options.tokenizer, options.config):
+        if name:
+            check_path(name)
     if path.exists():
         source = read_source(path, config, averaged=not options.raw)
     else:
-        path = Path(snapshot_download(options.source, allow_patterns=["config.json", "model.safetensors"]))
+        with reading(options.source):
+            path = Path(snapshot_download(options.source, allow_patterns=["config.json", "model.safetensors"]))
         source = read_source(path)
         source.name = options.source
     model = convert(source, Path(options.output), options.tokenizer, options.final_logit_softcapping)
@@ -330,14 +423,16 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _export_official(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from transformers import AutoModel
 
     import modeling_flm  # noqa: F401  registers the model types
     from hub_cards.convert import export_official
 
-    export_official(AutoModel.from_pretrained(options.model), Path(options.output))
+    from .paths import reading
+
+    with reading(options.model):
+        model = AutoModel.from_pretrained(options.model)
+    export_official(model, Path(options.output))
     print(f"{options.output} is in the official form.")
     return 0
 
@@ -355,6 +450,10 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from .paths import checkout
+
+    _check_evaluation()
+    checkout()  # before torch is imported: the shipped models may not be there
     if options.web:
         try:
             import gradio  # noqa: F401  whether it is there

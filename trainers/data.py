@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from datasets import Dataset, Features, IterableDataset, List, Value, load_datas
 from datasets.exceptions import DatasetGenerationError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-# The builder of `datasets` that reads files of a suffix. A text file holds one document a line.
+from .paths import reading
+
+# The builder of `datasets` that reads files of a suffix. A text file holds one document a line, unless said otherwise.
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 
 DOCUMENTS_PER_BATCH = 1000  # packed together, as in the published code
@@ -51,13 +54,14 @@ class DataSource:
     def parse(cls, value: str | Mapping[str, Any], base_dir: str | Path) -> "DataSource":
         """The source that a recipe names: a mapping with the fields above, or `path` alone as a string.
 
-        A path that begins with `./`, `../` or `/` is a local file (.csv, .json, .jsonl, .parquet, or .txt
-        with one document a line) or a folder of such files, relative to `base_dir`, the recipe's folder. Any
-        other path goes to `load_dataset` as it is.
+        A path that begins with `./`, `../` or `/` is a local file (.csv, .json, .jsonl, .parquet or .txt) or
+        a folder of such files, relative to `base_dir`, the recipe's folder. Any other path goes to
+        `load_dataset` as it is.
 
         Raises:
             ValueError: a key or suffix is unknown, `path` or what it points to is missing, a value is not a
-                string, or a local path comes with a field that means nothing for it.
+                string, a local path comes with a field that means nothing for it, or what ends like a file does
+                not begin like a path.
         """
         if not isinstance(value, str | Mapping):
             raise ValueError(f"A data source is a path or a mapping with a `path`, not {value!r}.")
@@ -73,6 +77,10 @@ class DataSource:
                 raise ValueError(f"`{key}` of a data source must be a string, not {fields[key]!r}.")
         if fields["path"].startswith(("./", "../", "/")):
             fields = _local(fields, Path(base_dir))
+        elif Path(fields["path"]).suffix in BUILDERS and "://" not in fields["path"]:
+            raise ValueError(
+                f"`{fields['path']}` in a data source is a file by its end: a path begins with ./ ../ or /."
+            )
         return cls(**fields)
 
 
@@ -80,7 +88,7 @@ def _local(fields: dict[str, Any], base_dir: Path) -> dict[str, Any]:
     """The fields of a source whose path is local, with what `load_dataset` wants in their place."""
     path = Path(os.path.abspath(base_dir / fields["path"]))  # a link keeps its own name, and so its suffix
     if not path.exists():
-        raise ValueError(f"There is no file or folder {path} (`{fields['path']}` in a data source).")
+        raise ValueError(f"there is no file or folder {path} (`{fields['path']}` in a data source).")
     useless = {"revision"} if path.is_dir() else {"revision", "name", "data_files"}
     if present := sorted(useless & fields.keys()):
         raise ValueError(f"A local source takes no {', '.join(present)}: leave it out ({path}).")
@@ -93,26 +101,34 @@ def _local(fields: dict[str, Any], base_dir: Path) -> dict[str, Any]:
     return fields | {"path": BUILDERS[path.suffix], "data_files": str(path)}
 
 
-def load_text(source: DataSource, streaming: bool = False) -> Dataset | IterableDataset:
-    """The documents of `source`: on disk (and cached there), or read as they are needed with `streaming`.
+def load_text(source: DataSource, streaming: bool = False, whole_files: bool = False) -> Dataset | IterableDataset:
+    """The documents of `source`: on disk (and cached there), or read as they are needed with `streaming`. Of a .txt
+    file each line is a document, or all of it with `whole_files`.
 
     Raises:
-        ValueError: `streaming` with a part of a split, which cannot be found without reading all before it; or a file
-            is broken: cut off, not UTF-8, no JSON.
+        ValueError: there is no such source, or it cannot be had offline; `streaming` with a part of a split, which
+            cannot be found without reading all before it; `whole_files` with files of another kind; or a file is
+            broken: cut off, not UTF-8, no JSON.
     """
     if streaming and "[" in source.split:
         raise ValueError(f"Only a whole split can be streamed, not a part of one (`{source.split}`).")
-    try:
-        return load_dataset(
-            source.path,
-            name=source.name,
-            data_files=source.data_files,
-            split=source.split,
-            revision=source.revision,
-            streaming=streaming,
-        )
-    except (DatasetGenerationError, ValueError) as error:
-        raise ValueError(f"{source.data_files or source.path} cannot be read: {error.__cause__ or error}") from error
+    is_builder = source.path in BUILDERS.values()
+    if whole_files and is_builder and source.path != "text":
+        raise ValueError(f"Whole files are documents where they are .txt, but here are others ({source.data_files}).")
+    with nullcontext() if is_builder else reading(source.path):
+        try:
+            return load_dataset(
+                source.path,
+                name=source.name,
+                data_files=source.data_files,
+                split=source.split,
+                revision=source.revision,
+                streaming=streaming,
+                **({"sample_by": "document"} if whole_files else {}),
+            )
+        except (DatasetGenerationError, ValueError) as error:
+            what = source.data_files or source.path
+            raise ValueError(f"{what} cannot be read: {error.__cause__ or error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -138,7 +154,7 @@ def load_tokenizer(name_or_path: str, for_wrapping: bool = True) -> PreTrainedTo
         if getattr(tokenizer, role) is None:
             raise ValueError(
                 f"The tokenizer {name_or_path} has no `{role}`, nor a `{stand_in}` to take its place: "
-                f"set `{role}` to one of its tokens and save it."
+                f"set `{role}` to one of its tokens and save it; or make each document a row (data.packing=rows)."
             )
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})

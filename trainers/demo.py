@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from evaluation.sudoku import is_valid
 
-ROOT = Path(__file__).parent.parent
+from .paths import checkout
+
 STEPS = (1, 2, 4)
 GRIDS = 8
 CLUES = 50  # of the 81 cells
@@ -28,27 +29,27 @@ def run_demo(seed: int = 0) -> None:
     """Print English in one, two and four evaluations beside an autoregressive model's, and Sudoku filled in one.
 
     Raises:
-        ValueError: the shipped models are not there.
+        ValueError: the shipped models are not there, see [`checkout`].
     """
     logging.disable_progress_bar()
     disable_progress_bar()
-    shipped = [name for name in PARTS if (ROOT / "hub_cards" / name / "model.safetensors").exists()]
+    root = checkout()
+    shipped = [name for name in PARTS if (root / "hub_cards" / name / "model.safetensors").exists()]
     if not shipped:
-        raise ValueError(f"the demo needs shipped models, but there is none in {ROOT / 'hub_cards'}.")
+        raise ValueError(f"the demo needs shipped models, but there is none in {root / 'hub_cards'}.")
     for name in shipped:
-        PARTS[name](seed)
+        PARTS[name](root, seed)
     print("\nWrite more:  flm generate hub_cards/fmlm-english-small --num-steps 4 --num-samples 4")
 
 
-def load(folder: str):
+def load(folder: Path):
     """A shipped model and its tokenizer, with the code that lies beside the weights."""
-    path = ROOT / folder
-    model = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
-    return model, AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 
 
-def _english(seed: int) -> None:
-    model, tokenizer = load("hub_cards/fmlm-english-small")
+def _english(root: Path, seed: int) -> None:
+    model, tokenizer = load(root / "hub_cards" / "fmlm-english-small")
     length, size = model.config.max_position_embeddings, model.num_parameters() / 1e6
     print(f"English, {length} tokens, from a flow map of {size:.1f} M parameters and a GPT-2 of the same size (CPU).")
     times = []
@@ -56,7 +57,7 @@ def _english(seed: int) -> None:
         ids, seconds = _timed(partial(model.generate, num_steps=steps, seed=seed))
         _show(f"flow map, {steps} evaluation{'s' * (steps > 1)}", tokenizer.decode(ids[0]), seconds)
         times.append(seconds)
-    gpt2 = GPT2LMHeadModel.from_pretrained(ROOT / "benchmarks" / "baselines" / "ar-english-small").eval()
+    gpt2 = GPT2LMHeadModel.from_pretrained(root / "benchmarks" / "baselines" / "ar-english-small").eval()
     start = torch.tensor([[tokenizer.bos_token_id]])
 
     def autoregressive() -> Tensor:
@@ -85,10 +86,10 @@ def _timed(write: Callable[[], Tensor], repeats: int = 3) -> tuple[Tensor, float
     return ids, statistics.median(times)
 
 
-def _sudoku(seed: int) -> None:
+def _sudoku(root: Path, seed: int) -> None:
     """A puzzle from a held-out grid, filled in one evaluation of the network."""
-    model, tokenizer = load("hub_cards/fmlm-sudoku")
-    grids = load_dataset("parquet", data_files=str(ROOT / "examples" / "sudoku" / "9x9" / "validation.parquet"))
+    model, tokenizer = load(root / "hub_cards" / "fmlm-sudoku")
+    grids = load_dataset("parquet", data_files=str(root / "examples" / "sudoku" / "9x9" / "validation.parquet"))
     rng = np.random.default_rng(seed)
     puzzle = list(rng.choice(grids["train"]["text"]))
     for cell in rng.choice(81, 81 - CLUES, replace=False):
@@ -108,8 +109,8 @@ def _sudoku(seed: int) -> None:
     )
 
 
-def _grids(seed: int) -> None:
-    model, _ = load("hub_cards/fmlm-shidoku")
+def _grids(root: Path, seed: int) -> None:
+    model, _ = load(root / "hub_cards" / "fmlm-shidoku")
     grids, seconds = _timed(lambda: model.generate(num_steps=1, num_return_sequences=GRIDS, seed=seed))
     valid = is_valid(grids.numpy())
     what = f"{GRIDS} grids of 4x4 Sudoku from nothing, 1 evaluation, {1000 * seconds:.0f} ms: {valid.sum()} are valid"

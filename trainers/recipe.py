@@ -1,9 +1,11 @@
-"""Recipes: what `flm train recipe.yaml` and `flm distill recipe.yaml` read.
+"""Recipes: what `flm train recipe.yaml` and `flm distill recipe.yaml` read, and `flm finetune` makes of its options.
 
     model: {type: flm, hidden_size: 768, ...}   fields of FLMConfig; vocabulary and special ids are the tokenizer's;
                                                 attn_implementation: as in `from_pretrained`, of the teacher, too
+           {from: org/model}                    or the weights to go on from, a Hub name or a path: to train, those of
+                                                a flow; to distil, those of a map. Beside it, attn_implementation only
     teacher: ../runs/lm1b                       to distil: a Hub name or a path; gives the model's fields, too
-    tokenizer: bert-base-uncased                a Hub name or a path
+    tokenizer: bert-base-uncased                a Hub name or a path; with `from`, that model's by default
     data: {train: ..., validation: ..., ...}    see [`DataRecipe`]
     training: {output_dir: runs/lm1b, ...}      fields of FLMTrainingArguments, to distil of FMLMTrainingArguments
 
@@ -11,6 +13,7 @@ A path begins with ./ ../ or / and is relative to the recipe's folder; `output_d
 runs.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -19,8 +22,33 @@ from typing import Any
 
 import yaml
 
+from .paths import check_path
+
 SECTIONS = {"model", "teacher", "tokenizer", "data", "training"}
-PACKING = ("wrap", "rows")
+CHOICES = {"packing": ("wrap", "rows"), "documents": ("lines", "files")}
+# What `flm finetune` trains with: for a small model and some thousand rows, on a CPU. Numbers of steps below 1 are
+# shares of `max_steps`.
+FINETUNING = {
+    "max_steps": 300,
+    "per_device_train_batch_size": 24,
+    "per_device_eval_batch_size": 32,
+    "learning_rate": 5e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "ema_decay": 0.99,  # an average over a hundred steps: most of a short run
+    "conditioning_rate": 0.1,  # or it would unlearn to go on from a prompt
+    "logging_steps": 0.05,
+    "save_steps": 0.25,
+    "save_total_limit": 1,
+    "dataloader_pin_memory": False,  # no accelerator is assumed
+}
+EVALUATION = {
+    "eval_strategy": "steps",
+    "eval_steps": 0.25,
+    "eval_on_start": True,
+    "num_samples": 1,
+    "sample_num_steps": [32],
+}
 
 
 @dataclass
@@ -30,7 +58,10 @@ class DataRecipe:
     Args:
         train: a file, a folder or a data set on the Hub, as [`DataSource.parse`] reads it.
         validation (*optional*): the same, for the evaluation loss.
+        validation_share (`float`, *optional*): instead of `validation`, hold out this share of the packed rows, in
+            (0, 1), drawn by the run's seed. They are of the same documents: for a figure to quote, name a file.
         text_column (`str`): the column with the documents.
+        documents (`str`): what a .txt file holds: "lines", a document on each line, or "files", one long text.
         packing (`str`): "wrap" joins the documents and cuts them into rows, as the paper does; "rows" makes each
             document one row, which its tokens must fill exactly.
         detokenizer (`str`, *optional*): "lm1b" undoes the tokenisation of that corpus.
@@ -44,7 +75,9 @@ class DataRecipe:
 
     train: Any
     validation: Any = None
+    validation_share: float | None = None
     text_column: str = "text"
+    documents: str = "lines"
     packing: str = "wrap"
     detokenizer: str | None = None
     bos_token: str | None = None
@@ -80,31 +113,110 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"the recipe {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise ValueError(f"the recipe {path} is not a text file.") from None
-    content = _parse(content, f"the recipe {path}")
+    return _recipe(_parse(content, f"the recipe {path}"), path.parent, overrides, f"the recipe {path}")
+
+
+def finetuning_recipe(
+    model: str,
+    data: str,
+    output_dir: str,
+    validation: str = "0.05",
+    text_column: str = "text",
+    overrides: Sequence[str] = (),
+) -> Recipe:
+    """The recipe of `flm finetune`: `model` goes on with the text of `data`, by [`FINETUNING`] unless overridden.
+
+    Args:
+        model (`str`): a flow, a path or a Hub name.
+        data (`str`): a file, a folder or a data set on the Hub. Unlike in a file, paths here are as the shell has
+            them.
+        output_dir (`str`): where the model goes.
+        validation (`str`): the same as `data`, held-out text; or a number, the share of the rows to hold out, 0 for
+            none.
+        text_column (`str`): the column with the documents.
+        overrides: as those of [`load_recipe`].
+
+    Raises:
+        ValueError: a path leads nowhere, or an override has unknown entries; the message names them.
+    """
+    share = _share(validation)
+    content: dict[str, Any] = {
+        "model": {"from": _absolute(model)},
+        "data": {"train": {"path": _absolute(data)}, "text_column": text_column, "max_validation_rows": 512},
+        "training": FINETUNING | {"output_dir": output_dir},
+    }
+    if share is None:
+        content["data"]["validation"] = {"path": _absolute(validation)}
+    elif share:
+        content["data"]["validation_share"] = share
+    if share != 0:
+        content["training"] |= EVALUATION
+    return _recipe(content, Path(), overrides, "`flm finetune`")
+
+
+def _share(text: str) -> float | None:
+    """The number that it is, if it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _absolute(name: str) -> str:
+    """A path in full, which a recipe reads the same wherever it lies; a Hub name as it is."""
+    check_path(name)
+    return os.path.abspath(name) if Path(name).exists() else name
+
+
+def _recipe(content: Any, folder: Path, overrides: Sequence[str], where: str) -> Recipe:
+    """The recipe that `content` is once the overrides are in; `where` it is from, for the messages."""
     if not isinstance(content, dict):
-        raise ValueError(f"the recipe {path} must be a mapping with model, tokenizer, data and training.")
+        raise ValueError(f"{where} must be a mapping with model, tokenizer, data and training.")
     for override in overrides:
         _apply(content, override)
-    _check_keys(f"the recipe {path}", content, SECTIONS, {"tokenizer", "data"})
-    data = content["data"]
-    _check_keys("`data`", data, {f.name for f in fields(DataRecipe)}, {"train"})
-    packing = data.get("packing", "wrap")
-    if packing not in PACKING:
-        raise ValueError(f"`data.packing` is {packing!r}, but it must be one of {', '.join(PACKING)}.")
-    if packing == "rows" and (useless := sorted({"detokenizer", "bos_token", "eos_token"} & data.keys())):
-        raise ValueError(f"`data` has entries that mean nothing with packing: rows: {', '.join(useless)}.")
+    _check_keys(where, content, SECTIONS, {"data"})
     for section in ("model", "training"):
         if not isinstance(content.get(section) or {}, dict):
             raise ValueError(f"`{section}` is {content[section]!r}, but it must be a mapping.")
+    model = _model(content.get("model") or {}, folder)
+    tokenizer = content.get("tokenizer", model.get("from"))
+    if tokenizer is None:
+        raise ValueError(f"{where} has missing entries: tokenizer.")
     teacher = content.get("teacher")
     return Recipe(
-        folder=path.parent,
-        model=content.get("model") or {},
-        tokenizer=_located(str(content["tokenizer"]), path.parent),
-        data=DataRecipe(**data),
+        folder=folder,
+        model=model,
+        tokenizer=_located(str(tokenizer), folder),
+        data=_data(content["data"]),
         training=content.get("training") or {},
-        teacher=None if teacher is None else _located(str(teacher), path.parent),
+        teacher=None if teacher is None else _located(str(teacher), folder),
     )
+
+
+def _model(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if "from" not in model:
+        return model
+    if useless := sorted(model.keys() - {"from", "attn_implementation"}):
+        raise ValueError(
+            f"`model` has entries that `from` settles: {', '.join(useless)}. It goes with attn_implementation only."
+        )
+    return model | {"from": _located(str(model["from"]), folder)}
+
+
+def _data(data: Any) -> DataRecipe:
+    _check_keys("`data`", data, {f.name for f in fields(DataRecipe)}, {"train"})
+    for name, choices in CHOICES.items():
+        if (value := data.get(name, choices[0])) not in choices:
+            raise ValueError(f"`data.{name}` is {value!r}, but it must be one of {', '.join(choices)}.")
+    if data.get("packing") == "rows" and (useless := sorted({"detokenizer", "bos_token", "eos_token"} & data.keys())):
+        raise ValueError(f"`data` has entries that mean nothing with packing: rows: {', '.join(useless)}.")
+    share = data.get("validation_share")
+    if share is not None:
+        if not (isinstance(share, int | float) and 0 < share < 1):
+            raise ValueError(f"`data.validation_share` is {share!r}, but it must lie between 0 and 1.")
+        if data.get("validation") is not None or data.get("streaming"):
+            raise ValueError("`data.validation_share` goes neither with `validation` nor with `streaming`.")
+    return DataRecipe(**data)
 
 
 def _located(name: str, folder: Path) -> str:

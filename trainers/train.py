@@ -13,6 +13,7 @@ from .flm_arguments import FLMTrainingArguments
 from .flm_trainer import FLMTrainer
 from .fmlm_arguments import FMLMTrainingArguments
 from .fmlm_trainer import FMLMTrainer
+from .paths import reading
 from .recipe import Recipe
 
 _CLASSES = {"flm": (FLMConfig, FLMModel), "fmlm": (FMLMConfig, FMLMModel)}
@@ -27,8 +28,16 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
     if recipe.teacher is not None:
         raise ValueError("`teacher` is for distillation: use `flm distill` with this recipe.")
     args = FLMTrainingArguments(**_known("training", recipe.training, FLMTrainingArguments))
-    tokenizer = load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
-    model = build_model(recipe.model, tokenizer, args.seed)
+    tokenizer = _tokenizer(recipe)
+    if "from" in recipe.model:
+        model = load_model(recipe.model["from"], recipe.model.get("attn_implementation"), tokenizer)
+        if model.config.model_type == "fmlm":
+            raise ValueError(
+                f"{recipe.model['from']} is a flow map, whose jumps this would leave behind: fine-tune its flow, then "
+                "distil the map from that (flm distill, with `teacher:` the flow and `model: {from: ...}` the map)."
+            )
+    else:
+        model = build_model(recipe.model, tokenizer, args.seed)
     trainer = trainer_class(
         model, args, **load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
     )
@@ -37,25 +46,55 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
 
 
 def build_distiller(recipe: Recipe) -> FMLMTrainer:
-    """Everything that a recipe for `flm distill` names; without a teacher the map learns from the data alone.
+    """Everything that a recipe for `flm distill` names; without a teacher the map learns from the data alone. With
+    `model: {from: ...}` a map goes on from its own weights, else from the teacher's (`initialize_from_teacher`).
 
     Raises:
-        ValueError: an entry of the recipe is unknown or not allowed, or the teacher cannot be loaded.
+        ValueError: an entry of the recipe is unknown or not allowed, or a model cannot be loaded or is of the wrong
+            kind.
     """
-    args = FMLMTrainingArguments(**_known("training", recipe.training, FMLMTrainingArguments))
-    tokenizer = load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
-    fields, teacher = recipe.model, None
-    if recipe.teacher is not None:
-        attention = recipe.model.get("attn_implementation")
-        teacher = AutoModel.from_pretrained(recipe.teacher, attn_implementation=attention)
-        if not isinstance(teacher, FLMModel):
-            raise ValueError(f"the teacher {recipe.teacher} is a {type(teacher).__name__}, not a flow language model.")
-        fields = {name: getattr(teacher.config, name) for name in FLMConfig.__annotations__} | fields
-    model = build_model(fields | {"type": "fmlm"}, tokenizer, args.seed)
+    training, goes_on = recipe.training, "from" in recipe.model
+    if goes_on:
+        if training.get("initialize_from_teacher"):
+            raise ValueError("`initialize_from_teacher` and `model.from` both name the weights to begin with.")
+        training = training | {"initialize_from_teacher": False}
+    args = FMLMTrainingArguments(**_known("training", training, FMLMTrainingArguments))
+    tokenizer = _tokenizer(recipe)
+    attention = recipe.model.get("attn_implementation")
+    teacher = None if recipe.teacher is None else load_model(recipe.teacher, attention, tokenizer)
+    if goes_on:
+        model = load_model(recipe.model["from"], attention, tokenizer)
+        if model.config.model_type != "fmlm":
+            raise ValueError(f"{recipe.model['from']} is a flow, no flow map: to distil it, name it as `teacher`.")
+    else:
+        fields = {} if teacher is None else {name: getattr(teacher.config, name) for name in FLMConfig.__annotations__}
+        model = build_model(fields | recipe.model | {"type": "fmlm"}, tokenizer, args.seed)
     data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
     trainer = FMLMTrainer(model, teacher, args, **data)
     trainer.trained_on = hub_datasets(recipe)
     return trainer
+
+
+def _tokenizer(recipe: Recipe):
+    with reading(recipe.tokenizer):
+        return load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
+
+
+def load_model(name: str, attention: str | None, tokenizer) -> FLMModel:
+    """The flow or flow map `name`, a path or a Hub name, for rows of this tokenizer's ids.
+
+    Raises:
+        ValueError: it cannot be loaded, is another kind of model, or lacks some of the tokens.
+    """
+    with reading(name):
+        model = AutoModel.from_pretrained(name, attn_implementation=attention)
+    if not isinstance(model, FLMModel):
+        raise ValueError(f"{name} is a {type(model).__name__}, not a flow language model.")
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, but {name} has {model.config.vocab_size}: take its own."
+        )
+    return model
 
 
 def build_model(fields: dict, tokenizer, seed: int) -> FLMModel:
@@ -103,16 +142,20 @@ def hub_datasets(recipe: Recipe) -> list[str]:
 
 def load_data(recipe: Recipe, tokenizer, length: int, seed: int) -> dict:
     """The trainer's arguments that have to do with data, in rows of `length` tokens."""
-    train = _packed(recipe, recipe.data.train, tokenizer, length)
-    if recipe.data.streaming:
+    data = recipe.data
+    train, validation = _packed(recipe, data.train, tokenizer, length), None
+    if data.validation_share is not None:
+        if len(train) < 2:
+            raise ValueError(f"the text fills {len(train)} row of {length} tokens: there is nothing to hold out.")
+        parts = train.train_test_split(test_size=max(1, round(data.validation_share * len(train))), seed=seed)
+        train, validation = parts["train"], parts["test"]
+    elif data.validation is not None:
+        validation = _packed(recipe, data.validation, tokenizer, length)
+    if validation is not None and data.max_validation_rows is not None:
+        validation = validation.take(data.max_validation_rows)
+    if data.streaming:
         # One endless pass: a run can only be resumed within a pass over a stream.
-        train = train.repeat(None).shuffle(seed=seed, buffer_size=recipe.data.shuffle_buffer)
-    validation = None
-    if recipe.data.validation is not None:
-        validation = _packed(recipe, recipe.data.validation, tokenizer, length)
-        rows = recipe.data.max_validation_rows
-        if rows is not None:
-            validation = validation.take(rows)
+        train = train.repeat(None).shuffle(seed=seed, buffer_size=data.shuffle_buffer)
     return dict(
         data_collator=default_data_collator,
         train_dataset=train,
@@ -123,7 +166,7 @@ def load_data(recipe: Recipe, tokenizer, length: int, seed: int) -> dict:
 
 def _packed(recipe: Recipe, source, tokenizer, length: int):
     data = recipe.data
-    documents = load_text(DataSource.parse(source, recipe.folder), data.streaming)
+    documents = load_text(DataSource.parse(source, recipe.folder), data.streaming, data.documents == "files")
     if data.packing == "rows":
         return one_row_each(documents, tokenizer, length, data.text_column, data.num_proc)
     return pack(

@@ -28,8 +28,10 @@ import evaluation.sudoku
 from evaluation.sudoku import is_valid
 from trainers.page import Column, flow_column, page
 
+PUZZLES = "examples/sudoku/9x9/validation.parquet"
 ROOT = Path(evaluation.sudoku.__file__).parent.parent  # of the repository, or of the Space
-PUZZLES = ROOT / "examples" / "sudoku" / "9x9" / "validation.parquet"
+if not (ROOT / PUZZLES).is_file():
+    ROOT = Path.cwd()  # of the repository, where the package is installed by itself
 MODELS = {
     "FLM_TEXT_MODEL": "hub_cards/fmlm-english-small",
     "FLM_SUDOKU_MODEL": "hub_cards/fmlm-sudoku",
@@ -273,7 +275,7 @@ def show_grid(puzzle: np.ndarray, grid: Sequence[int] | np.ndarray) -> str:
 def sudoku_tab(sudoku: Loaded, seed: int) -> None:
     """Put the controls and what comes of them into the Blocks around."""
     rng = np.random.default_rng(seed)
-    solutions = list(load_dataset("parquet", data_files=str(PUZZLES), split="train")["text"])
+    solutions = list(load_dataset("parquet", data_files=str(ROOT / PUZZLES), split="train")["text"])
     first = new_puzzle(solutions, 50, rng)
     gr.Markdown(
         f"{sudoku.described} fills in all empty cells at once. It has learned from grids alone; nobody told it the "
