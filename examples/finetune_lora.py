@@ -4,8 +4,8 @@
 
 The shipped weights stay as they are; low-rank matrices beside the attention's projections are trained. `FLMTrainer`
 averages these alone, and `save_model` writes the averaged adapter alone, not the model. `target_modules="all-linear"`
-adapts the other layers too, but neither the token table nor the output layer, whose weights the loss reads directly:
-name those in `modules_to_save` to train them in full.
+adapts the other layers too, but neither the token table nor the output layer: name `embed_tokens` and `lm_head` in
+`target_modules` to adapt them, or in `modules_to_save` to train them in full.
 """
 
 from dataclasses import dataclass
