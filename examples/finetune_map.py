@@ -5,8 +5,8 @@
 
 A map delta_{s,t} has two times. The loss of `model(labels=...)` is that of the denoiser: it would train the diagonal
 delta_{t,t} alone. The jumps from s to t > s, with which a map writes in one step, share the weights and would shift
-along, with nothing to hold them to the flow; so the plain Trainer and FLMTrainer refuse a map. `FMLMTrainer` holds them
-to it: the diagonal follows the teacher, and the jumps follow from the diagonal by the semigroup identity (see
+along, with nothing to hold them to the flow; so the plain Trainer and FLMTrainer refuse a map. `FMLMTrainer` does hold
+them: the diagonal follows the teacher, and the jumps follow from the diagonal by the semigroup identity (see
 `trainers/distillation.py`). What it does to the samples is measured in benchmarks/style.md.
 
 With `--teacher ""` the map learns from the data instead, its jumps from its own diagonal.
