@@ -3,7 +3,7 @@
 Importing the package registers both model types with transformers' Auto classes.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel
 
 from .configuration_flm import FLMConfig, FMLMConfig
 from .generation_config_flm import FlowGenerationConfig
@@ -13,8 +13,7 @@ from .modeling_flm import FLMModel, FLMOutput, FLMPreTrainedModel, FMLMModel
 
 for _config, _model in ((FLMConfig, FLMModel), (FMLMConfig, FMLMModel)):
     AutoConfig.register(_config.model_type, _config)
-    for _auto in (AutoModel, AutoModelForCausalLM):
-        _auto.register(_config, _model)
+    AutoModel.register(_config, _model)
 
 __all__ = [
     "DraftStreamer",

@@ -226,12 +226,12 @@ class FlowGenerationMixin(GenerationMixin):
             return_dict_in_generate=return_dict_in_generate,
             **kwargs,
         )
-        if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
+        if tokenizer is not None and not hasattr(tokenizer, "decode"):
             raise ValueError(f"`tokenizer` must be a tokenizer, but is {tokenizer!r}.")
         config = self._merge_generation_config(generation_config, given, tokenizer)
         blank = self.config.mask_token_id
-        if blank is None and tokenizer is not None:
-            blank = tokenizer.mask_token_id  # the plain Trainer copies the other special ids into the config, not this
+        if blank is None:  # the plain Trainer copies the other special ids of its tokenizer into the config, not this
+            blank = getattr(tokenizer, "mask_token_id", None)
         prompt, given_ids, lengths = self._check_prompt(
             input_ids, attention_mask, conditioning_mask, batch_size, blank
         )

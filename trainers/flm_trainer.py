@@ -74,6 +74,9 @@ class FLMTrainer(Trainer):
         elif eval_dataset is not None:
             eval_dataset = _fixed(eval_dataset)
         super().__init__(model=model, args=args, eval_dataset=eval_dataset, **kwargs)
+        blank = getattr(self.processing_class, "mask_token_id", None)
+        if self.model.config.mask_token_id is None and blank is not None and blank < self.model.config.vocab_size:
+            self.model.config.mask_token_id = blank  # the Trainer sets the other special ids from the tokenizer
         self.ema: EMA | None = None
         self._first_bad: torch.Tensor | None = None  # the step of the first loss that was not finite, on the device
         self.trained_on: list[str] = []  # names of data sets on the Hub, for the card
