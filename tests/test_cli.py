@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from training import same, weights
 from transformers import PreTrainedTokenizerFast
 
 import trainers.train
+from benchmarks.results import HUB
 from modeling_flm import FLMModel, FMLMModel
-from trainers.cli import main
+from trainers.cli import _shown, main
 
 WORDS = "the cat saw a dog and one bird sang to an old fox under some tree by our red barn".split()
 LINES = [" ".join(WORDS[(7 * i + k * k) % len(WORDS)] for k in range(8)) + "." for i in range(120)]
@@ -279,6 +281,38 @@ def test_the_settings_of_samplers_reach_the_model(trained, capsys):
     plain = written(capsys, trained, "--seed", "7", "--sampler", "bridge")
     assert plain != written(capsys, trained, "--seed", "7", "--sampler", "bridge", "--temperature", "0.3")
     assert plain != written(capsys, trained, "--seed", "7", "--sampler", "bridge", "--top-p", "0.3")
+
+
+def test_a_sudoku_is_printed_as_a_grid(capsys):
+    (filled, other) = written(capsys, HUB / "fmlm-shidoku", "--num-samples", "2", "--seed", "0")
+    rows = filled.split("\n")
+    assert len(rows) == 4 and all(re.fullmatch("[1-4]( [1-4]){3}", row) for row in rows) and filled != other
+    (grid,) = written(capsys, HUB / "fmlm-sudoku", "--prompt", "." * 81)
+    assert [len(row.split()) for row in grid.split("\n")] == [9] * 9
+    assert _shown("1234") == "1234" and _shown("a" * 81) == "a" * 81
+
+
+def test_the_blanks_of_a_prompt_are_filled(trained, capsys):
+    (text,) = written(capsys, HUB / "fmlm-english-small", "--prompt", "He said<mask> the king.", "--max-length", "8")
+    assert re.fullmatch(r"He said(?!<mask>).* the king\..*", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["runs/mine/missing", "./missing", "/no/such/folder", "missing"])
+def test_a_folder_that_does_not_exist_is_said_to(name, capsys):
+    assert main(["generate", name]) == 1
+    assert one_line(capsys) == f"flm: {name} cannot be loaded: there is no such folder."
+
+
+def test_a_model_that_neither_a_folder_nor_the_hub_has(capsys):
+    assert main(["generate", "missing/folder"]) == 1
+    assert "missing/folder cannot be loaded: there is no such folder, and the Hub does not" in one_line(capsys)
+
+
+def test_nobody_reading_on_is_no_error():
+    command = f"{sys.executable} -m trainers.cli generate {HUB / 'fmlm-shidoku'} --num-samples 4000 --num-steps 1"
+    shell = f"set -o pipefail; {command} | head -1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=HUB.parent)
+    assert re.fullmatch("[1-4]( [1-4]){3}\n", done.stdout) and done.stderr == "" and done.returncode == 0
 
 
 def test_watching_shows_every_step(trained, capsys):

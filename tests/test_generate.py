@@ -1,6 +1,7 @@
 """`generate`: what comes out, what its arguments mean, which of them wins, and how often the network is called."""
 
 import io
+import re
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from modeling_flm import (
     guidance_flm,
     prompt_ids,
 )
+from trainers import FLMTrainer, FLMTrainingArguments
 
 PROMPT = random_ids(2, 4)
 
@@ -452,6 +454,14 @@ def test_a_model_of_the_plain_trainer_ends_its_texts(tokenizer, tmp_path):
     assert text["generated_text"].split() == [str(token) for token in expected[0].tolist()]
 
 
+def test_a_model_of_the_own_trainer_knows_its_blanks(tokenizer, tmp_path):
+    arguments = FLMTrainingArguments(tmp_path, report_to="none", use_cpu=True)
+    trainer = FLMTrainer(tiny_model(), arguments, processing_class=tokenizer)
+    assert trainer.model.config.mask_token_id == 7
+    trainer = FLMTrainer(tiny_model(mask_token_id=2), arguments, processing_class=tokenizer)
+    assert trainer.model.config.mask_token_id == 2
+
+
 def test_lists_of_ends_are_kept(tmp_path):
     model = tiny_model(eos_token_id=[3, 4], pad_token_id=5)
     model.save_pretrained(tmp_path)
@@ -534,6 +544,19 @@ def test_a_streamer_is_put_every_draft(model):
             assert "\n\n".join(Tokenizer().decode(ids, skip_special_tokens=True) for ids in draft) in shown
         assert shown.count("step 1\n") == 2 and shown.count("step 3\n") == 1
         assert shown.count("\x1b[2J") == (4 if file.isatty() else 0)
+
+
+def test_the_readme_s_section(monkeypatch, capsys):
+    """Its snippets, in their order."""
+    monkeypatch.chdir(HUB.parent)
+    section = (HUB.parent / "README.md").read_text().split("## Generate\n")[1].split("\n## ")[0]
+    names: dict = {}
+    for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(snippet, names)
+    shown = capsys.readouterr().out
+    assert names["ids"].shape == (4, 128) and len(names["several"]["input_ids"]) == 2
+    assert "<bos>In the beginning" in shown and "<bos>He said" in shown and " the king." in shown
+    assert "<mask>" not in shown and "Once" in shown
 
 
 # -- how it runs ------------------------------------------------------------------------------------------------------
