@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import modeling_flm  # noqa: F401  registers the model types
 from evaluation.likelihood import log_likelihood
+from modeling_flm.generation_config_flm import as_ids
 
 
 @register_model("flm")
@@ -78,7 +79,7 @@ class FlowLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int | None:
-        return self.model.config.eos_token_id
+        return next(iter(as_ids(self.model.config.eos_token_id)), None)
 
     @property
     def prefix_token_id(self) -> int | None:

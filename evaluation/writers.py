@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -74,7 +75,7 @@ class Writer(ABC):
     def __init__(self, name: str, folder: Path, commit: str | None, device: str, trust_remote_code: bool):
         self.name = name
         try:
-            model = self.auto_class.from_pretrained(folder, trust_remote_code=trust_remote_code)  # type: ignore[attr-defined]
+            model = self.load(folder, trust_remote_code)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} cannot be loaded: {error}") from error
@@ -89,6 +90,9 @@ class Writer(ABC):
             "parameters": model.num_parameters(),
             "dtype": str(model.dtype).removeprefix("torch."),
         }
+
+    def load(self, folder: Path, trust_remote_code: bool) -> PreTrainedModel:
+        return self.auto_class.from_pretrained(folder, trust_remote_code=trust_remote_code)  # type: ignore[attr-defined]
 
     @abstractmethod
     def settings(self, sweep: Sweep) -> list[dict]:
@@ -174,10 +178,14 @@ class CausalWriter(Writer):
 
 
 class MaskedWriter(Writer):
-    """Masked diffusion: see [`sample_masked`]."""
+    """Masked diffusion: see [`sample_masked`]. That of this package is one of its own models."""
 
     kind = "masked"
-    auto_class = AutoModelForMaskedLM
+
+    def load(self, folder: Path, trust_remote_code: bool) -> PreTrainedModel:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        auto = AutoModel if config.model_type == "flm" else AutoModelForMaskedLM
+        return auto.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
     def settings(self, sweep: Sweep) -> list[dict]:
         temperatures = sweep.temperatures or [1.0]

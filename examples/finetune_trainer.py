@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def cut(batch: dict) -> dict:
         """Pieces of the documents, as long as fit the model between BOS and EOS."""
-        pieces = tokenizer(batch["text"], truncation=True, max_length=length - 2, return_overflowing_tokens=True)
+        limits = {"truncation": True, "max_length": length - 2, "return_overflowing_tokens": True}
+        pieces = tokenizer(batch["text"], add_special_tokens=False, **limits)
         return {"input_ids": [[bos, *piece, eos] for piece in pieces.input_ids]}
 
     text = load_dataset("parquet", data_files={"train": options.train, "validation": options.validation})

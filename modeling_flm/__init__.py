@@ -3,18 +3,17 @@
 Importing the package registers both model types with transformers' Auto classes.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel
 
 from .configuration_flm import FLMConfig, FMLMConfig
 from .generation_config_flm import FlowGenerationConfig
-from .generation_flm import DraftStreamer, FlowGenerationOutput
+from .generation_flm import DraftStreamer, FlowGenerationOutput, prompt_ids
 from .guidance_flm import Lookahead
 from .modeling_flm import FLMModel, FLMOutput, FLMPreTrainedModel, FMLMModel
 
 for _config, _model in ((FLMConfig, FLMModel), (FMLMConfig, FMLMModel)):
     AutoConfig.register(_config.model_type, _config)
-    for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
-        _auto.register(_config, _model)
+    AutoModel.register(_config, _model)
 
 __all__ = [
     "DraftStreamer",
@@ -27,4 +26,5 @@ __all__ = [
     "FlowGenerationConfig",
     "FlowGenerationOutput",
     "Lookahead",
+    "prompt_ids",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -905,3 +905,7 @@ def _furthest(tau: Tensor) -> float:
 
 FLMModel.register_for_auto_class("AutoModel")
 FMLMModel.register_for_auto_class("AutoModel")
+
+# Where a model is loaded by its repository's code, too: transformers' own pipeline asks whether it generates text.
+AutoModelForCausalLM.register(FLMConfig, FLMModel, exist_ok=True)
+AutoModelForCausalLM.register(FMLMConfig, FMLMModel, exist_ok=True)

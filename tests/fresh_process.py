@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM")
+AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM")
 NOT_HERE = {"modeling_flm", "trainers", "evaluation", "hub_cards"}
 
 

@@ -8,7 +8,7 @@ import torch
 from tiny import random_ids, tiny_config, tiny_model
 from transformers import GenerationConfig
 
-from modeling_flm import flow_flm
+from modeling_flm import FlowGenerationConfig, flow_flm
 
 IDS = random_ids(2, 12)
 PROMPT = IDS[:, :4]
@@ -40,7 +40,7 @@ BAD_FIELDS = {size: [0, -2, 2.0, "2", True, None] for size in SIZES} | {
     "initializer_range": [0, -0.02, NAN, INF, "0.02", None],
     "loss_weighting": [1, "true", None],
     "bos_token_id": [-1, 61, 1.0, "1", True],
-    "eos_token_id": [-1, 61, 1.0, [1, 2], True],
+    "eos_token_id": [-1, 61, 1.0, [1, 61], [1, "2"], [], True],
     "pad_token_id": [-1, 61, 1.0, "1", True],
     "mask_token_id": [-1, 61, 1.0, "1", True],
 }
@@ -194,15 +194,19 @@ GENERATE = [
     case("flow_map.*needs a two-time model", sampler="flow_map"),
     case("`do_sample=False` is not possible", do_sample=False),
     case("`do_sample=False` is not possible", generation_config=GenerationConfig(do_sample=False)),
-    case("does not use: min_p\\. It takes", min_p=0.7),
+    case("does not use: min_p\\. `help\\(model.generate\\)` and FlowGenerationConfig say", min_p=0.7),
     case("does not use: min_p", generation_config=GenerationConfig(do_sample=True, min_p=0.7)),
     case("does not use: min_p, num_beams", min_p=0.9, num_beams=2),
-    case("does not use: inputs\\. It takes input_ids", inputs=IDS),
-    case("does not use: num_stps\\. It takes .*num_steps", num_stps=4),
+    case("does not use: inputs \\(did you mean input_ids\\?\\)", inputs=IDS),
+    case("does not use: num_stps \\(did you mean num_steps\\?\\)", num_stps=4),
+    case("`tokenizer` must be a tokenizer, but is 3", tokenizer=3),
     case("`generation_config` must be a GenerationConfig", generation_config={"num_steps": 4}),
     # samplers
-    case('`temperature` is a setting of sampler="bridge"; "euler" has no use for it', temperature=0.7),
-    case("`temperature` is a setting", generation_config=GenerationConfig(do_sample=True, temperature=0.7)),
+    case(
+        '`temperature` is a setting of sampler="bridge"; "euler" has no use for it', sampler="euler", temperature=0.7
+    ),
+    case("`temperature` is a setting", generation_config=FlowGenerationConfig(sampler="euler", temperature=0.7)),
+    case("`top_p` must be a number in", generation_config=GenerationConfig(do_sample=True), top_p=7.0),
     case('`gamma` is a setting of sampler="flow_map"; "bridge" has no use', sampler="bridge", gamma=0.5),
     *(
         case("`temperature` must be a number >= 0", sampler="bridge", temperature=value)
@@ -250,6 +254,8 @@ GENERATE = [
     case("13 ids are asked for.*max_position_embeddings\\) is 12: lower", max_length=13),
     case("13 ids are asked for", input_ids=PROMPT, max_new_tokens=9),
     case("the prompt has 12 ids and the output 12: nothing is left", input_ids=IDS),
+    case("a blank is not known: `config.mask_token_id` is not set", input_ids=IDS),
+    case("13 ids are asked for", input_ids=IDS, attention_mask=PADDING, max_new_tokens=8),
     case("`conditioning_mask` must be a tensor as `input_ids`", input_ids=IDS, conditioning_mask=IDS[:, :3]),
     case("`conditioning_mask` is that of the prompts", conditioning_mask=IDS),
     case("the prompt has 13 ids and the output 12", input_ids=random_ids(1, 13)),
@@ -258,7 +264,10 @@ GENERATE = [
     case("`window_overlap` must be less than the model's context, 12, but is 12", window_overlap=12),
     case("`window_overlap` must be an integer >= 0", window_overlap=-1),
     case("show one window", max_length=13, window_overlap=2, output_trajectory=True),
-    case("`pad_after_eos` needs `eos_token_id` and `pad_token_id`", pad_after_eos=True),
+    case("`pad_after_eos` needs `eos_token_id` and `pad_token_id`.* or give `tokenizer`", pad_after_eos=True),
+    *(case("`eos_token_id` must be an integer >= 0 or a list", eos_token_id=x) for x in (-1, "a", [1.5], [])),
+    case("`eos_token_id` contain the id 61", pad_after_eos=True, eos_token_id=[3, 61], pad_token_id=0),
+    case("`pad_token_id` contain the id 61", pad_after_eos=True, eos_token_id=3, pad_token_id=61),
     # prompts
     case("`input_ids` contain the id 61, outside the vocabulary", input_ids=ids_with(61)[:, :4]),
     case("`input_ids` contain the id -1, outside the vocabulary", input_ids=ids_with(-1)[:, :4]),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ import trainers.train
 from benchmarks.results import HUB, ROOT
 from hub_cards.push import NEEDED, to_upload
 from modeling_flm import FLMModel, FMLMModel
-from trainers.cli import main
+from trainers.cli import _shown, main
 from trainers.recipe import finetuning_recipe
 
 WORDS = "the cat saw a dog and one bird sang to an old fox under some tree by our red barn".split()
@@ -228,6 +229,7 @@ READ_FROM_THE_HUB = {
     "distill a teacher": "distill {recipe} teacher=./missing",
     "distill a tokenizer": "distill {recipe} tokenizer=./missing",
     "distill data": "distill {recipe} data.train=./missing",
+    "generate": "generate ./missing",
     "convert": "convert ./missing --output out",
     "export": "export-official ./missing --output out",
     "evaluate": "evaluate ./missing --output out --scorer {model} --reference {text}",
@@ -509,6 +511,20 @@ def test_the_settings_of_samplers_reach_the_model(trained, capsys):
     plain = written(capsys, trained, "--seed", "7", "--sampler", "bridge")
     assert plain != written(capsys, trained, "--seed", "7", "--sampler", "bridge", "--temperature", "0.3")
     assert plain != written(capsys, trained, "--seed", "7", "--sampler", "bridge", "--top-p", "0.3")
+
+
+def test_a_sudoku_is_printed_as_a_grid(capsys):
+    (filled, other) = written(capsys, HUB / "fmlm-shidoku", "--num-samples", "2", "--seed", "0")
+    rows = filled.split("\n")
+    assert len(rows) == 4 and all(re.fullmatch("[1-4]( [1-4]){3}", row) for row in rows) and filled != other
+    (grid,) = written(capsys, HUB / "fmlm-sudoku", "--prompt", "." * 81)
+    assert [len(row.split()) for row in grid.split("\n")] == [9] * 9
+    assert _shown("1234") == "1234" and _shown("a" * 81) == "a" * 81
+
+
+def test_the_blanks_of_a_prompt_are_filled(trained, capsys):
+    (text,) = written(capsys, HUB / "fmlm-english-small", "--prompt", "He said<mask> the king.", "--max-length", "8")
+    assert re.fullmatch(r"He said(?!<mask>).* the king\..*", text, re.DOTALL)
 
 
 def test_watching_shows_every_step(trained, capsys):

@@ -1,9 +1,11 @@
 """Packing keeps every token it promises to keep, in the order and the form of the published code."""
 
+import ast
 import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TrainingArguments, default_data_collator
 
+from benchmarks.results import BASELINES, HUB
 from modeling_flm.configuration_flm import FLMConfig
 from trainers import FMLMTrainingArguments
 from trainers.data import (
@@ -487,9 +490,29 @@ def test_shipped_tokenizer(tokenizer, validation):
         tokenizer.mask_token_id,
     ] == [*range(4)]
     assert tokenizer.model_max_length == 128
-    assert tokenizer("the cat")["input_ids"] == tokenizer("the cat", add_special_tokens=False)["input_ids"]
+    pieces = tokenizer("the cat", add_special_tokens=False)["input_ids"]
+    assert tokenizer("the cat")["input_ids"] == [tokenizer.bos_token_id, *pieces]  # as a row of training text begins
     rows = [*validation["text"][:200], " a  b\n\n\tc ", "naïve — “quotes” … 日本語 🙂", "don 't , do n't !"]
-    assert tokenizer.batch_decode(tokenizer(rows)["input_ids"]) == rows
+    assert tokenizer.batch_decode(tokenizer(rows)["input_ids"], skip_special_tokens=True) == rows
+    for folder in (*HUB.glob("*-english-small"), *BASELINES.glob("*-english-small")):
+        assert (folder / "tokenizer.json").read_bytes() == (CORPUS / "tokenizer" / "tokenizer.json").read_bytes()
+
+
+def test_whatever_packs_or_measures_text_says_that_it_wants_no_special_tokens():
+    """The shipped tokenizer puts BOS before a text: where that would be one too many, each call says no."""
+    calls = {}
+    for folder in ("trainers", "evaluation", "benchmarks", "examples", "hub_cards", "modeling_flm"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.parent.parent.name == "hub_cards" and path.name.endswith("_flm.py"):
+                continue  # a copy
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and re.fullmatch(r"(.*\.)?tokenizer(\.encode)?", ast.unparse(node.func)):
+                    asked = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                    calls[f"{path.relative_to(ROOT)}: {ast.unparse(node)}"] = asked.get("add_special_tokens")
+    assert len(calls) > 8
+    allowed = ("sudoku", "grids", "puzzle")  # their tokenizers have none
+    wrong = [call for call, asked in calls.items() if asked != "False" and not any(word in call for word in allowed)]
+    assert wrong == []
 
 
 def test_corpus_readme_tells_the_truth(validation):

@@ -1,13 +1,35 @@
 """`generate`: what comes out, what its arguments mean, which of them wins, and how often the network is called."""
 
 import io
+import re
 
 import pytest
 import torch
 from tiny import random_ids, tiny_model
-from transformers import CompileConfig, GenerationConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    AutoTokenizer,
+    CompileConfig,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
-from modeling_flm import DraftStreamer, FlowGenerationConfig, FlowGenerationOutput, flow_flm, guidance_flm
+from benchmarks.results import HUB
+from modeling_flm import (
+    DraftStreamer,
+    FLMModel,
+    FlowGenerationConfig,
+    FlowGenerationOutput,
+    flow_flm,
+    generation_flm,
+    guidance_flm,
+    prompt_ids,
+)
+from trainers import FLMTrainer, FLMTrainingArguments
 
 PROMPT = random_ids(2, 4)
 
@@ -92,6 +114,92 @@ def test_prompts_of_different_lengths(model, side):
     ids = model.generate(torch.cat([PROMPT[:1], padded]), attention_mask=mask, seed=[0, 1])
     assert torch.equal(ids[:1], model.generate(PROMPT[:1], seed=0))
     assert torch.equal(ids[1:], model.generate(PROMPT[1:, :3], seed=1))
+
+
+WEAK = tiny_model("fmlm", hidden_size=16, weights_seed=2)
+
+
+def reward(ahead):
+    """Of the mean over a sequence: padding that counted would change it."""
+    assert ahead.rows.shape == ahead.embedding.shape[:1]
+    return ahead.probabilities[..., 5].mean(1).log()
+
+
+ALONE = [
+    {},
+    {"sampler": "bridge", "top_p": 0.9},
+    {"sampler": "multistep", "refine_steps": 2},
+    {"sampler": "flow_map", "gamma": 0.5, "suppress_tokens": [1, 2]},
+    {"guidance_scale": 2.0},
+    {"guidance_scale": 2.0, "guidance_dropout": 0.3, "refine_steps": 1},
+    {"guidance_scale": 2.0, "guidance_model": WEAK},
+    {"reward_fn": reward, "reward_scale": 5.0},
+    {"window_overlap": 3, "max_new_tokens": 21},
+    {"window_overlap": 2, "max_length": 30, "max_new_tokens": None, "refine_steps": 1},
+]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("settings", ALONE, ids=str)
+def test_a_sequence_is_that_of_its_prompt_alone(settings, side):
+    """Of prompts of different lengths and any sampler: the same ids, drafts and confidence as without the others."""
+    model = tiny_model("fmlm", mask_token_id=0)
+    ids, lengths = random_ids(4, 7).clamp(min=1), [7, 4, 4, 1]
+    ids[1, 2], ids[2, 1:] = 0, 0  # blanks
+    rows, mask = torch.full((4, 7), 9), torch.zeros(4, 7, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        place = slice(7 - length, 7) if side == "left" else slice(0, length)
+        rows[row, place], mask[row, place] = ids[row, :length], 1
+    settings = {"num_steps": 3, "max_new_tokens": 5, "num_return_sequences": 2, "pad_token_id": 60} | settings
+    settings |= {"output_trajectory": "window_overlap" not in settings, "return_dict_in_generate": True}
+    out = model.generate(rows, attention_mask=mask, seed=10, **settings)
+    assert out.attention_mask.shape == out.sequences.shape and (out.sequences[out.attention_mask == 0] == 60).all()
+    taken, written = 0, 0
+    for row, length in enumerate(lengths):
+        alone = model.generate(ids[row : row + 1, :length], seed=10 + 2 * row, **settings)
+        own, total = slice(2 * row, 2 * row + 2), alone.sequences.shape[1]
+        assert total == (settings["max_length"] if "max_length" in settings else length + settings["max_new_tokens"])
+        assert torch.equal(out.attention_mask[own].sum(1), torch.tensor([total, total]))
+        assert torch.equal(out.sequences[own, :total], alone.sequences)
+        assert torch.equal(out.conditioning_mask[own, :total], alone.conditioning_mask)
+        assert not out.conditioning_mask[own, total:].any()
+        if out.trajectory is not None:
+            assert torch.equal(out.trajectory[:, own, :total], alone.trajectory)
+            torch.testing.assert_close(out.confidence[:, own, :total], alone.confidence, rtol=1e-3, atol=1e-5)
+        written += (~alone.conditioning_mask).sum().item()
+        taken += 2 * alone.num_function_evaluations
+        assert out.num_function_evaluations >= alone.num_function_evaluations
+    assert out.tokens_per_forward == written / taken
+
+
+def test_a_conditioning_mask_in_a_batch_of_different_lengths():
+    model, ids = tiny_model(), random_ids(2, 6)
+    mask = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    keep = torch.tensor([[1, 0, 1, 1, 0, 1], [1, 1, 1, 0, 0, 1]])  # what it says of padding does not matter
+    out = model.generate(ids, attention_mask=mask, conditioning_mask=keep, max_new_tokens=3, num_steps=3, seed=[4, 5])
+    for row, start in ((0, 0), (1, 2)):
+        own = dict(conditioning_mask=keep[row : row + 1, start:], max_new_tokens=3, num_steps=3, seed=4 + row)
+        alone = model.generate(ids[row : row + 1, start:], **own)
+        assert torch.equal(out[row, : 9 - start], alone[0])
+    assert (out[1, 7:] == 0).all()  # there is no padding token
+
+
+def test_rows_of_equal_length_are_evaluated_without_a_mask(model, monkeypatch):
+    masks, denoise = [], model.denoise
+    monkeypatch.setattr(model, "denoise", lambda *args, **mask: masks.append(mask) or denoise(*args, **mask))
+    padded = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    model.generate(PROMPT, max_new_tokens=5, attention_mask=torch.ones_like(PROMPT))
+    model.generate(PROMPT, attention_mask=padded)
+    assert len(masks) == 6 and not any(masks)
+    model.generate(PROMPT, max_new_tokens=5, attention_mask=padded)
+    assert [mask["attention_mask"].sum(1).tolist() for mask in masks[6:]] == [[9, 7]] * 3
+
+
+def test_a_compiled_step_takes_different_lengths():
+    model, padded = tiny_model(), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    given = dict(attention_mask=padded, max_new_tokens=5, num_steps=2, seed=0)
+    compiled = model.generate(PROMPT, compile_config=CompileConfig(backend="eager", mode=None), **given)
+    assert torch.equal(compiled, model.generate(PROMPT, **given))
 
 
 def test_prompts_are_clean_at_every_state(model, monkeypatch):
@@ -200,6 +308,25 @@ def test_arguments_of_text_pipelines_are_taken():
     assert ids.shape == (2, 6)
 
 
+def test_a_temperature_chooses_the_sampler_that_has_one(model):
+    given = dict(do_sample=True, temperature=0.7, top_p=0.9, seed=0)
+    ids = model.generate(PROMPT, **given)
+    assert torch.equal(ids, model.generate(PROMPT, sampler="bridge", **given))
+    assert torch.equal(
+        ids, model.generate(PROMPT, GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9), seed=0)
+    )
+    assert not torch.equal(ids, model.generate(PROMPT, seed=0))
+
+
+def test_the_choice_of_a_sampler_is_said_once(monkeypatch):
+    said = []
+    monkeypatch.setattr(generation_flm.logger, "warning_once", said.append)
+    tiny_model().generate(top_k=4)
+    assert len(said) == 1 and '`top_k` is a setting of sampler="bridge", which writes instead of "euler"' in said[0]
+    tiny_model().generate(top_k=4, sampler="bridge")
+    assert len(said) == 1
+
+
 # -- the integration --------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +415,76 @@ def test_a_prompt_longer_than_the_context(model):
     )
 
 
+SPECIAL = {"eos_token": "3", "pad_token": "5", "mask_token": "7"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = Tokenizer(WordLevel({str(i): i for i in range(61)}, unk_token="0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, **SPECIAL)
+
+
+def test_a_model_of_the_plain_trainer_ends_its_texts(tokenizer, tmp_path):
+    """The Trainer makes `eos_token_id` a list, and leaves the mask token out."""
+    model = tiny_model()
+    rows = [{"input_ids": row, "labels": row} for row in random_ids(2, 12).tolist()]
+    arguments = TrainingArguments(tmp_path, max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model()
+    model = FLMModel.from_pretrained(tmp_path).eval()
+    assert model.generation_config.eos_token_id == [3] and model.config.mask_token_id is None
+    model.generation_config.eos_token_id = [3, 4]
+    plain = model.generate(num_return_sequences=30, num_steps=2, seed=0)
+    padded = model.generate(num_return_sequences=30, num_steps=2, seed=0, pad_after_eos=True)
+    assert (plain != padded).any()
+    for row, cut in zip(plain.tolist(), padded.tolist(), strict=True):
+        end = min((place + 1 for place, token in enumerate(row) if token in (3, 4)), default=12)
+        assert cut == row[:end] + [5] * (12 - end)
+
+    blanks = tokenizer("20 7 7 21", return_tensors="pt").input_ids
+    filled = model.generate(blanks, max_length=4, num_steps=2, tokenizer=tokenizer)
+    assert filled[0, 0] == 20 and filled[0, 3] == 21
+    with pytest.raises(ValueError, match="`config.mask_token_id` is not set. Set it, or give `tokenizer`"):
+        model.generate(blanks, max_length=4)
+    write = model.pipeline(tokenizer)
+    (text,) = write("20 7 7 21", max_length=4, num_steps=2, skip_special_tokens=False, seed=1)
+    expected = model.generate(blanks, max_length=4, num_steps=2, tokenizer=tokenizer, seed=1)
+    assert text["generated_text"].split() == [str(token) for token in expected[0].tolist()]
+
+
+def test_a_model_of_the_own_trainer_knows_its_blanks(tokenizer, tmp_path):
+    arguments = FLMTrainingArguments(tmp_path, report_to="none", use_cpu=True)
+    trainer = FLMTrainer(tiny_model(), arguments, processing_class=tokenizer)
+    assert trainer.model.config.mask_token_id == 7
+    trainer = FLMTrainer(tiny_model(mask_token_id=2), arguments, processing_class=tokenizer)
+    assert trainer.model.config.mask_token_id == 2
+
+
+def test_lists_of_ends_are_kept(tmp_path):
+    model = tiny_model(eos_token_id=[3, 4], pad_token_id=5)
+    model.save_pretrained(tmp_path)
+    again = FLMModel.from_pretrained(tmp_path)
+    assert again.config.eos_token_id == again.generation_config.eos_token_id == [3, 4]
+
+
+def test_ids_that_no_configuration_has_are_the_tokenizer_s(tokenizer):
+    model = tiny_model()
+    given = dict(num_return_sequences=20, num_steps=2, seed=0, pad_after_eos=True)
+    assert torch.equal(
+        model.generate(tokenizer=tokenizer, **given), model.generate(eos_token_id=3, pad_token_id=5, **given)
+    )
+
+
+def test_the_ids_of_a_prompt(tokenizer):
+    assert prompt_ids("20 21", tokenizer).tolist() == [[20, 21]] and prompt_ids("", tokenizer).shape == (1, 0)
+    english = AutoTokenizer.from_pretrained(HUB / "flm-english-small")
+    ids = english("In the beginning", return_tensors="pt").input_ids
+    assert ids[0, 0] == english.bos_token_id and torch.equal(prompt_ids("In the beginning", english), ids)
+    assert torch.equal(prompt_ids("<bos>In the beginning", english), ids)
+
+
 def test_padding_after_the_end(model):
     ids = model.generate(num_return_sequences=20, seed=0)
     eos = int(ids[0, 5])
@@ -347,6 +544,19 @@ def test_a_streamer_is_put_every_draft(model):
             assert "\n\n".join(Tokenizer().decode(ids, skip_special_tokens=True) for ids in draft) in shown
         assert shown.count("step 1\n") == 2 and shown.count("step 3\n") == 1
         assert shown.count("\x1b[2J") == (4 if file.isatty() else 0)
+
+
+def test_the_readme_s_section(monkeypatch, capsys):
+    """Its snippets, in their order."""
+    monkeypatch.chdir(HUB.parent)
+    section = (HUB.parent / "README.md").read_text().split("## Generate\n")[1].split("\n## ")[0]
+    names: dict = {}
+    for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(snippet, names)
+    shown = capsys.readouterr().out
+    assert names["ids"].shape == (4, 128) and len(names["several"]["input_ids"]) == 2
+    assert "<bos>In the beginning" in shown and "<bos>He said" in shown and " the king." in shown
+    assert "<mask>" not in shown and "Once" in shown
 
 
 # -- how it runs ------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def columns_of(page: str) -> list[dict]:
 
 def test_the_page_plays_what_both_models_write(flow, gpt2):
     left, right = columns_of(app.write(flow, gpt2, " In the beginning\n", 3, "flow_map", 1.0, 7))
-    ids = torch.tensor([[flow.tokenizer.bos_token_id, *flow.tokenizer("In the beginning").input_ids]])
+    ids = flow.tokenizer("In the beginning", return_tensors="pt").input_ids
     out = flow.model.generate(ids, num_steps=3, seed=7, output_trajectory=True)
     assert (left["name"], left["steps"]) == ("Flow map", 3) and left["seconds"] > 0
     assert left["samples"][0]["ids"] == out.trajectory[:, 0].tolist()
@@ -84,7 +84,7 @@ def test_the_page_plays_what_both_models_write(flow, gpt2):
 
 def test_blanks_are_filled_in_and_the_rest_is_kept(flow, gpt2):
     left, right = columns_of(app.write(flow, gpt2, "He said ___ ___ ___ the king.", 2, "euler", 1.0, 0))
-    said, king = (flow.tokenizer(text).input_ids for text in ("He said", " the king."))
+    said, king = (flow.tokenizer(text, add_special_tokens=False).input_ids for text in ("He said", " the king."))
     (sample,) = left["samples"]
     assert len(sample["given"]) == 1 + len(said) + 3 + len(king)
     assert sample["given"] == [True] * (1 + len(said)) + [False] * 3 + [True] * len(king)

@@ -307,22 +307,21 @@ def _generate(options: argparse.Namespace) -> int:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    from modeling_flm import DraftStreamer
+    from modeling_flm import DraftStreamer, prompt_ids
+
+    from .paths import reading
 
     _check_device(options.device)
     logging.disable_progress_bar()
     trust = options.trust_remote_code
-    try:
-        model = AutoModel.from_pretrained(options.model, trust_remote_code=trust).eval().to(options.device)
-        tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=trust)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{options.model} cannot be loaded: {error}") from error
+    with reading(options.model):
+        try:
+            model = AutoModel.from_pretrained(options.model, trust_remote_code=trust).eval().to(options.device)
+            tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=trust)
+        except ValueError as error:
+            raise ValueError(f"{options.model} cannot be loaded: {error}") from error
     logging.enable_progress_bar()
-    prompt = None
-    if options.prompt:
-        prompt = tokenizer(options.prompt, add_special_tokens=False, return_tensors="pt").input_ids
-        if tokenizer.bos_token_id is not None:  # rows of training text begin with it
-            prompt = prompt.new_tensor([[tokenizer.bos_token_id, *prompt[0].tolist()]])
+    prompt = prompt_ids(options.prompt, tokenizer) if options.prompt else None
     steps = options.num_steps
     settings = {name: getattr(options, name) for name in GENERATION_SETTINGS}
     settings["num_return_sequences"] = options.num_samples
@@ -335,10 +334,19 @@ def _generate(options: argparse.Namespace) -> int:
     else:
         streamer = DraftStreamer(tokenizer, skip_special_tokens=True) if options.watch else None
         bar = sys.stderr.isatty() and streamer is None
-        ids = model.generate(prompt, num_steps=steps[0], streamer=streamer, progress_bar=bar, **settings)
+        settings |= {"tokenizer": tokenizer, "streamer": streamer, "progress_bar": bar}
+        ids = model.generate(prompt, num_steps=steps[0], **settings)
     for text in tokenizer.batch_decode(ids, skip_special_tokens=True):
-        print(text.strip(), end="\n\n")
+        print(_shown(text.strip()), end="\n\n")
     return 0
+
+
+def _shown(text: str) -> str:
+    """A text; a Sudoku, the digits of a square whose side is a square itself, row by row."""
+    side = round(len(text) ** 0.5)
+    if side**2 != len(text) or side not in (4, 9, 16) or not set(text) <= set(".0123456789"):
+        return text
+    return "\n".join(" ".join(text[row : row + side]) for row in range(0, len(text), side))
 
 
 def _check_device(name: str) -> None:

@@ -79,6 +79,9 @@ class FLMTrainer(Trainer):
         elif eval_dataset is not None:
             eval_dataset = _fixed(eval_dataset)
         super().__init__(model=model, args=args, eval_dataset=eval_dataset, **kwargs)
+        blank = getattr(self.processing_class, "mask_token_id", None)
+        if self.model.config.mask_token_id is None and blank is not None and blank < self.model.config.vocab_size:
+            self.model.config.mask_token_id = blank  # the Trainer sets the other special ids from the tokenizer
         self.ema: EMA | None = None
         self._first_bad: torch.Tensor | None = None  # the step of the first loss that was not finite, on the device
         self._evaluated: list[tuple[torch.Tensor, ...]] = []  # by batch: summed losses, counts and times of all rows

@@ -41,7 +41,7 @@ def write_page(
     """
     columns = []
     for steps in step_counts:
-        column, out = flow_column(model, prompt, num_steps=steps, **settings)
+        column, out = flow_column(model, prompt, num_steps=steps, tokenizer=tokenizer, **settings)
         settings["seed"] = out.seeds
         columns.append(column)
     Path(path).write_text(page(title, columns, tokenizer), encoding="utf-8")

@@ -8,7 +8,7 @@ writes the folder `tokenizer/` next to this file. A second run writes the same b
 from pathlib import Path
 
 from datasets import load_dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = Path(__file__).parent
@@ -19,7 +19,7 @@ SPECIAL_TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad
 def train_tokenizer() -> PreTrainedTokenizerFast:
     """Nothing is normalised and all 256 bytes are tokens, so every text decodes to what was encoded.
 
-    Encoding adds no special tokens: packing places them.
+    A text begins with BOS, as a row of training text does; packing, which places special tokens itself, asks for none.
     """
     documents = load_dataset("parquet", data_files=str(CORPUS / "train.parquet"), split="train")["text"]
     tokenizer = Tokenizer(models.BPE())
@@ -32,6 +32,10 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer)
+    bos = SPECIAL_TOKENS["bos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=128,
