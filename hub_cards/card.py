@@ -17,6 +17,9 @@ from jinja2 import Environment, StrictUndefined, Template
 TEMPLATE = Path(__file__).with_name("card.md")
 BEGIN, END = "<!-- `flm push` names the repository here -->", "<!-- end of the names -->"
 
+# What transformers says in the cards that it writes: for a Trainer, and for `push_to_hub`.
+STOCK = ("model card has been generated automatically", "model card has been automatically generated")
+
 
 @dataclass
 class Samples:
@@ -146,6 +149,11 @@ def training_results(log: Iterable[Mapping], datasets: Sequence[str]) -> tuple[s
         metric_value=measured["eval_loss"],
     )
     return quality + "\n".join(lines), [result]
+
+
+def is_stock(card: str) -> bool:
+    """Whether transformers wrote this card, with blanks in it for somebody to fill."""
+    return any(words in card for words in STOCK)
 
 
 def _template() -> Template:

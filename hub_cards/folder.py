@@ -20,12 +20,10 @@ from transformers.utils import logging
 import modeling_flm
 from modeling_flm import FlowGenerationConfig
 
-from .card import Samples, listed, model_card, training_results
+from .card import Samples, is_stock, listed, model_card, training_results
 from .push import card_in, weights
 
 CODE = Path(modeling_flm.__file__).parent
-# What transformers says in the cards that it writes: for a Trainer, and for `push_to_hub`.
-STOCK = ("model card has been generated automatically", "model card has been automatically generated")
 SAMPLES = 2
 
 
@@ -40,6 +38,8 @@ def complete(folder: Path) -> list[str]:
         ValueError: this is no folder of a flow language model with its tokenizer, or it has code of another version
             of this package, but not all of it.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder.")
     for name, help in (("config.json", ""), ("tokenizer.json", ": `tokenizer.save_pretrained` writes it")):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}, which a model repository needs{help}.")
@@ -85,7 +85,7 @@ def write_card(folder: Path, name: str | None = None, datasets: Sequence[str] = 
         known.datasets = list(datasets)
     if license:
         known.license = license
-    if not readme.is_file() or any(words in old.text for words in STOCK):
+    if not readme.is_file() or is_stock(old.text):
         card = _card(folder, name or folder.resolve().name, known)
         readme.write_text(card, encoding="utf-8")
         return "a card of what the folder tells"

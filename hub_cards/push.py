@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCard
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from .card import BEGIN, END, in_repository, listed
+from .card import BEGIN, END, in_repository, is_stock, listed
 
 ROOT = Path(__file__).parent.parent
 WRITTEN = ("README.md", "generation_config.json", "modeling_flm.py", "pipeline_flm.py")  # by `flm card`
@@ -77,7 +77,7 @@ def _head(folder: Path) -> dict:
     """The YAML at the head of the folder's README."""
     readme = folder / "README.md"
     if not readme.is_file():
-        raise ValueError(f"{folder} has no README.md, which a repository needs: `flm card` writes that of a model.")
+        raise ValueError(f"{folder} has no README.md, which a repository needs: `flm card` writes it for a model.")
     card = readme.read_text(encoding="utf-8").split("---\n")
     try:
         head = yaml.safe_load(card[1]) if len(card) > 2 and not card[0] else None
@@ -142,7 +142,9 @@ def remarks(card: str, files: Mapping[str, Path], name: str) -> list[str]:
                 f"base_model {base} has no organisation, and no model of that name lies beside the folder: on the Hub "
                 "it leads nowhere. Name it in full in README.md."
             )
-    if not (BEGIN in card and END in card or f'"{name}"' in card):
+    if is_stock(card):
+        said.append("the card is that of transformers, with blanks: `flm card` writes one of what the folder tells.")
+    elif not (BEGIN in card and END in card or f'"{name}"' in card):
         said.append(f"the examples of the card do not load {name}, and there are no comments for `flm push` to fill.")
     for link in _LINK.findall(parsed.text):
         if not link.startswith(("https://", "http://", "#", "mailto:")) and link.split("#")[0] not in files:
@@ -179,7 +181,11 @@ def push(folder: Path, name: str, create_pr: bool = False, private: bool = False
     try:
         made = api.create_repo(name, repo_type=kind, space_sdk=sdk, exist_ok=True, private=private or None)
         done = api.create_commit(
-            made.repo_id, operations, repo_type=kind, commit_message=f"Upload {folder.name}", create_pr=create_pr
+            made.repo_id,
+            operations,
+            repo_type=kind,
+            commit_message=f"Upload {folder.resolve().name}",
+            create_pr=create_pr,
         )
     except Exception as error:
         raise RuntimeError(
