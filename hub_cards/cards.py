@@ -3,24 +3,25 @@
     python -m hub_cards.cards
 
 Nothing in a card is typed in by hand: sizes come from the weights, training from the recipe and the log, quality from
-`benchmarks/few_step.json`. What is missing there is an error. The code files of each repository are brought up to date
-with the package on the way.
+`benchmarks/few_step.json`, samples from `samples.json`, into which the models draw them anew. What is missing there is
+an error. The code files of each repository are brought up to date with the package on the way.
 """
 
 import json
-import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult
-from safetensors import safe_open
 
 from benchmarks.few_step import GRIDS, LARGE_GRIDS, PUZZLES, RESULTS
 from benchmarks.results import HUB, ROOT, SEEDS, Row, number, table
 from trainers.recipe import load_recipe
 
-from .card import model_card
+from .card import Samples, model_card
+from .folder import drawn, size
+
+SAMPLES = Path(__file__).with_name("samples.json")
 
 
 @dataclass
@@ -83,10 +84,10 @@ KINDS = {
 
 
 def card(folder: Path, results: dict[str, list[Row]]) -> str:
-    """The card of one shipped repository.
+    """The card of one shipped repository, from the measurements of all.
 
     Raises:
-        ValueError: the model was not measured, or a value that the card states is missing.
+        ValueError: the model was not measured, drew no samples, or a value that the card states is missing.
     """
     name = folder.name
     part = name.split("-")[1]
@@ -94,12 +95,13 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
     rows = [row for row in results.get(part, []) if row["model"] == name]
     if not rows:
         raise ValueError(f"{name} is not in benchmarks/few_step.json: python -m benchmarks.few_step {part}")
+    samples = json.loads(SAMPLES.read_text(encoding="utf-8"))
+    if name not in samples:
+        raise ValueError(f"{name} is not in hub_cards/samples.json: python -m hub_cards.cards")
     config = json.loads((folder / "config.json").read_text())
     is_map = config["model_type"] == "fmlm"
     recipe = load_recipe(folder / "recipe.yaml")
     log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
-    with safe_open(folder / "model.safetensors", framework="np") as weights:
-        size = sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())
     steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
     end = next(entry for entry in reversed(log) if "train_runtime" in entry)
     resumed = end.get("resumed_at", 0)
@@ -112,11 +114,11 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
     return model_card(
         name=name,
         model_type=config["model_type"],
-        parameters=size,
+        parameters=size(folder),
         writes=kind.writes,
         num_steps=1 if is_map else 64,
         made=[
-            f"Method: distilled from [{teacher}](../{teacher}) with the {recipe.training['objective']} objective."
+            f"Method: distilled from its flow, `{teacher}`, with the {recipe.training['objective']} objective."
             if is_map
             else "Method: cross entropy of the denoiser, on the clock of the decoding error.",
             f"Data: {kind.data}",
@@ -131,6 +133,7 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         quality=f"{kind.figures} Mean over {len(SEEDS)} seeds ± standard deviation.{sampled} {measured}\n\n"
         + table([{k: v for k, v in row.items() if k != "model"} for row in rows]),
         limits=kind.limits,
+        samples=[Samples(**group) for group in samples[name]],
         results=[
             EvalResult(
                 task_type="text-generation",
@@ -157,12 +160,20 @@ def shipped() -> list[Path]:
     return sorted(path.parent for path in HUB.glob("*/model.safetensors"))
 
 
+def draw(folder: Path) -> list[dict]:
+    """The samples of a shipped model: of a map in one evaluation and in four, of a flow with its own settings."""
+    is_map = json.loads((folder / "config.json").read_text())["model_type"] == "fmlm"
+    return [asdict(drawn(folder, steps)) for steps in ((1, 4) if is_map else (None,))]
+
+
 def main() -> None:
-    results = json.loads(RESULTS.read_text())
+    results, samples = json.loads(RESULTS.read_text()), {}
     for folder in shipped():
         for source in sorted((ROOT / "modeling_flm").glob("*_flm.py")):
             shutil.copy(source, folder / source.name)
-        (folder / "README.md").write_text(card(folder, results))
+        samples[folder.name] = draw(folder)
+        SAMPLES.write_text(json.dumps(samples, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(card(folder, results), encoding="utf-8")
         print(folder.name)
 
 

@@ -1,15 +1,22 @@
 """A model folder, or the Space, to the Hub: `flm push`."""
 
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, SpaceCard
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCard
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from trainers.paths import checkout
 
-NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "README.md", "modeling_flm.py", "pipeline_flm.py")
+from .card import BEGIN, END, in_repository, is_stock, listed
+
+WRITTEN = ("README.md", "generation_config.json", "modeling_flm.py", "pipeline_flm.py")  # by `flm card`
+NEEDED = ("config.json", "tokenizer.json", *WRITTEN)
 SPACE_NEEDED = ("README.md", "app.py", "requirements.txt")
 # What the Space imports and reads of this repository, and finds at the same paths on the Hub.
 SPACE_TAKES = (
@@ -18,7 +25,10 @@ SPACE_TAKES = (
     "trainers/page.html",
     "examples/sudoku/9x9/validation.parquet",
 )
-LEFT_OUT = (".*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "checkpoint-*", "__pycache__")
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+LEFT_OUT = (".*", *PICKLED)
+LARGE = 5 * 10**9  # bytes
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def to_upload(folder: Path) -> dict[str, Path]:
@@ -35,13 +45,11 @@ def to_upload(folder: Path) -> dict[str, Path]:
     is_space = "sdk" in _head(folder)
     for name in SPACE_NEEDED if is_space else NEEDED:
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}, which a {'Space' if is_space else 'model repository'} needs.")
+            what = "Space" if is_space else "model repository"
+            help = ": `flm card` writes it" if name in WRITTEN and not is_space else ""
+            raise ValueError(f"{folder} has no {name}, which a {what} needs{help}.")
     if not is_space:
-        try:
-            with safe_open(folder / "model.safetensors", framework="np"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}.") from error
+        weights(folder)
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     files = {name: path for name, path in files.items() if not any(path.match(left) for left in LEFT_OUT)}
     if is_space:
@@ -50,11 +58,32 @@ def to_upload(folder: Path) -> dict[str, Path]:
     return files
 
 
+def weights(folder: Path) -> list[Path]:
+    """The files of the weights: one, or those that an index names.
+
+    Raises:
+        ValueError: there are none, or one is missing or damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    for name in sorted(names):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}, which a model repository needs.")
+        try:
+            with safe_open(folder / name, framework="np"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{folder / name} is damaged: {error}.") from error
+    return [folder / name for name in sorted(names)]
+
+
 def _head(folder: Path) -> dict:
     """The YAML at the head of the folder's README."""
     readme = folder / "README.md"
     if not readme.is_file():
-        raise ValueError(f"{folder} has no README.md, which a repository needs.")
+        raise ValueError(f"{folder} has no README.md, which a repository needs: `flm card` writes it for a model.")
     card = readme.read_text(encoding="utf-8").split("---\n")
     try:
         head = yaml.safe_load(card[1]) if len(card) > 2 and not card[0] else None
@@ -65,9 +94,77 @@ def _head(folder: Path) -> dict:
     return head
 
 
+def check_name(name: str) -> None:
+    """Whether the Hub allows a repository of that name, which must say whose it is.
+
+    Raises:
+        ValueError: it does not.
+    """
+    validate_repo_id(name)
+    if "/" not in name:
+        raise ValueError(f"{name} does not say whose it is: write organisation/{name}, or your own name before it.")
+
+
+def card_in(folder: Path, name: str) -> str:
+    """The card of the folder as it stands in the repository `name`. What a card names without an organisation, the
+    models of a Space and base models that lie beside the folder, is taken to be of the same organisation."""
+    card, organisation = (folder / "README.md").read_text(encoding="utf-8"), name.split("/")[0]
+    if "sdk" in _head(folder):
+        space = SpaceCard(card)
+        models = space.data.to_dict().get("models", [])
+        space.data["models"] = [model if "/" in model else f"{organisation}/{model}" for model in models]
+        return str(space)
+    beside = {path.parent.name for path in folder.resolve().parent.glob("*/config.json")}
+    steps = json.loads((folder / "generation_config.json").read_text()).get("num_steps")
+    return in_repository(card, name, steps, {base: f"{organisation}/{base}" for base in beside})
+
+
+def described(card: str) -> str:
+    """The metadata of a card as YAML, its results in short."""
+    head = yaml.safe_load(card.split("---\n")[1])
+    for model in head.pop("model-index", []):
+        metrics = [metric["type"] for result in model["results"] for metric in result["metrics"]]
+        head["results"] = f"{len(metrics)} ({', '.join(dict.fromkeys(metrics))})"
+    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip()
+
+
+def remarks(card: str, files: Mapping[str, Path], name: str) -> list[str]:
+    """What is not as it should be in the model repository `name` with this card and these files, a sentence each; it
+    can be pushed all the same."""
+    parsed = ModelCard(card)
+    data: Any = parsed.data
+    said = []
+    if "sdk" in data:
+        return []
+    if not data.datasets:
+        said.append("the card names no data set on the Hub (flm card --dataset org/name).")
+    if not data.license:
+        said.append("the card names no license (flm card --license apache-2.0).")
+    if not data.eval_results:
+        said.append("the card has no evaluation results.")
+    for base in listed(data.base_model):
+        if "/" not in base:
+            said.append(
+                f"base_model {base} has no organisation, and no model of that name lies beside the folder: on the Hub "
+                "it leads nowhere. Name it in full in README.md."
+            )
+    if is_stock(card):
+        said.append("the card is that of transformers, with blanks: `flm card` writes one of what the folder tells.")
+    elif not (BEGIN in card and END in card or f'"{name}"' in card):
+        said.append(f"the examples of the card do not load {name}, and there are no comments for `flm push` to fill.")
+    for link in _LINK.findall(parsed.text):
+        if not link.startswith(("https://", "http://", "#", "mailto:")) and link.split("#")[0] not in files:
+            said.append(f"the card links {link}, which is not in the repository.")
+    for path, file in files.items():
+        if file.stat().st_size > LARGE:
+            said.append(
+                f"{path} has more than 5 GB: `save_pretrained(..., max_shard_size='5GB')` writes smaller files."
+            )
+    return said
+
+
 def push(folder: Path, name: str, create_pr: bool = False, private: bool = False) -> str:
-    """Upload a model repository, or the Space, in one commit. The models that the card of a Space names without an
-    organisation are those of the Space's own.
+    """Upload a model repository, or the Space, in one commit, with the card that it has there (see [`card_in`]).
 
     Args:
         folder (`Path`): the repository; it is a Space where the head of its README names an `sdk`.
@@ -79,38 +176,32 @@ def push(folder: Path, name: str, create_pr: bool = False, private: bool = False
         the address of the commit, or of the pull request.
 
     Raises:
-        ValueError: see [`to_upload`]; or `name` is none that the Hub allows.
+        ValueError: see [`to_upload`] and [`check_name`].
         RuntimeError: the Hub failed or refused; the repository there is as it was, or all of the new one.
     """
-    files: dict[str, Path | bytes] = {**to_upload(folder)}
+    check_name(name)
+    files: dict[str, Path | bytes] = to_upload(folder) | {"README.md": card_in(folder, name).encode()}
+    sdk, api = _head(folder).get("sdk"), HfApi()
+    kind = "space" if sdk else "model"
+    operations = [CommitOperationAdd(path, file) for path, file in files.items()]
     try:
-        return _commit(folder, files, name, create_pr, private)
-    except HFValidationError:
-        raise
+        made = api.create_repo(name, repo_type=kind, space_sdk=sdk, exist_ok=True, private=private or None)
+        done = api.create_commit(
+            made.repo_id,
+            operations,
+            repo_type=kind,
+            commit_message=f"Upload {folder.resolve().name}",
+            create_pr=create_pr,
+        )
     except Exception as error:
         raise RuntimeError(
             f"the push to {name} failed: {reason(error)}. The repository is as it was (or all new, if only the Hub's "
             "last answer was lost). Push again once the reason is gone."
         ) from error
+    return done.pr_url or done.commit_url
 
 
 def reason(error: BaseException) -> str:
     """Why a push failed, in one line: of an upload huggingface_hub says so only in the cause of its error."""
     cause = error.__cause__ if type(error) is RuntimeError else None
     return " ".join((f"{error} {type(cause).__name__}: {cause}" if cause else f"{error}").split()).rstrip(".")
-
-
-def _commit(folder: Path, files: dict[str, Path | bytes], name: str, create_pr: bool, private: bool) -> str:
-    sdk, api = _head(folder).get("sdk"), HfApi()
-    kind = "space" if sdk else "model"
-    made = api.create_repo(name, repo_type=kind, space_sdk=sdk, exist_ok=True, private=private or None)
-    if sdk:
-        card = SpaceCard((folder / "README.md").read_text(encoding="utf-8"))
-        models = card.data.to_dict().get("models", [])
-        card.data["models"] = [model if "/" in model else f"{made.namespace}/{model}" for model in models]
-        files["README.md"] = str(card).encode()
-    operations = [CommitOperationAdd(path, file) for path, file in files.items()]
-    done = api.create_commit(
-        made.repo_id, operations, repo_type=kind, commit_message=f"Upload {folder.name}", create_pr=create_pr
-    )
-    return done.pr_url or done.commit_url

@@ -7,11 +7,14 @@ import pickle
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 from interrupted_pushes import FAILURES, FOLDER, PUSHES, TRAININGS, names
 from local_hub import ARRIVED, BEFORE_THE_ANSWER, HALFWAY, Cut, local_hub
+
+from hub_cards.push import PICKLED
 
 HERE = Path(__file__).parent
 STEPS = (2, 4, 6)
@@ -36,15 +39,23 @@ print(len(revisions), "loaded")
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory) -> tuple[Path, dict, dict]:
-    """The folder of the pushes, how each of them ended, and the revisions of each repository: their files."""
+    """The folder of the pushes, how each of them ended, and the revisions of each repository: their files. A card
+    names its repository; here all are called the same, so that they can be compared."""
     root = tmp_path_factory.mktemp("interrupted")
     environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
     command = [sys.executable, HERE / "interrupted_pushes.py", root]
     done = subprocess.run(command, env=environment, timeout=600, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     repositories = pickle.loads((root / "hub.pickle").read_bytes())
-    revisions = {name: [files for _, _, files in of_name] for (_, name), of_name in repositories.items()}
+    revisions = {
+        name: [{path: unnamed(file, name) for path, file in files.items()} for _, _, files in of_name]
+        for (_, name), of_name in repositories.items()
+    }
     return root, json.loads((root / "ends.json").read_text()), revisions
+
+
+def unnamed(file: bytes, name: str) -> bytes:
+    return file.replace(name.encode(), b"org/model")
 
 
 @pytest.mark.parametrize("name", names(PUSHES))
@@ -76,7 +87,10 @@ def test_the_kills_are_spread_over_the_push(interrupted):
 def test_a_killed_push_leaves_the_folder_as_it_was(interrupted):
     root, _, revisions = interrupted
     new = {path.name: path.read_bytes() for path in (root / "new").iterdir()}
-    assert new == {name: file for name, file in revisions["flm-push/model"][-1].items() if name != ".gitattributes"}
+    pushed = revisions["flm-push/model"][-1]
+    assert new.keys() | {".gitattributes"} == pushed.keys()
+    assert all(pushed[name] == file for name, file in new.items() if name != "README.md")
+    assert new["README.md"] == (FOLDER / "README.md").read_bytes() + b"\nOf other weights.\n"
     earlier = {path.name: path.read_bytes() for path in (root / "earlier").iterdir()}
     assert earlier == {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.is_file()}
     assert earlier["model.safetensors"] != new["model.safetensors"]
@@ -89,7 +103,8 @@ def test_a_training_killed_while_it_pushes_goes_on_to_the_same_model(interrupted
     assert end["signal"] == 9 or end["request"] is None  # what was not pushed in time has no requests
     last = revisions[name][-1]
     for file in ("model.safetensors", "README.md"):
-        assert last[file] == revisions[whole][-1][file] == (root / name / file).read_bytes()
+        assert last[file] == revisions[whole][-1][file] == unnamed((root / name / file).read_bytes(), name)
+    assert f'from_pretrained("{name}"' in (root / name / "README.md").read_text()
     logs = [_losses(root / each / "checkpoint-6" / "trainer_state.json") for each in (name, whole)]
     assert logs[0] == logs[1] and len(logs[0]) == 8
 
@@ -107,6 +122,8 @@ def test_all_that_a_training_pushes_is_whole(interrupted, name):
     assert empty.keys() == {".gitattributes"} and pushed
     for files in pushed:
         assert {path.name for path in FOLDER.glob("*.py")} <= files.keys()
+        pickled = {path for path in files if any(fnmatch(path, pattern) for pattern in PICKLED)}
+        assert pickled <= {f"last-checkpoint/{state}" for state in ("optimizer.pt", "scheduler.pt", "rng_state.pth")}
         step = int(re.search(rb"steps taken: (\d)", files["README.md"])[1])
         assert files["model.safetensors"] == (saved[step] / "model.safetensors").read_bytes()
         if "last-checkpoint/trainer_state.json" in files:

@@ -1,18 +1,22 @@
 """The model card that a trainer writes beside the model it saves: what was trained, how, on what."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult
 from transformers import Trainer
+from transformers.utils import logging
 
-from hub_cards.card import model_card
+from hub_cards.card import Samples, model_card, training_results
 
 # Arguments of a training that a card states, where the trainer has them.
 _STATED = (
     *("max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "seed"),
     *("ema_decay", "conditioning_rate", "objective", "loss_type", "diagonal_fraction", "boundary_prob", "ema_target"),
 )
+logger = logging.get_logger(__name__)
+
+_SHOWN = 2  # samples for each number of steps
 
 
 def training_card(
@@ -27,7 +31,7 @@ def training_card(
 
     Args:
         trainer (`Trainer`): with its model, arguments, data and log.
-        model_name (`str`): of the repository.
+        model_name (`str`): of the repository: "organisation/name" on the Hub.
         base_model (`str`, *optional*): what it was trained from, if that is not what the model was loaded from.
         datasets (`list[str]`): names on the Hub of what it was trained on.
         tags, head: see [`model_card`].
@@ -37,15 +41,18 @@ def training_card(
     teacher_name = "" if teacher is None else teacher.config._name_or_path
     base = base_model or config._name_or_path or teacher_name
     shown = _shown(base)
+    on_hub = bool(base) and not Path(base).exists()
+    if base and not on_hub and "/" in model_name:
+        logger.warning_once(
+            f"the card of {model_name} names no base model: {shown} is a folder here. If it is on the Hub, "
+            "`push_to_hub(finetuned_from='organisation/name')` says where."
+        )
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     stated = {name: getattr(args, name) for name in _STATED if getattr(args, name, None) is not None}
     stated = {"rows per step": batch, "steps taken": trainer.state.global_step} | stated
-    measured: dict[str, float] = {}
-    for entry in trainer.state.log_history:
-        measured |= {name: value for name, value in entry.items() if name == "loss" or name.startswith("eval_loss")}
+    quality, results = training_results(trainer.state.log_history, datasets)
     rows = trainer.train_dataset
     size = f"{len(rows):,} rows" if hasattr(rows, "__len__") else "a stream of rows"
-    lines = [f"* {name.replace('_', ' ')}: {value:.4f}" for name, value in measured.items()]
     return model_card(
         name=model_name,
         model_type=config.model_type,
@@ -58,27 +65,36 @@ def training_card(
             f"Data: {', '.join(datasets) or 'not on the Hub'} ({size}).",
             *(f"{name.replace('_', ' ')}: {getattr(value, 'value', value)}" for name, value in stated.items()),
         ],
-        quality="Losses in nats per token, of the denoiser at uniform tau: no bound of a perplexity.\n\n"
-        + ("\n".join(lines) or "None was measured."),
+        quality=quality,
         limits="Its samples were not measured when this card was written.",
-        results=[
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=", ".join(datasets) or "text",
-                dataset_name=", ".join(datasets) or "held-out rows",
-                metric_type="loss",
-                metric_name="cross entropy of the denoiser at uniform tau, nats per token",
-                metric_value=measured["eval_loss"],
-            )
-        ]
-        if "eval_loss" in measured
-        else [],
+        samples=_drawn(trainer),
+        results=results,
         adapter_of=shown if hasattr(trainer.model, "peft_config") else None,
         tags=tags,
         datasets=list(datasets) or None,
-        base_model=base if base and not Path(base).exists() else None,
+        base_model=base if on_hub else None,
         **head,
     )
+
+
+def _drawn(trainer: Trainer) -> list[Samples]:
+    """The first of the samples that the trainer drew at its last evaluation, for each number of steps."""
+    file = Path(trainer.args.output_dir, "samples.jsonl")
+    evaluated = [e["step"] for e in trainer.state.log_history if any(name.startswith("eval_") for name in e)]
+    if not evaluated or trainer.args.num_samples == 0 or trainer.processing_class is None or not file.exists():
+        return []
+    # Of an earlier run in the same folder there may be some of the same step: those of this one come later.
+    drawn = {
+        record["num_steps"]: Samples(
+            record["samples"][:_SHOWN],
+            record["num_steps"],
+            trainer.args.seed,
+            f", after {record['step']} steps of training",
+        )
+        for record in map(json.loads, file.read_text().splitlines())
+        if record["step"] == evaluated[-1]
+    }
+    return list(drawn.values())
 
 
 def _shown(name: str) -> str:

@@ -245,10 +245,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     push.add_argument("folder", help="a model repository, such as hub_cards/fmlm-english-small, or hub_cards/space")
     push.add_argument("name", help="organisation/name; it is made if it is not there")
-    push.add_argument("--dry-run", action="store_true", help="only show what would be uploaded")
+    push.add_argument(
+        "--dry-run", action="store_true", help="only show what would be uploaded and shown there, without network"
+    )
     push.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
     push.add_argument("--private", action="store_true", help="if it is made, make it private")
     push.set_defaults(run=_push)
+
+    card = commands.add_parser(
+        "card",
+        help="make a model repository of the folder that a training left",
+        description="Write what a model folder lacks to be a repository: the model's code, its generation "
+        "configuration, and a card of what the folder tells, with samples that the model draws. A card that somebody "
+        "wrote keeps its text.",
+    )
+    card.add_argument("folder", help="a model folder, such as transformers' own Trainer leaves")
+    card.add_argument("--name", metavar="ORG/NAME", help="of the repository (default: that of the folder)")
+    card.add_argument(
+        "--dataset", action="append", default=[], metavar="ORG/NAME", help="what it was trained on; may be repeated"
+    )
+    card.add_argument("--license", help="its identifier on the Hub, such as apache-2.0")
+    card.set_defaults(run=_card)
 
     demo = commands.add_parser(
         "demo",
@@ -448,12 +465,37 @@ def _export_official(options: argparse.Namespace) -> int:
 def _push(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from hub_cards.push import push, to_upload
+    from hub_cards.push import card_in, check_name, described, push, remarks, to_upload
 
-    for path, file in to_upload(Path(options.folder)).items():
-        print(f"{file.stat().st_size:>12,}  {path}")
+    folder = Path(options.folder)
+    check_name(options.name)
+    files = to_upload(folder)
+    card = card_in(folder, options.name)
+    sizes = {path: file.stat().st_size for path, file in files.items()} | {"README.md": len(card.encode())}
+    for path, size in sizes.items():
+        print(f"{size:>15,}  {path}")
+    print(f"{sum(sizes.values()):>15,}  in {len(sizes)} files, to {options.name}")
+    print(f"\nThe Hub shows of its card:\n\n{described(card)}\n")
+    for remark in remarks(card, files, options.name):
+        print(f"flm: warning: {remark}", file=sys.stderr)
     if not options.dry_run:
-        print(push(Path(options.folder), options.name, options.create_pr, options.private))
+        print(push(folder, options.name, options.create_pr, options.private))
+    return 0
+
+
+def _card(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from hub_cards.folder import complete, write_card
+    from hub_cards.push import check_name
+
+    for name in [*([options.name] if options.name else []), *options.dataset]:
+        check_name(name)
+    folder = Path(options.folder)
+    written = complete(folder)
+    print(f"README.md: {write_card(folder, options.name, options.dataset, options.license)}.")
+    if written:
+        print(f"Written, as they were missing: {', '.join(written)}.")
     return 0
 
 

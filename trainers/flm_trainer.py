@@ -8,21 +8,25 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from huggingface_hub import CommitInfo, upload_folder
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils import logging
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.utils import PushInProgress, logging
 
-from hub_cards.push import reason
+from hub_cards.card import listed
+from hub_cards.push import PICKLED, reason
 from modeling_flm.flow_flm import NoiseLaw, to_where_text_begins
 
 from .card import training_card
-from .checkpoints import discard, is_whole, last_whole_checkpoint
+from .checkpoints import STATE, discard, is_whole, last_whole_checkpoint
 from .data import with_fixed_noise
 from .ema import EMA
 from .flm_arguments import FLMTrainingArguments
@@ -32,6 +36,7 @@ from .sharding import sharded_by_blocks, whole
 logger = logging.get_logger(__name__)
 
 RAW_WEIGHTS = "raw_weights.safetensors"
+STATES = (RAW_WEIGHTS, STATE, *PICKLED)  # in a checkpoint, what training goes on from
 TAU_BINS = 5
 
 
@@ -146,7 +151,8 @@ class FLMTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         if not _internal_call and self.is_world_process_zero():
             folder = Path(output_dir or self.args.output_dir)
-            (folder / "README.md").write_text(training_card(self, folder.name, datasets=self.trained_on))
+            name = self.hub_model_id or folder.resolve().name
+            (folder / "README.md").write_text(training_card(self, name, datasets=self.trained_on))
 
     def create_model_card(
         self,
@@ -160,28 +166,88 @@ class FLMTrainer(Trainer):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write `README.md` in the output directory: see [`training_card`]."""
+        """Write `README.md` in the output directory: see [`training_card`]. Its name is that of the repository on the
+        Hub, if there is one, else `model_name` or that of the folder."""
         if self.is_world_process_zero():
             text = training_card(
                 self,
-                model_name or (self.args.hub_model_id or Path(self.args.output_dir).absolute().name).split("/")[-1],
+                self.hub_model_id or model_name or self.args.hub_model_id or Path(self.args.output_dir).resolve().name,
                 finetuned_from,
-                _listed(dataset or dataset_tags) or self.trained_on,
-                _listed(tags),
+                listed(dataset or dataset_tags) or self.trained_on,
+                listed(tags),
                 language=language,
                 license=license,
             )
             Path(self.args.output_dir, "README.md").write_text(text)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        before = self._pushes()
-        super()._push_from_checkpoint(checkpoint_folder)
-        for push in self._pushes():
-            if push not in before:
-                push.add_done_callback(self._warn_if_failed)  # the Trainer never asks how it ended
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
+        """[`~Trainer.push_to_hub`] of the averaged weights, and of nothing that is pickled: `training_args.bin` stays.
 
-    def _pushes(self) -> list[Future]:
-        return list(self.push_in_progress.jobs) if self.push_in_progress else []
+        Args:
+            kwargs: of `create_model_card`, such as `dataset`, `license`, `language`, `finetuned_from`.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        tags = listed(kwargs.pop("tags", None)) + listed(getattr(self.model, "model_tags", None))
+        self.create_model_card(tags=list(dict.fromkeys(tags)), **kwargs)
+        self._finish_current_push()
+        return self._upload(commit_message, token=token, revision=revision, run_as_future=not blocking)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push in the background as the plain Trainer does, but a model that loads, and nothing that is pickled: that
+        goes with checkpoints alone, which cannot be resumed without. A push that fails is a warning."""
+        args: Any = self.args
+        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return
+        under_way = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if under_way and not args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        for file in Path(checkpoint_folder).iterdir():  # which may be removed before all of it is uploaded
+            if file.is_file() and not any(file.match(state) for state in STATES):
+                shutil.copy(file, args.output_dir)
+        self.create_model_card()
+        message = f"Training in progress, step {self.state.global_step}"
+        pushes = [self._upload(message)]
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            of_last = args.hub_strategy == HubStrategy.CHECKPOINT
+            pushes.append(
+                self._upload(
+                    f"{message}, checkpoint",
+                    folder_path=checkpoint_folder,
+                    path_in_repo="last-checkpoint" if of_last else Path(checkpoint_folder).name,
+                    ignore_patterns=[TRAINING_ARGS_NAME],
+                )
+            )
+        for push in pushes:
+            push.add_done_callback(self._warn_if_failed)  # the Trainer never asks how it ended
+        earlier = self.push_in_progress.jobs if under_way else []
+        self.push_in_progress = PushInProgress([*earlier, *pushes])  # type: ignore[assignment]
+
+    def _upload(self, commit_message: str | None, token=None, revision=None, **changes) -> CommitInfo | Future:
+        """Upload the output directory, without its checkpoints and what is pickled, in the background."""
+        what: dict[str, Any] = dict(
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            ignore_patterns=["_*", "checkpoint-*", *PICKLED],
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            run_as_future=True,
+        )
+        return upload_folder(**what | changes)
 
     def _warn_if_failed(self, push: Future) -> None:
         if error := push.exception():
@@ -355,24 +421,15 @@ class _FlowCallback(TrainerCallback):
             self.trainer.ema.update(state.global_step + 1)
 
     def on_push_begin(self, args, state, control, **kwargs):
-        """What the Trainer pushes during training lacks the model's code and its card, and would not load."""
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir)
-        for left in folder.glob(".saving-*"):  # by a save that was killed: all of the folder is pushed
-            shutil.rmtree(left)
-        for code in folder.glob(f"checkpoint-{state.global_step}/*.py"):
-            shutil.copy(code, folder)
-        self.trainer.create_model_card()
+        """All of the output directory is pushed: what a save that was killed has left there goes."""
+        if state.is_world_process_zero:
+            for left in Path(args.output_dir).glob(".saving-*"):
+                shutil.rmtree(left)
 
     def on_evaluate(self, args, state, control, **kwargs):
         if args.num_samples > 0:
             with self.trainer.averaged_weights():
                 self.trainer.sample()
-
-
-def _listed(names: str | list[str] | None) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or [])
 
 
 def _ready(model, args: FLMTrainingArguments):

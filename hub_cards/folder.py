@@ -1,0 +1,166 @@
+"""What a model folder lacks to be a repository, from what the folder tells: `flm card`.
+
+transformers' own Trainer leaves a folder without a card, or with one of blanks, and what it pushes while it trains is
+without the model's code.
+"""
+
+import filecmp
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+import modeling_flm
+from modeling_flm import FlowGenerationConfig
+
+from .card import Samples, is_stock, listed, model_card, training_results
+from .push import card_in, weights
+
+CODE = Path(modeling_flm.__file__).parent
+SAMPLES = 2
+
+
+def complete(folder: Path) -> list[str]:
+    """Write those files of a model repository that its configuration determines, where they are missing: the model's
+    code and the generation configuration.
+
+    Returns:
+        the names of the files that were written.
+
+    Raises:
+        ValueError: this is no folder of a flow language model with its tokenizer, or it has code of another version
+            of this package, but not all of it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder.")
+    for name, help in (("config.json", ""), ("tokenizer.json", ": `tokenizer.save_pretrained` writes it")):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}, which a model repository needs{help}.")
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") not in ("flm", "fmlm"):
+        raise ValueError(f"{folder} is a model of type {config.get('model_type')}, not a flow language model.")
+    weights(folder)
+    sources = sorted(CODE.glob("*_flm.py"))
+    missing = [source for source in sources if not (folder / source.name).is_file()]
+    if missing:
+        for source in sources:
+            if source not in missing and not filecmp.cmp(source, folder / source.name, shallow=False):
+                raise ValueError(
+                    f"{folder} has no {missing[0].name}, and its {source.name} is not that of this version: save the "
+                    "model again, or remove its *_flm.py files to take those of this version."
+                )
+        for source in missing:
+            shutil.copy(source, folder)
+    written = [source.name for source in missing]
+    if not (folder / "generation_config.json").is_file():
+        FlowGenerationConfig.from_model_config(config).save_pretrained(folder)
+        written.append("generation_config.json")
+    return written
+
+
+def write_card(folder: Path, name: str | None = None, datasets: Sequence[str] = (), license: str | None = None) -> str:
+    """Write the card of a whole folder (see [`complete`]) that has none, or transformers' with its blanks; of another
+    change only what is given here.
+
+    Args:
+        folder (`Path`): the model's.
+        name (`str`, *optional*): "organisation/name" on the Hub.
+        datasets (`list[str]`): names on the Hub of what the model was trained on.
+        license (`str`, *optional*): its identifier on the Hub, such as "apache-2.0".
+
+    Returns:
+        what was done, in words.
+    """
+    readme = folder / "README.md"
+    old = ModelCard(readme.read_text(encoding="utf-8") if readme.is_file() else "")
+    known: Any = old.data
+    if datasets:
+        known.datasets = list(datasets)
+    if license:
+        known.license = license
+    if not readme.is_file() or is_stock(old.text):
+        card = _card(folder, name or folder.resolve().name, known)
+        readme.write_text(card, encoding="utf-8")
+        return "a card of what the folder tells"
+    readme.write_text(str(old), encoding="utf-8")
+    if name:
+        readme.write_text(card_in(folder, name), encoding="utf-8")
+    return "its card's metadata" if datasets or license or name else "nothing: it has a card already"
+
+
+def _card(folder: Path, name: str, known: Any) -> str:
+    """The card of what the folder tells, and of the metadata `known` without it."""
+    config = json.loads((folder / "config.json").read_text())
+    datasets, bases = listed(known.datasets), listed(known.base_model)
+    made = [f"Trained from: {', '.join(bases)}."] if bases else []
+    if datasets:
+        made.append(f"Data: {', '.join(datasets)}.")
+    source, log = _log(folder)
+    if log:
+        made.append(f"Steps of training: {max(entry['step'] for entry in log)}, by {source}.")
+        rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+        made += [f"Learning rate: at most {max(rates):g}, as it was logged."] if rates else []
+    made += ["Recipe: `recipe.yaml`."] if (folder / "recipe.yaml").is_file() else []
+    quality, results = training_results(log, datasets)
+    return model_card(
+        name=name,
+        model_type=config["model_type"],
+        parameters=size(folder),
+        writes=f"up to {config['max_position_embeddings']} tokens",
+        num_steps=json.loads((folder / "generation_config.json").read_text()).get("num_steps"),
+        made=made or ["Its training is not recorded in this folder."],
+        quality=quality,
+        limits="Its samples were not measured when this card was written.",
+        samples=[drawn(folder)],
+        results=results,
+        license=known.license,
+        language=known.language,
+        datasets=datasets or None,
+        base_model=known.base_model,
+    )
+
+
+def size(folder: Path) -> int:
+    """How many numbers the weights are."""
+    count = 0
+    for file in weights(folder):
+        with safe_open(file, framework="np") as tensors:
+            count += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())
+    return count
+
+
+def drawn(folder: Path, num_steps: int | None = None) -> Samples:
+    """What the model of the folder writes from the first seeds, with its own settings but for `num_steps`."""
+    logging.disable_progress_bar()
+    model = AutoModel.from_pretrained(folder).eval()
+    num_steps = num_steps or model.generation_config.num_steps
+    ids = model.generate(num_steps=num_steps, num_return_sequences=SAMPLES, seed=0)
+    texts = AutoTokenizer.from_pretrained(folder).batch_decode(ids, skip_special_tokens=True)
+    return Samples(texts, num_steps, seed=0)
+
+
+def _log(folder: Path) -> tuple[str, list[dict]]:
+    """The Trainer's log of the training that these weights come from, and the file it is in: that of the checkpoint
+    with the same weights, else that of the folder."""
+    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
+    for state in reversed(states):
+        there = [state.with_name(file.name) for file in weights(folder)]
+        if all(map(Path.is_file, there)) and all(map(_same, there, weights(folder))):
+            return f"`{state.relative_to(folder)}`", json.loads(state.read_text())["log_history"]
+    if (folder / "trainer_state.json").is_file():
+        return "`trainer_state.json`", json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    if (folder / "training_log.jsonl").is_file():
+        lines = (folder / "training_log.jsonl").read_text().splitlines()
+        return "`training_log.jsonl`", [json.loads(line) for line in lines]
+    return "", []
+
+
+def _same(one: Path, other: Path) -> bool:
+    return filecmp.cmp(one, other, shallow=False)
