@@ -34,7 +34,8 @@ class FLMConfig(PreTrainedConfig):
             +-1 / sqrt(fan-in), as in the published code, adaLN and the output layer at zero.
         loss_weighting (`bool`): whether the model carries the learned loss weight w(tau), which scales the training
             loss l of a sequence to exp(-w) l + w and is not used otherwise.
-        bos_token_id, eos_token_id, pad_token_id, mask_token_id (`int`, *optional*): special ids, in [0, V).
+        bos_token_id, eos_token_id, pad_token_id, mask_token_id (`int`, *optional*): special ids, in [0, V). There may
+            be several for EOS: a list.
 
     Raises:
         ValueError: a value breaks the rule given here; the message names the field, the value and the rule.
@@ -59,7 +60,7 @@ class FLMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     loss_weighting: bool = False
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     mask_token_id: int | None = None
 
@@ -68,7 +69,9 @@ class FLMConfig(PreTrainedConfig):
         self._check()
         vars(self).pop("model_type", None)  # an FMLM that starts from an FLM's files is an FMLM: the class decides
         self.auto_map = dict(getattr(self, "auto_map", None) or {})
-        for auto in ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM"):
+        if self.auto_map.get("AutoModelForMaskedLM", "").endswith((".FLMModel", ".FMLMModel")):
+            del self.auto_map["AutoModelForMaskedLM"]  # of earlier versions: it does not predict masked tokens
+        for auto in ("AutoModel", "AutoModelForCausalLM"):
             module, _, name = self.auto_map.get(auto, "modeling_flm.").rpartition(".")
             if name in ("", "FLMModel", "FMLMModel"):
                 self.auto_map[auto] = f"{module}.{self.model_class}"
@@ -98,9 +101,11 @@ class FLMConfig(PreTrainedConfig):
         for field in ("learned_positions", "loss_weighting"):
             _require(isinstance(getattr(self, field), bool), field, getattr(self, field), "true or false")
         for field in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id"):
-            value = getattr(self, field)
-            valid = value is None or (is_integer(value) and 0 <= value < self.vocab_size)
-            _require(valid, field, value, f"None or an id in [0, vocab_size = {self.vocab_size})")
+            value, lists = getattr(self, field), field == "eos_token_id"
+            ids = value if lists and isinstance(value, list) and value else [value]
+            valid = value is None or all(is_integer(x) and 0 <= x < self.vocab_size for x in ids)
+            several = " or a list of some" if lists else ""
+            _require(valid, field, value, f"None or an id in [0, vocab_size = {self.vocab_size}){several}")
 
 
 class FMLMConfig(FLMConfig):

@@ -3,6 +3,7 @@
 import itertools
 import math
 import numbers
+from typing import Any
 
 from transformers.generation import GenerationConfig
 
@@ -76,7 +77,7 @@ class FlowGenerationConfig(GenerationConfig):
         window_overlap (`int`, *optional*): write texts longer than the model's context window by window, each with at
             least so many ids of the one before as its beginning, >= 0.
         pad_after_eos (`bool`, *optional*): after the first EOS that was written, put padding. Rows of packed documents
-            go on after one.
+            go on after one. `eos_token_id` may list several.
         max_length, max_new_tokens, num_return_sequences, return_dict_in_generate and the special ids mean what they
             mean in [`~transformers.GenerationConfig`].
 
@@ -119,8 +120,15 @@ class FlowGenerationConfig(GenerationConfig):
             value = getattr(self, name)
             if value is not None and not (is_integer(value) and value >= lowest):
                 raise ValueError(f"`{name}` must be an integer >= {lowest}, but is {value!r}.")
+        for name, ids in (("eos_token_id", as_ids(self.eos_token_id)), ("pad_token_id", [self.pad_token_id])):
+            if getattr(self, name) is not None and not (ids and all(is_integer(x) and x >= 0 for x in ids)):
+                several = " or a list of some" if name == "eos_token_id" else ""
+                raise ValueError(f"`{name}` must be an integer >= 0{several}, but is {getattr(self, name)!r}.")
         if self.pad_after_eos and (self.eos_token_id is None or self.pad_token_id is None):
-            raise ValueError("`pad_after_eos` needs `eos_token_id` and `pad_token_id`, but there are not both.")
+            raise ValueError(
+                "`pad_after_eos` needs `eos_token_id` and `pad_token_id`, but there are not both: set them, or give "
+                "`tokenizer`."
+            )
         if not self.do_sample:
             raise ValueError(
                 "`do_sample=False` is not possible: a flow starts from noise. Fix `seed` for a repeatable text."
@@ -157,6 +165,10 @@ class FlowGenerationConfig(GenerationConfig):
         """The ids that are not written."""
         return [*(self.suppress_tokens or ()), *(word[0] for word in self.bad_words_ids or ())]
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        # transformers' own pipeline has defaults (256 new tokens, temperature 0.7) for what is not here: None is.
+        return {"max_new_tokens": None, "temperature": None} | super().to_diff_dict()
+
     @classmethod
     def from_model_config(cls, model_config) -> "FlowGenerationConfig":
         values = model_config if isinstance(model_config, dict) else model_config.to_dict()
@@ -173,6 +185,11 @@ def set_values(config: GenerationConfig) -> dict:
         for name, value in config.to_diff_dict().items()
         if value is not None and not name.startswith("_") and name != "transformers_version"
     }
+
+
+def as_ids(ids: int | list[int] | None) -> list[int]:
+    """Ids that a configuration gives as one or as a list."""
+    return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
 
 
 def _is_number(value) -> bool:

@@ -5,10 +5,12 @@ the samplers of `samplers_flm.py`. The state stays in the embedded space; every 
 over the vocabulary, and the last one takes its tokens.
 """
 
+import difflib
+import inspect
 import numbers
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TextIO
 
@@ -23,7 +25,7 @@ from transformers.utils import logging
 
 from .configuration_flm import is_integer
 from .flow_flm import as_seeds, step_seeds
-from .generation_config_flm import HONOURED, FlowGenerationConfig, set_values
+from .generation_config_flm import HONOURED, FlowGenerationConfig, as_ids, set_values
 from .guidance_flm import (
     ClassifierFree,
     DropoutGuided,
@@ -32,7 +34,9 @@ from .guidance_flm import (
     Predictor,
     reward_gradient,
 )
-from .samplers_flm import SAMPLERS, SETTINGS, Sampler
+from .samplers_flm import SAMPLERS, SETTINGS, Bridge, Sampler
+
+logger = logging.get_logger(__name__)
 
 _WINDOW = 1 << 32  # seeds of the windows after the first: beyond any number of steps
 
@@ -42,18 +46,24 @@ class FlowGenerationOutput(ModelOutput):
     """What `generate(return_dict_in_generate=True)` returns.
 
     Args:
-        sequences (`Tensor`): (batch * num_return_sequences, length) int64 ids, prompt included.
-        num_function_evaluations (`int`): forward passes of the network, each over the whole batch.
-        tokens_per_forward (`float`): new tokens of a sequence per forward pass.
+        sequences (`Tensor`): (batch * num_return_sequences, length) int64 ids, prompt included; shorter sequences are
+            padded at their end.
+        attention_mask (`Tensor`): of the same shape, int64: 1 where the sequence is, 0 at the padding after a shorter
+            one. `model(labels=sequences, attention_mask=attention_mask)` takes both.
+        num_function_evaluations (`int`): evaluations of the network that a sequence takes; the most of any of them,
+            where some take fewer windows.
+        tokens_per_forward (`float`): new tokens of a sequence per evaluation, on average.
         seeds (`list[int]`): the seed of each sequence; `generate(seed=seeds)` writes the same sequences again.
-        conditioning_mask (`Tensor`): (batch * num_return_sequences, length) bool, which of the ids were given.
+        conditioning_mask (`Tensor`): (batch * num_return_sequences, length) bool, which of the ids were given. Padding
+            was not.
         trajectory (`Tensor`, with `output_trajectory`): (steps + refine_steps, batch, length) int64, the draft at each
             step: the likeliest tokens, and at the last one the sequences.
         confidence (`Tensor`, with `output_trajectory`): of the same shape, float32, the probability that the network
-            gave each token of the drafts when it was written; 1 where it was given.
+            gave each token of the drafts when it was written; 1 where it was given, and at padding.
     """
 
     sequences: Tensor | None = None
+    attention_mask: Tensor | None = None
     num_function_evaluations: int | None = None
     tokens_per_forward: float | None = None
     seeds: list[int] | None = None
@@ -134,6 +144,7 @@ class FlowGenerationMixin(GenerationMixin):
         num_return_sequences: int | None = None,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         return_dict_in_generate: bool | None = None,
         output_trajectory: bool = False,
         streamer: BaseStreamer | None = None,
@@ -146,11 +157,12 @@ class FlowGenerationMixin(GenerationMixin):
 
         Args:
             input_ids (`Tensor`, *optional*): (batch, P) prompts, kept as the first P ids of each sequence: clamped to
-                their embedding at every state. The tokenizer's mask token is a blank, to be filled in. None to write
-                from nothing.
+                their embedding at every state. The mask token (`config.mask_token_id`) is a blank, to be filled in.
+                None to write from nothing.
             generation_config (`GenerationConfig`, *optional*): settings, usually a [`FlowGenerationConfig`].
             attention_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, where 0 is padding of a shorter prompt, on
-                either side: every prompt is put at the beginning of its sequence, which is written on from there.
+                either side: every prompt is put at the beginning of its sequence, which is written on from there as
+                that of this prompt alone would be.
             conditioning_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, which of the `input_ids` to keep; the
                 others are filled in. Default: all but the blanks.
             num_steps (`int`, *optional*): evaluations of the network, >= 1.
@@ -165,13 +177,17 @@ class FlowGenerationMixin(GenerationMixin):
                 `reward_scale * grad_x reward_fn(X_{t,1}(x_t))`, for one more evaluation.
             max_length (`int`, *optional*): ids per sequence, prompt included; default, and most without
                 `window_overlap`: the model's `max_position_embeddings`.
-            max_new_tokens (`int`, *optional*): ids per sequence after the prompt, instead of `max_length`.
+            max_new_tokens (`int`, *optional*): ids per sequence after its own prompt, instead of `max_length`. Of
+                prompts of different lengths the shorter sequences are padded at their end (`pad_token_id`, or 0),
+                which the network does not attend to; `attention_mask` of the output tells where.
             window_overlap, pad_after_eos (*optional*): see [`FlowGenerationConfig`].
             batch_size (`int`, *optional*): number of sequences without a prompt, default 1.
             num_return_sequences (`int`, *optional*): sequences per prompt (or per `batch_size`), default 1.
             seed (`int` or `list[int]`, *optional*): the i-th sequence takes `seed + i`, or `seed[i]`. A sequence
                 depends on its seed alone, not on the batch around it. Default: drawn from `generator`.
             generator (`torch.Generator`, *optional*): source of the seeds; None for torch's global one.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): where the ids of mask, EOS and padding come from that
+                the model's configuration lacks.
             return_dict_in_generate (`bool`, *optional*): return a [`FlowGenerationOutput`] instead of the ids.
             output_trajectory (`bool`): keep the draft of every step in the output, which then is a
                 [`FlowGenerationOutput`].
@@ -210,51 +226,72 @@ class FlowGenerationMixin(GenerationMixin):
             return_dict_in_generate=return_dict_in_generate,
             **kwargs,
         )
-        config = self._merge_generation_config(generation_config, given)
-        prompt, keep = self._check_prompt(input_ids, attention_mask, conditioning_mask, batch_size)
-        length = self._output_length(prompt.shape[1], bool(keep.all()), config)
-        repeats, rest = config.num_return_sequences or 1, length - prompt.shape[1]
-        prompt, keep = (F.pad(x, (0, rest)).repeat_interleave(repeats, dim=0) for x in (prompt, keep))
+        if tokenizer is not None and not hasattr(tokenizer, "decode"):
+            raise ValueError(f"`tokenizer` must be a tokenizer, but is {tokenizer!r}.")
+        config = self._merge_generation_config(generation_config, given, tokenizer)
+        blank = self.config.mask_token_id
+        if blank is None:  # the plain Trainer copies the other special ids of its tokenizer into the config, not this
+            blank = getattr(tokenizer, "mask_token_id", None)
+        prompt, given_ids, lengths = self._check_prompt(
+            input_ids, attention_mask, conditioning_mask, batch_size, blank
+        )
+        lengths = self._output_lengths(lengths, given_ids, config, blank)
+        length, longest = int(lengths.max()), self.config.max_position_embeddings
+        prompt, given_ids = (F.pad(x, (0, length - x.shape[1])) for x in (prompt, given_ids))
+        text = torch.arange(length) < lengths[:, None]  # the rest is padding of the shorter sequences
+        if not text.all():
+            prompt = prompt.where(text, self._padding(config))
+        prompt, given_ids, text = (
+            x.repeat_interleave(config.num_return_sequences or 1, dim=0) for x in (prompt, given_ids, text)
+        )
+        keep = given_ids | ~text
         seeds = _spread_seeds(seed, generator, len(prompt))
 
-        windows = self._windows(keep, config)
-        if len(windows) > 1 and (output_trajectory or streamer is not None):
+        if length > longest and (output_trajectory or streamer is not None):
             raise ValueError("`output_trajectory` and `streamer` show one window: ask for a text within the context.")
-        window_predictor = self._window_predictor(config, bool(keep.any()), guidance_model)
+        window_predictor = self._window_predictor(config, bool(given_ids.any()), guidance_model)
         self._check_reward(config, reward_fn)
         tokens = self._writable(config)
-        new_tokens = (~keep).sum().item() / len(keep)  # of a sequence
-        prompt, keep = prompt.to(self.device), keep.to(self.device)
+        ends = self._ends(config) if config.pad_after_eos else None
+        jobs = self._jobs(keep, text.sum(1).tolist(), config)
+        free = (~keep).sum().item()
+        prompt, keep, given_ids, text = (x.to(self.device) for x in (prompt, keep, given_ids, text))
         call = self.denoise if config.compile_config is None else self._compiled(config.compile_config)
 
-        steps, refinements = config.num_steps, config.refine_steps or 0
-        total = len(windows) * (steps + refinements)
+        passes = config.num_steps + (config.refine_steps or 0)  # of a window
+        total = passes * sum(len(job.windows) for job in jobs)
         bar = logging.tqdm(total=total, disable=not progress_bar, desc="generate")
         watch = _Watch(streamer, bar, [] if output_trajectory else None)
-        sequences, known = prompt, keep.clone()
+        sequences = prompt.clone()
         with bar:
-            for number, window in enumerate(windows):
-                own_seeds = seeds if number == 0 else step_seeds(seeds, _WINDOW + number)
-                predictor = window_predictor(self, sequences[:, window], known[:, window], own_seeds, tokens, call)
-                part = self._integrate(predictor, config, watch, reward_fn)
-                sequences[:, window], known[:, window] = part, True
-        if config.pad_after_eos:
-            written_eos = (sequences == config.eos_token_id) & ~keep
-            past = written_eos.cumsum(1) - written_eos.int() > 0
+            for job in jobs:
+                ids, known = prompt[job.rows], keep[job.rows]
+                its_seeds = [seeds[row] for row in job.rows]
+                for number, window in enumerate(job.windows):
+                    window_seeds = its_seeds if number == 0 else step_seeds(its_seeds, _WINDOW + number)
+                    predictor = window_predictor(
+                        self, ids[:, window], known[:, window], window_seeds, tokens, call, job.lengths(window)
+                    )
+                    ids[:, window] = self._integrate(predictor, config, watch, job.told(reward_fn))
+                    known[:, window] = True
+                sequences[job.rows] = ids
+        if ends is not None:
+            written_ends = torch.isin(sequences, ends) & ~keep
+            past = written_ends.cumsum(1) - written_ends.int() > 0
             sequences = sequences.masked_fill(past & ~keep, config.pad_token_id)
         if not config.return_dict_in_generate and not output_trajectory:
             return sequences
-        looks = 0 if reward_fn is None else len(windows) * (steps - 1)
-        evaluations = total * predictor.evaluations + looks
+        of_window = passes * predictor.evaluations + (0 if reward_fn is None else config.num_steps - 1)
         trajectory, confidence = (
             (torch.stack(x) for x in zip(*watch.drafts, strict=True)) if watch.drafts else (None,) * 2
         )
         return FlowGenerationOutput(
             sequences=sequences,
-            num_function_evaluations=evaluations,
-            tokens_per_forward=new_tokens / evaluations,
+            attention_mask=text.long(),
+            num_function_evaluations=of_window * max(len(job.windows) for job in jobs),
+            tokens_per_forward=free / (of_window * sum(len(job.rows) * len(job.windows) for job in jobs)),
             seeds=seeds,
-            conditioning_mask=keep,
+            conditioning_mask=given_ids,
             trajectory=trajectory,
             confidence=confidence,
         )
@@ -325,26 +362,28 @@ class FlowGenerationMixin(GenerationMixin):
     def _compiled(self, options: CompileConfig) -> Callable[..., Tensor]:
         denoise = torch.compile(self.denoise, **options.to_dict())
         # A CUDA graph writes into the same memory at each call, and two predictions of a step are needed at once.
-        return lambda *args: denoise(*args).clone()
+        return lambda *args, **mask: denoise(*args, **mask).clone()
 
     def _merge_generation_config(
-        self, generation_config: GenerationConfig | None, given: dict
+        self, generation_config: GenerationConfig | None, given: dict, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> FlowGenerationConfig:
         if not isinstance(generation_config, GenerationConfig | None):
             raise ValueError(f"`generation_config` must be a GenerationConfig, but is {generation_config!r}.")
         own = {name: value for name, value in set_values(self.generation_config).items() if name in HONOURED}
         passed = {} if generation_config is None else set_values(generation_config)
         given = {name: value for name, value in given.items() if value is not None}
-        refused = sorted((passed.keys() | given.keys()) - HONOURED)
-        if refused:
-            raise ValueError(
-                f"generate() got arguments that it does not use: {', '.join(refused)}. It takes input_ids, "
-                "generation_config, attention_mask, conditioning_mask, batch_size, seed, generator, "
-                f"{', '.join(sorted(HONOURED))}."
-            )
+        self._check_names((passed.keys() | given.keys()) - HONOURED)
         default = FlowGenerationConfig.from_model_config(self.config)
         settings: dict = {"sampler": default.sampler}
+        for source in (tokenizer, self.config):
+            ids = {name: getattr(source, name, None) for name in ("eos_token_id", "pad_token_id")}
+            settings |= {name: value for name, value in ids.items() if value is not None}
+        named, implied = False, None
         for layer in (own, passed, given):
+            named |= layer is not own and "sampler" in layer
+            asked = next((name for name in Bridge.settings if name in layer), None)
+            if layer is not own and asked and not named and settings["sampler"] != "bridge":
+                layer, implied = layer | {"sampler": "bridge"}, (asked, settings["sampler"])
             # What a layer says goes before another name for it, and before the details of another choice, below.
             replaced = {"max_new_tokens"} if "max_length" in layer else set()
             if "num_steps" in layer or "timesteps" in layer:
@@ -352,6 +391,11 @@ class FlowGenerationMixin(GenerationMixin):
             if layer.get("sampler", settings["sampler"]) != settings["sampler"]:
                 replaced |= set(SETTINGS)
             settings = {name: value for name, value in settings.items() if name not in replaced} | layer
+        if implied and not named:
+            logger.warning_once(
+                f'`{implied[0]}` is a setting of sampler="bridge", which writes instead of "{implied[1]}" where no '
+                "`sampler` is named."
+            )
         config = FlowGenerationConfig(**settings)
         if config.timesteps is not None:
             if config.num_steps not in (None, len(config.timesteps)):
@@ -363,6 +407,19 @@ class FlowGenerationMixin(GenerationMixin):
         config.num_steps = config.num_steps or default.num_steps
         self._check_sampler(config)
         return config
+
+    def _check_names(self, unknown: set[str]) -> None:
+        if not unknown:
+            return
+        taken = HONOURED | set(inspect.signature(self.generate).parameters)
+        described = []
+        for name in sorted(unknown):
+            close = difflib.get_close_matches(name, taken, n=1, cutoff=0.75)
+            described.append(f"{name} (did you mean {close[0]}?)" if close else name)
+        raise ValueError(
+            f"generate() got arguments that it does not use: {', '.join(described)}. `help(model.generate)` and "
+            "FlowGenerationConfig say what it takes."
+        )
 
     def _check_sampler(self, config: FlowGenerationConfig) -> None:
         """That the sampler can work with this model, and has a use for every setting."""
@@ -449,9 +506,10 @@ class FlowGenerationMixin(GenerationMixin):
         attention_mask: Tensor | None,
         conditioning_mask: Tensor | None,
         batch_size: int | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The prompts (batch, P), P = 0 without any; and where they are kept, bool. On the CPU, where a look at their
-        values costs no wait."""
+        blank: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The prompts (batch, P), P = 0 without any, each before its padding; where they are kept, bool; and their
+        lengths (batch,). On the CPU, where a look at their values costs no wait."""
         if batch_size is not None and not (is_integer(batch_size) and batch_size >= 1):
             raise ValueError(f"`batch_size` must be an integer >= 1, but is {batch_size!r}.")
         masks = {"attention_mask": attention_mask, "conditioning_mask": conditioning_mask}
@@ -460,7 +518,7 @@ class FlowGenerationMixin(GenerationMixin):
                 if mask is not None:
                     raise ValueError(f"`{name}` is that of the prompts, but there are no `input_ids`.")
             ids = torch.empty(batch_size or 1, 0, dtype=torch.long)
-            return ids, ids.bool()
+            return ids, ids.bool(), ids.sum(1)
         is_ids = isinstance(input_ids, Tensor) and not input_ids.is_floating_point() and input_ids.dtype != torch.bool
         if not is_ids or input_ids.ndim != 2 or len(input_ids) == 0:
             raise ValueError("`input_ids` must be an integer tensor (batch, prompt length), batch >= 1.")
@@ -471,24 +529,26 @@ class FlowGenerationMixin(GenerationMixin):
                 raise ValueError(f"`{name}` must be a tensor as `input_ids`, of shape {tuple(input_ids.shape)}.")
         ids = input_ids.to("cpu", torch.long)
         self._check_ids("input_ids", ids)
-        blank = self.config.mask_token_id
         if conditioning_mask is not None:
             keep = conditioning_mask.to("cpu").bool()
         else:
             keep = torch.ones_like(ids, dtype=torch.bool) if blank is None else ids != blank
-        if attention_mask is not None:
-            padding = attention_mask.to("cpu") == 0
+        padding = torch.zeros_like(keep) if attention_mask is None else attention_mask.to("cpu") == 0
+        if padding.any():
             order = padding.int().argsort(dim=1, stable=True)  # what is no padding goes to the front of its row
             ids, keep = ids.gather(1, order), (keep & ~padding).gather(1, order)
-        return ids, keep
+        return ids, keep, (~padding).sum(1)
 
-    def _output_length(self, prompt_length: int, all_kept: bool, config: FlowGenerationConfig) -> int:
-        longest = self.config.max_position_embeddings
+    def _output_lengths(
+        self, prompts: Tensor, keep: Tensor, config: FlowGenerationConfig, blank: int | None
+    ) -> Tensor:
+        """How long each sequence becomes, of prompts of the given lengths: (batch,)."""
+        longest, overlap = self.config.max_position_embeddings, config.window_overlap
         if config.max_new_tokens is not None:
-            length = prompt_length + config.max_new_tokens
+            lengths = prompts + config.max_new_tokens
         else:
-            length = config.max_length or longest
-        overlap = config.window_overlap
+            lengths = torch.full_like(prompts, config.max_length or longest)
+        length = int(lengths.max())
         if length > longest and overlap is None:
             raise ValueError(
                 f"{length} ids are asked for, but the model's context (max_position_embeddings) is {longest}: lower "
@@ -496,23 +556,78 @@ class FlowGenerationMixin(GenerationMixin):
             )
         if overlap is not None and overlap >= longest:
             raise ValueError(f"`window_overlap` must be less than the model's context, {longest}, but is {overlap}.")
-        if prompt_length > length or (prompt_length == length and all_kept):
-            raise ValueError(
-                f"the prompt has {prompt_length} ids and the output {length}: nothing is left to generate. Shorten "
-                "the prompt, raise max_length, or leave blanks in it."
+        if (prompts > lengths).any() or (keep.sum(1) == lengths).all():
+            unknown = (
+                " Which token is a blank is not known: `config.mask_token_id` is not set. Set it, or give `tokenizer` "
+                "or `conditioning_mask`."
             )
-        return length
+            raise ValueError(
+                f"the prompt has {int(prompts.max())} ids and the output {length}: nothing is left to generate. "
+                "Shorten the prompt, raise max_length, or leave blanks in it." + (unknown if blank is None else "")
+            )
+        return lengths
 
-    def _windows(self, keep: Tensor, config: FlowGenerationConfig) -> list[slice]:
-        """Where the network is put to write a sequence (batch, length): each window begins with the last ids of the
-        one before, at least `window_overlap`, and the last one ends with the sequence; none is where all is given."""
-        length, longest = keep.shape[1], self.config.max_position_embeddings
-        begins = [0]
-        while begins[-1] + longest < length:
-            begins.append(min(begins[-1] + longest - (config.window_overlap or 0), length - longest))
-        windows = [slice(begin, min(begin + longest, length)) for begin in begins]
-        given = keep.all(dim=0)
-        return [window for window in windows if not given[window].all()]
+    def _padding(self, config: FlowGenerationConfig) -> int:
+        """The id behind the shorter sequences."""
+        padding = config.pad_token_id or 0
+        self._check_ids("pad_token_id", torch.tensor(padding))
+        return padding
+
+    def _ends(self, config: FlowGenerationConfig) -> Tensor:
+        """The ids that end a text, if padding is to follow them."""
+        ends = torch.tensor(as_ids(config.eos_token_id))
+        self._check_ids("eos_token_id", ends)
+        self._padding(config)
+        return ends.to(self.device)
+
+    def _jobs(self, keep: Tensor, lengths: list[int], config: FlowGenerationConfig) -> list["_Job"]:
+        """What is written together: all sequences if they fit the context, or else those of the same length that are
+        open in the same windows, so that none depends on the others."""
+        longest = self.config.max_position_embeddings
+        if max(lengths) <= longest:
+            return [_Job(range(len(lengths)), [slice(0, max(lengths))], lengths)]
+        alike: dict[tuple, list[int]] = {}
+        for row, length in enumerate(lengths):
+            # Each window begins with the last ids of the one before, at least `window_overlap`, and the last one ends
+            # with the sequence; none is where all is given.
+            begins = [0]
+            while begins[-1] + longest < length:
+                begins.append(min(begins[-1] + longest - (config.window_overlap or 0), length - longest))
+            spans = ((begin, min(begin + longest, length)) for begin in begins)
+            open_spans = tuple(span for span in spans if not keep[row, slice(*span)].all())
+            alike.setdefault((length, open_spans), []).append(row)
+        jobs = (_Job(rows, [slice(*span) for span in spans], lengths) for (_, spans), rows in alike.items())
+        return [job for job in jobs if job.windows]
+
+
+@dataclass
+class _Job:
+    """Sequences, by their numbers, that are written together, window by window; and the lengths of all sequences."""
+
+    rows: Sequence[int]
+    windows: list[slice]
+    all_lengths: list[int]
+
+    def lengths(self, window: slice) -> list[int]:
+        """Of the sequences within a window."""
+        return [min(self.all_lengths[row], window.stop) - window.start for row in self.rows]
+
+    def told(self, reward_fn: Callable[[Lookahead], Tensor] | None) -> Callable[[Lookahead], Tensor] | None:
+        """A reward that is told the numbers of the sequences."""
+        if reward_fn is None:
+            return None
+        numbers = torch.tensor(self.rows)
+        return lambda ahead: reward_fn(replace(ahead, rows=numbers.to(ahead.rows.device)[ahead.rows]))
+
+
+def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The ids (1, P) of a prompt, whatever special tokens the tokenizer adds by itself: the text's own, after BOS if
+    there is one, as training rows begin. Of an empty text there are none: P = 0, to write from nothing."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    bos = tokenizer.bos_token_id
+    if ids and bos is not None and ids[0] != bos:
+        ids = [bos, *ids]
+    return torch.tensor([ids], dtype=torch.long)
 
 
 class DraftStreamer(BaseStreamer):

@@ -7,6 +7,7 @@ V x d embedding table), states live in the embedded space: tensors (batch, lengt
 """
 
 import functools
+import hashlib
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -121,7 +122,7 @@ class Clock:
         for _ in range(4):  # a cubic that is nearly straight within its cell
             w = newton(w, goal.detach()).clamp(min=torch.zeros_like(w), max=width)
         w = newton(w, goal)  # carries the derivative dt/dtau
-        t = torch.where(goal >= 1, 1, torch.where(goal <= 0, 0, start + w))
+        t = torch.where(goal >= 1, 1, torch.where(goal < 0, 0, start + w))
         return t.to(_at_least_float32(tau))
 
     @staticmethod
@@ -216,6 +217,18 @@ def as_seeds(name: str, seeds: Tensor | Sequence[int], count: int) -> list[int]:
     return numbers
 
 
+def seeds_of(ids: Tensor, attention_mask: Tensor | None = None) -> list[int]:
+    """A seed in [0, 2**63) for each row of `ids` (batch, length): a hash of its tokens but for padding
+    (`attention_mask` 0), the same in any batch and for any padding, dtype and device. The host waits for the device.
+    """
+    rows = ids.detach().cpu().numpy().astype("<i8")
+    real = np.ones(rows.shape, bool) if attention_mask is None else attention_mask.bool().cpu().numpy()
+    digests = (
+        hashlib.blake2b(row[here].tobytes(), digest_size=8).digest() for row, here in zip(rows, real, strict=True)
+    )
+    return [int.from_bytes(digest, "little") >> 1 for digest in digests]
+
+
 def step_seeds(seeds: Sequence[int], step: int) -> list[int]:
     """Seeds for the `step`-th draw of sequences that have one seed each: the seeds themselves at step 0, numbers
     unrelated to them and to one another (SplitMix64) after it.
@@ -248,6 +261,16 @@ def white_noise(
         row.copy_(drawn.normal_(generator=generator)[:length])
         number.uniform_(generator=generator)
     return noise, uniform
+
+
+def to_where_text_begins(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Rows of `x` (batch, length, ...) moved right, round the end, by the padding (`attention_mask` 0) on their left:
+    what was drawn for a text goes with its tokens, not with the columns of the batch."""
+    if attention_mask is None:
+        return x
+    first = attention_mask.bool().int().argmax(1, keepdim=True)
+    place = (torch.arange(x.shape[1], device=x.device) - first.to(x.device)) % x.shape[1]
+    return x.gather(1, place.reshape(*place.shape, *(1,) * (x.ndim - 2)).expand_as(x))
 
 
 _TABLE_ROWS = 1 << 13  # of embedding tables, copied at a time where they are needed in another precision

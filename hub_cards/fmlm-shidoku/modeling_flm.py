@@ -7,14 +7,14 @@ table), time modulates every block (adaLN), attention is bidirectional with rota
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -31,7 +31,9 @@ from .flow_flm import (
     expected_embedding,
     interpolate,
     most_likely_token,
+    seeds_of,
     softcap,
+    to_where_text_begins,
     white_noise,
 )
 from .generation_config_flm import FlowGenerationConfig
@@ -48,7 +50,9 @@ class FLMOutput(ModelOutput):
         logits (`Tensor`, *optional*): (batch, length, V), soft-capped; without `labels`.
         token_losses (`Tensor`, *optional*): (batch, length) float32 cross entropy in nats, detached, 0 where nothing
             is scored; with `labels`.
-        scored (`Tensor`, *optional*): (batch, length) bool, the positions that count; with `labels`.
+        scored (`Tensor`, *optional*): (batch, length) int64, 1 at the positions that count and 0 elsewhere; with
+            `labels`. Where a Trainer joins batches of different lengths it fills up with -100, in `token_losses` too:
+            `scored == 1` is right there as well, and would not be of a bool.
         timesteps (`Tensor`, *optional*): (batch,) the times tau the loss was taken at; with `labels`.
         hidden_states (`tuple[Tensor]`, *optional*): (batch, length, d) after the embedding and after each block.
         last_hidden_state (`Tensor`, *optional*): (batch, length, d), what the output layer reads; in place of logits
@@ -74,49 +78,42 @@ class FLMZeroLinear(nn.Linear):
 
 
 class FLMEmbedding(nn.Embedding):
-    """The one linear map from token space to the embedded space, in float32, whatever the tokens come as."""
+    """The embedding table: ids (...) to float32 (..., d)."""
 
-    _kept_law: tuple[Tensor, NoiseLaw] | None = None
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids.long()).float()
 
-    def forward(self, x: Tensor, white: bool = False, law: NoiseLaw | None = None) -> Tensor:
-        """Embed ids (...) by look-up, a dense state (..., V) as `x @ E`, or (`white`) the white noise (..., d) of
-        [`embedded_noise`], which takes a `law`; all give float32 (..., d)."""
-        if not x.is_floating_point():
-            return super().forward(x.long()).float()
-        with torch.autocast(x.device.type, enabled=False):
-            if not white:
-                return x.float() @ self.weight.float()
-            if law is None and not torch.is_grad_enabled():
-                law = self._law()
-            return embedded_noise(x, self.weight, law=law)[0]
 
-    def _law(self) -> NoiseLaw:
-        """The law of the noise, kept from call to call while the table stays as it is: it costs V d^2.
+class FLMTimeLinear(nn.Linear):
+    """A linear layer that computes in at least float32, whatever its weights are kept in."""
 
-        What tells is a weighted sum of its rows, at V d: versions and addresses miss a change through `.data`.
-        """
-        rows = torch.arange(1, len(self.weight) + 1, device=self.weight.device)
-        mark = rows.sin().to(self.weight.dtype) @ self.weight
-        kept = self._kept_law
-        if kept is None or kept[0].device != mark.device or not torch.equal(kept[0], mark):
-            self._kept_law = kept = mark, NoiseLaw()
-        return kept[1]
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
+class FLMZeroTimeLinear(FLMTimeLinear, FLMZeroLinear):
+    """One that starts at zero."""
 
 
 class FLMTimeEmbedding(nn.Module):
-    """Features of a time tau in [0, 1]: cosines and sines of tau 10000^(-k / n), through a two-layer MLP."""
+    """Features of a time tau in [0, 1]: cosines and sines of tau 10000^(-k / n), through a two-layer MLP.
 
-    def __init__(self, config: FLMConfig, last: type[nn.Linear] = nn.Linear):
+    It computes in float32, under autocast too: bfloat16 would round away the difference of times 1/1000 apart.
+    """
+
+    def __init__(self, config: FLMConfig, last: type[nn.Linear] = FLMTimeLinear):
         super().__init__()
         self.num_frequencies = config.time_embedding_size // 2
-        self.linear_1 = nn.Linear(config.time_embedding_size, config.conditioning_size)
+        self.linear_1 = FLMTimeLinear(config.time_embedding_size, config.conditioning_size)
         self.linear_2 = last(config.conditioning_size, config.conditioning_size)
 
     def forward(self, tau: Tensor) -> Tensor:
-        steps = torch.arange(self.num_frequencies, device=tau.device, dtype=torch.float32)
-        angles = tau.float()[:, None] * 10000.0 ** (-steps / self.num_frequencies)
-        features = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.linear_2(F.silu(self.linear_1(features.to(self.linear_1.weight.dtype))))
+        with torch.autocast(tau.device.type, enabled=False):
+            steps = torch.arange(self.num_frequencies, device=tau.device, dtype=torch.float32)
+            angles = tau.float()[:, None] * 10000.0 ** (-steps / self.num_frequencies)
+            features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+            return self.linear_2(F.silu(self.linear_1(features)))
 
 
 class FLMAttention(nn.Module):
@@ -194,21 +191,71 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class FLMLossWeighting(nn.Module):
-    """The learned loss weight w(tau), of a flow map w(tau_s, tau_t): exp(-w) l + w, (batch,)."""
+    """The learned loss weight w(tau), of a flow map w(tau_s, tau_t): exp(-w) l + w, (batch,). In float32."""
 
     def __init__(self, config: FLMConfig):
         super().__init__()
         self.time_embedding = FLMTimeEmbedding(config)
         two_times = config.model_type == "fmlm"
-        self.target_time_embedding = FLMTimeEmbedding(config, last=FLMZeroLinear) if two_times else None
-        self.linear_1 = nn.Linear(config.conditioning_size, 128)
-        self.linear_2 = FLMZeroLinear(128, 1)
+        self.target_time_embedding = FLMTimeEmbedding(config, last=FLMZeroTimeLinear) if two_times else None
+        self.linear_1 = FLMTimeLinear(config.conditioning_size, 128)
+        self.linear_2 = FLMZeroTimeLinear(128, 1)
 
     def forward(self, tau: Tensor, target: Tensor | None = None) -> Tensor:
         embedding = self.time_embedding(tau)
         if self.target_time_embedding is not None:
             embedding = embedding + self.target_time_embedding(tau if target is None else target)
-        return self.linear_2(F.gelu(self.linear_1(embedding))).squeeze(-1).float()
+        with torch.autocast(tau.device.type, enabled=False):
+            return self.linear_2(F.gelu(self.linear_1(embedding))).squeeze(-1).float()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The weights of the vocabulary's two layers. The network calls them as layers; but noise, losses and samplers need the
+# table and the output layer as matrices. What may stand in a layer's place has no such weight to read, or another than
+# it computes with: a PEFT adapter, a quantised layer, one whose weights an offloading hook brings for the time of a
+# call. So the matrices are read off the layer's own calls, which is exact for what is linear in its input, gives every
+# adapter its gradient, and costs V d and V d^2. Of a layer as it was made they are its parameters, at no cost.
+# ---------------------------------------------------------------------------------------------------------------------
+
+_PROBE = 256.0  # so that a bias is small beside it, whose rounding the weights would get; a power of 2 rounds none
+
+
+def _is_plain(layer: nn.Module, forward: Callable) -> bool:
+    """Whether calls of `layer` are `forward` on its own parameters, and nothing else."""
+    if getattr(layer.forward, "__func__", None) is not forward or layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    # A tensor made of others is quantised or sharded.
+    return not any(hasattr(weight, "__tensor_flatten__") or weight.is_meta for weight in layer.parameters())
+
+
+def _place_of(layer: nn.Module) -> torch.device:
+    """The device that a layer computes on: that of its weights, but where a hook of accelerate's brings them."""
+    for module in layer.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for own in getattr(hook, "hooks", [hook]):
+            if (place := getattr(own, "execution_device", None)) is not None:
+                return torch.device(place)
+    return next(layer.parameters()).device
+
+
+def _table_of(layer: nn.Module, vocab_size: int) -> Tensor:
+    """The table (V, d) of an embedding layer."""
+    if _is_plain(layer, FLMEmbedding.forward):
+        return layer.weight
+    device = _place_of(layer)
+    with torch.autocast(device.type, enabled=False):
+        return layer(torch.arange(vocab_size, device=device))
+
+
+def _matrix_of(layer: nn.Module, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """W (V, d) and b (V,) of a layer that computes `x W^T + b` of x (..., d) in `dtype`."""
+    if _is_plain(layer, nn.Linear.forward):
+        return layer.weight, layer.bias
+    device = _place_of(layer)
+    with torch.autocast(device.type, enabled=False):
+        zero_and_axes = torch.eye(1 + width, width, device=device, dtype=dtype).roll(1, 0)
+        bias, rows = layer(_PROBE * zero_and_axes).split([1, width])
+        return ((rows - bias) / _PROBE).T, bias[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -224,6 +271,10 @@ class FLMPreTrainedModel(PreTrainedModel):
     generation_config_class = FlowGenerationConfig
     supports_gradient_checkpointing = True
     _no_split_modules = ["FLMBlock"]
+    # Float32 where the rest is loaded in half precision, and left out of quantisation: all quantisers of transformers
+    # heed the first list, what loads weights in bfloat16 the second.
+    _keep_in_fp32_modules = ["time_embedding", "target_time_embedding", "loss_weighting"]
+    _keep_in_fp32_modules_strict = _keep_in_fp32_modules
     _input_embed_layer = "embed_tokens"
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -336,7 +387,13 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         self.lm_head = FLMZeroLinear(config.hidden_size, config.vocab_size)
         self.loss_weighting = FLMLossWeighting(config) if config.loss_weighting else None
         self._clock = Clock(config.vocab_size)
+        self._kept_law: tuple[Tensor, NoiseLaw] | None = None
         self.post_init()
+
+    @property
+    def device(self) -> torch.device:
+        """Where states are: the device that the embedding table computes on. To others of a `device_map` they go."""
+        return _place_of(self.embed_tokens)
 
     @property
     def clock(self) -> Clock:
@@ -349,22 +406,36 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         """Give the model a learned loss weight w(tau), zero at first; does nothing if it has one."""
         if self.loss_weighting is None:
             self.config.loss_weighting = True
-            self.loss_weighting = FLMLossWeighting(self.config).to(self.device, self.dtype)
+            self.loss_weighting = FLMLossWeighting(self.config).to(self.device)
             self.loss_weighting.apply(self._init_weights)
 
-    # -- the doors into the embedded space ----------------------------------------------------------------------------
+    # -- the weights of the vocabulary: all that needs them as matrices takes them from here --------------------------
+
+    def vocabulary_table(self) -> Tensor:
+        """The embedding table E (V, d): the parameter itself, or what an adapted, quantised or offloaded layer
+        computes with, differentiable. To be asked for where it is needed: it is as the weights are now."""
+        return _table_of(self.embed_tokens, self.config.vocab_size).to(self.device)
+
+    def output_layer(self) -> tuple[Tensor, Tensor]:
+        """W (V, d) and b (V,) of the logits `hidden W^T + b`, as [`vocabulary_table`] gives the table; for what is not
+        the parameters themselves at V d^2 of work a call."""
+        weight, bias = _matrix_of(self.lm_head, self.config.hidden_size, self.dtype)
+        return weight.to(self.device), bias.to(self.device)
+
+    # -- the ways into the embedded space and out of it ---------------------------------------------------------------
 
     def embed_state(self, state: Tensor) -> Tensor:
         """Embed ids (batch, length), as one-hots, or a dense state (batch, length, V): float32 (batch, length, d)."""
-        if state.is_floating_point():
-            if state.shape[-1] != self.config.vocab_size:
-                raise ValueError(
-                    f"a dense state has one entry per token of the vocabulary: expected (batch, length, "
-                    f"{self.config.vocab_size}), got {tuple(state.shape)}."
-                )
-        else:
+        if not state.is_floating_point():
             self._check_ids("state", state)
-        return self.embed_tokens(state)
+            return self.embed_tokens(state)
+        if state.shape[-1] != self.config.vocab_size:
+            raise ValueError(
+                f"a dense state has one entry per token of the vocabulary: expected (batch, length, "
+                f"{self.config.vocab_size}), got {tuple(state.shape)}."
+            )
+        with torch.autocast(state.device.type, enabled=False):
+            return state.float() @ self.vocabulary_table().float()
 
     def embed_noise(
         self,
@@ -388,10 +459,14 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         generator: torch.Generator | None,
         seeds: Sequence[int] | None,
         law: NoiseLaw | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Embedded noise, and a number in [0, 1) per sequence: independent with seeds, else evenly spread (batch,)."""
+        """Embedded noise, and a number in [0, 1) per sequence: independent with seeds, else evenly spread (batch,).
+
+        What a seed gives is counted from the first token that is not padding.
+        """
         vocab_size, width = self.config.vocab_size, self.config.hidden_size
-        device = self.embed_tokens.weight.device
+        device = self.device
         dense = vocab_size <= width or (seeds is None and batch_size * length <= width)
         size = vocab_size if dense else width
         if seeds is not None:
@@ -399,28 +474,52 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
                 raise ValueError("give seeds (`noise_seed`) or `generator`, not both.")
             seeds = as_seeds("noise_seed", seeds, batch_size)
             noise, uniform = white_noise(seeds, length, size, device, self.config.max_position_embeddings)
+            noise = to_where_text_begins(noise, attention_mask)
         else:
             noise = torch.randn(batch_size, length, size, generator=generator, device=device)
             spread = torch.arange(batch_size, device=device) / batch_size
             uniform = (torch.rand((), generator=generator, device=device) + spread) % 1
-        return self.embed_tokens(noise, white=not dense, law=law), uniform
+        return self.embed_white_noise(noise, law), uniform
+
+    def embed_white_noise(self, white: Tensor, law: NoiseLaw | None = None) -> Tensor:
+        """The embedding of noise over the vocabulary: float32 (..., d).
+
+        Args:
+            white (`Tensor`): standard normal: (..., V), that noise itself; or, where V > d, (..., d), from which
+                [`embedded_noise`] makes the embedding of one.
+            law (`NoiseLaw`, *optional*): of the table, for the latter.
+        """
+        if white.shape[-1] == self.config.vocab_size:
+            return self.embed_state(white)
+        with torch.autocast(white.device.type, enabled=False):
+            table = self.vocabulary_table()
+            if law is None and not torch.is_grad_enabled():
+                law = self._law(table)
+            return embedded_noise(white, table, law=law)[0].float()
+
+    def _law(self, table: Tensor) -> NoiseLaw:
+        """The law of the noise, kept from call to call while the table stays as it is: it costs V d^2.
+
+        What tells is a weighted sum of its rows, at V d: versions and addresses miss a change through `.data`.
+        """
+        rows = torch.arange(1, len(table) + 1, device=table.device)
+        mark = rows.sin().to(table.dtype) @ table
+        kept = self._kept_law
+        if kept is None or kept[0].device != mark.device or not torch.equal(kept[0], mark):
+            self._kept_law = kept = mark, NoiseLaw()
+        return kept[1]
 
     def embed_prediction(self, hidden: Tensor) -> Tensor:
         """Embed the prediction of `hidden` (batch, length, d): `softmax(logits) @ E`, float32, blockwise over V."""
         embedding = expected_embedding(
-            hidden.flatten(0, 1),
-            self.lm_head.weight,
-            self.lm_head.bias,
-            self.embed_tokens.weight,
-            self.config.final_logit_softcapping,
+            hidden.flatten(0, 1), *self.output_layer(), self.vocabulary_table(), self.config.final_logit_softcapping
         )
         return embedding.view(hidden.shape)
 
     def decode_prediction(self, hidden: Tensor) -> Tensor:
         """The most likely token of each position of `hidden` (batch, length, d), -1 where its logit is not finite:
         int64 (batch, length), blockwise."""
-        tokens = most_likely_token(hidden.flatten(0, 1), self.lm_head.weight, self.lm_head.bias)
-        return tokens.view(hidden.shape[:2])
+        return most_likely_token(hidden.flatten(0, 1), *self.output_layer()).view(hidden.shape[:2])
 
     def pipeline(self, tokenizer: PreTrainedTokenizerBase, **kwargs):
         """The text-generation pipeline of this model, a [`FLMPipeline`]; `kwargs` are its defaults."""
@@ -440,10 +539,11 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
     ) -> Tensor:
         """The backbone: embedded state (batch, length, d) at tau (batch,) to the last hidden state, same shape."""
         batch, length, _ = state.shape
-        condition = F.silu(self._time_condition(timesteps, target_timesteps))
         hidden = state.to(self.dtype)
+        condition = F.silu(self._time_condition(timesteps, target_timesteps)).to(hidden.dtype)
         if self.position_embedding is not None:
-            hidden = hidden + self.position_embedding.weight[:length]
+            positions = self.position_embedding(torch.arange(length, device=state.device))
+            hidden = hidden + positions.to(state.device)
         rotary = self._rotary(length, state.device)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
         for layer in self.layers:
@@ -452,8 +552,9 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             hidden = layer(hidden, condition, rotary, mask)
         if all_hidden is not None:
             all_hidden.append(hidden)
-        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        return _modulate(self.norm(hidden), shift, scale)
+        # Of several devices the state's is where the rest goes on.
+        shift, scale = self.modulation(condition)[:, None].to(state.device).chunk(2, dim=-1)
+        return _modulate(self.norm(hidden).to(state.device), shift, scale)
 
     def _time_condition(self, timesteps: Tensor, target_timesteps: Tensor | None) -> Tensor:
         if target_timesteps is not None:
@@ -491,21 +592,28 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         padding, nor labelled -100, nor conditioning. Positions labelled -100 are kept clean when `input_ids` give
         their token (a prompt, say): they condition.
 
+        In training noise and times are drawn anew in each call. In evaluation (`model.eval()`) they are fixed: unless
+        `noise_seed` or `generator` is given, a row's seed is a hash of its tokens without the padding, so that its
+        loss is the same again, in any batch and on any process. A flow map is not trained by `labels`, which leave its
+        jumps unattended to.
+
         Args:
             input_ids (`Tensor`, *optional*): (batch, length) clean ids; default: `labels`. Without labels, and with
                 `timesteps`, they are the state itself, as one-hots.
             inputs_embeds (`Tensor`, *optional*): (batch, length, d) an embedded state (see `embed_state`) to be taken
                 as it is; needs `timesteps`. With labels, the loss of this state.
             labels (`Tensor`, *optional*): (batch, length) ids to predict; -100 where nothing is scored.
-            timesteps (`Tensor`, *optional*): (batch,) tau in [0, 1]; drawn when training, evenly spread over the
-                batch.
+            timesteps (`Tensor`, *optional*): (batch,) tau in [0, 1]; default, with labels: drawn, evenly spread over
+                the batch or, where noise comes from seeds, from each row's own.
             target_timesteps (`Tensor`, *optional*): (batch,) tau in [timesteps, 1], FMLM only; default: `timesteps`,
                 the diagonal, where the flow map's denoiser is the flow's.
             attention_mask (`Tensor`, *optional*): (batch, length), 0 at padding: neither attended to nor scored.
             conditioning_mask (`Tensor`, *optional*): (batch, length) bool, True where the token is kept clean.
             noise_seed (`Tensor` or `list[int]`, *optional*): (batch,) a seed per sequence for its noise and time: the
-                same example gets the same noise whatever the batch layout and padding.
-            generator (`torch.Generator`, *optional*): source of noise and times without `noise_seed`.
+                same example gets the same noise whatever the batch layout and padding. Default in evaluation: from
+                the ids.
+            generator (`torch.Generator`, *optional*): source of noise and times without `noise_seed`; in evaluation,
+                too, they are then random.
             noise_law (`NoiseLaw`, *optional*): one object for all calls between two changes of the weights, such as
                 the micro-batches of a step: what the noise needs of the embedding table is then worked out once.
             output_hidden_states (`bool`, *optional*): also return all hidden states.
@@ -513,23 +621,42 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
                 logits: `embed_prediction`, `decode_prediction` and the losses take it from there.
             return_dict (`bool`, *optional*): False for a plain tuple. Its default, and that of `output_hidden_states`,
                 are the config's.
-            num_items_in_batch (`int`, *optional*): what the summed loss is divided by instead of the number of scored
-                positions here (gradient accumulation: the count over all micro-batches).
+            num_items_in_batch (`int`, *optional*): the number of labels other than -100 in all micro-batches of a
+                step (gradient accumulation). The loss is then the mean here times the share of them that is here: all
+                micro-batches together give the mean over what is scored if no other position has a label, and a
+                weighted mean of their means otherwise (`labels = input_ids` with padding).
 
         Raises:
-            ValueError: arguments that contradict each other or would go unused, or wrong shapes. Values (ids, times,
+            ValueError: arguments that contradict each other or would go unused, wrong shapes, or `labels` for a flow
+                map in training. Values (ids, times,
                 labels that are not the `input_ids`, nothing to score) are checked on a CPU only, and not in compiled
                 code: on an accelerator the check would make the host wait for every step.
         """
         unknown = sorted(name for name, value in kwargs.items() if value is not None and value is not False)
         if unknown:
-            raise TypeError(f"{type(self).__name__}.forward() got unexpected arguments {unknown}.")
+            hint = " Rows joined by DataCollatorWithFlattening would see each other: pad them." * (
+                "position_ids" in unknown
+            )
+            raise TypeError(f"{type(self).__name__}.forward() got unexpected arguments {unknown}.{hint}")
+        if labels is None and num_items_in_batch is not None:
+            raise ValueError(
+                "the Trainer kept the `labels`, which are to be noised here, to itself: leave out "
+                "`label_smoothing_factor` and `compute_loss_func`; the loss is the model's own."
+            )
         batch = self._check_shapes(input_ids, inputs_embeds, labels, attention_mask, conditioning_mask)
         noised = inputs_embeds is None and labels is not None
+        if noised and self.config.model_type == "fmlm" and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "`labels` train the diagonal of a flow map alone, which spoils its jumps: use FMLMTrainer, with a "
+                "flow as its teacher or, to learn from the data, without one. (To evaluate: `model.eval()`.)"
+            )
         if not noised and not (noise_seed is None and generator is None):
             raise ValueError("`noise_seed` and `generator` noise `labels`, but here the state is given.")
         if not noised and timesteps is None:
-            raise ValueError("`timesteps` is missing: the time tau in [0, 1] of the given state, shape (batch,).")
+            raise ValueError(
+                "`timesteps` is missing: the time tau in [0, 1] of the given state, shape (batch,). (To train, give "
+                "`labels`.)"
+            )
         timesteps = self._check_times("timesteps", timesteps, batch)
         target_timesteps = self._check_times("target_timesteps", target_timesteps, batch)
         if target_timesteps is not None:
@@ -546,7 +673,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         else:
             clean = labels.clamp(min=0) if input_ids is None else input_ids
             keep = conditioning_mask if input_ids is None else _union(conditioning_mask, labels == -100)
-            state, timesteps = self._corrupt(clean, timesteps, keep, noise_seed, generator, noise_law)
+            state, timesteps = self._corrupt(clean, timesteps, keep, attention_mask, noise_seed, generator, noise_law)
 
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -561,7 +688,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             output = FLMOutput(logits=logits, hidden_states=hidden_states)
         else:
             loss, losses = self._loss(hidden, labels, scored, timesteps, num_items_in_batch)
-            output = FLMOutput(loss, None, losses, scored, timesteps, hidden_states)
+            output = FLMOutput(loss, None, losses, scored.long(), timesteps, hidden_states)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     @torch.compiler.disable  # generators cannot be compiled, and each new seed would be compiled for anew
@@ -570,12 +697,16 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
         clean: Tensor,
         timesteps: Tensor | None,
         keep: Tensor | None,
+        attention_mask: Tensor | None,
         noise_seed: Tensor | Sequence[int] | None,
         generator: torch.Generator | None,
         law: NoiseLaw | None,
     ) -> tuple[Tensor, Tensor]:
         """The state at tau (drawn when not given) of ids (batch, length), clean where `keep`: embedded; and tau."""
-        noise, uniform = self._embed_noise_and_uniform(clean.shape[0], clean.shape[1], generator, noise_seed, law)
+        if noise_seed is None and generator is None and not self.training:
+            noise_seed = seeds_of(clean, attention_mask)
+        batch, length = clean.shape
+        noise, uniform = self._embed_noise_and_uniform(batch, length, generator, noise_seed, law, attention_mask)
         tau = uniform if timesteps is None else timesteps
         data = self.embed_tokens(clean)
         state = interpolate(noise, data, self.clock.t(tau))
@@ -598,14 +729,19 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             weights = weights * torch.exp(-log_weight)
         total, losses = chunked_cross_entropy(
             hidden.flatten(0, 1),
-            self.lm_head.weight,
-            self.lm_head.bias,
+            *self.output_layer(),
             labels.flatten().clamp(min=0).long(),
             weights.flatten(),
             self.config.final_logit_softcapping,
         )
-        count = scored.sum() if num_items_in_batch is None else num_items_in_batch
-        if num_items_in_batch is None and _checkable(labels) and count == 0:
+        count = scored.sum()
+        if num_items_in_batch is not None:
+            # What was counted is labels, of padding, too, perhaps: the mean is over what is scored all the same.
+            of_labels = count.clamp(min=1) / (labels != -100).sum().clamp(min=1)
+            divisor = num_items_in_batch * of_labels
+            # Of nothing the mean is no number, which a Trainer leaves out of evaluation; in training it must not be.
+            count = divisor.where(count > 0, 1) if self.training else divisor
+        elif _checkable(labels) and count == 0:
             raise ValueError(
                 "there is no position to score: all `labels` are -100, padding (attention_mask 0) or conditioning."
             )
@@ -673,7 +809,7 @@ class FLMModel(FLMPreTrainedModel, FlowGenerationMixin):
             raise ValueError(f"`{name}` has shape {tuple(times.shape)}, but must be ({batch},), a time per sequence.")
         if _checkable(times) and not ((times >= 0) & (times <= 1)).all():
             raise ValueError(f"`{name}` must lie in [0, 1] (times are tau), but reach {_furthest(times)}.")
-        return times.to(self.embed_tokens.weight.device, torch.float32).expand(batch)
+        return times.to(self.device, torch.float32).expand(batch)
 
     def _check_target(self, labels: Tensor | None, timesteps: Tensor, target_timesteps: Tensor) -> None:
         if labels is not None:
@@ -731,12 +867,13 @@ class FMLMModel(FLMModel):
 
     def __init__(self, config: FMLMConfig):
         super().__init__(config)
-        self.target_time_embedding = FLMTimeEmbedding(config, last=FLMZeroLinear)
+        self.target_time_embedding = FLMTimeEmbedding(config, last=FLMZeroTimeLinear)
         self.post_init()
 
     def _time_condition(self, timesteps: Tensor, target_timesteps: Tensor | None) -> Tensor:
         target = timesteps if target_timesteps is None else target_timesteps
-        return self.time_embedding(timesteps) + self.target_time_embedding(target)
+        first = self.time_embedding(timesteps)
+        return first + self.target_time_embedding(target).to(first.device)
 
 
 def _scored_positions(
@@ -768,3 +905,7 @@ def _furthest(tau: Tensor) -> float:
 
 FLMModel.register_for_auto_class("AutoModel")
 FMLMModel.register_for_auto_class("AutoModel")
+
+# Where a model is loaded by its repository's code, too: transformers' own pipeline asks whether it generates text.
+AutoModelForCausalLM.register(FLMConfig, FLMModel, exist_ok=True)
+AutoModelForCausalLM.register(FMLMConfig, FMLMModel, exist_ok=True)

@@ -8,6 +8,7 @@ the same combination as that of the velocities (of a flow map: the average veloc
 leave the simplex. No prediction is ever held: it is embedded, decoded and drawn from in blocks of the vocabulary.
 """
 
+import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -55,19 +56,20 @@ class Prediction:
 
     Args:
         parts (`list[Part]`): one, or several if it is guided.
-        table (`Tensor`): (V', width) the embeddings of the tokens that the parts tell apart.
+        table (`Callable`): gives the embeddings (V', width) of the tokens that the parts tell apart.
         tokens (`Tensor`, *optional*): (V',) their ids, ascending; None for the whole vocabulary.
         shape (`torch.Size`): (batch, length).
     """
 
     parts: list[Part]
-    table: Tensor
+    table: Callable[[], Tensor]
     tokens: Tensor | None
     shape: torch.Size
 
     def embedding(self) -> Tensor:
         """The prediction in the embedded space: float32 (batch, length, width)."""
-        rows = self._sum(lambda p: expected_embedding(p.hidden, p.weight, p.bias, self.table, p.cap))
+        table = self.table()
+        rows = self._sum(lambda p: expected_embedding(p.hidden, p.weight, p.bias, table, p.cap))
         return rows.view(*self.shape, -1)
 
     def most_likely(self) -> Tensor:
@@ -120,6 +122,8 @@ class Predictor:
         seeds (`list[int]`): one per sequence.
         tokens (`Tensor`, *optional*): the ids that may be written, ascending; None for all.
         call (`Callable`, *optional*): what evaluates the network, of the signature of `model.denoise`, its default.
+        lengths (`list[int]`, *optional*): of each sequence, without the padding at its end, which the network does not
+            attend to. Default: there is none.
     """
 
     evaluations = 1  # of a network for each prediction
@@ -132,14 +136,20 @@ class Predictor:
         seeds: list[int],
         tokens: Tensor | None = None,
         call: Callable[..., Tensor] | None = None,
+        lengths: list[int] | None = None,
     ):
         self.model, self.prompt, self.keep, self.seeds, self.tokens = model, prompt, keep, seeds, tokens
         self.call = call or model.denoise
+        self.attention_mask: Tensor | None = None  # (batch, length), 0 at padding; None where there is none
+        batch, length = prompt.shape
+        self.lengths = [length] * batch if lengths is None else lengths
+        if min(self.lengths) < length:
+            ends = torch.tensor(self.lengths, device=prompt.device)
+            self.attention_mask = (torch.arange(length, device=prompt.device) < ends[:, None]).long()
         vocab_size, hidden_size = model.config.vocab_size, model.config.hidden_size
         self.dense = vocab_size <= hidden_size  # the white noise is that over the vocabulary, which then is narrower
         self.white_width = min(vocab_size, hidden_size)  # of the white noise that the model alone needs
         self._heads: dict[Any, tuple[Tensor, Tensor, float | None]] = {}
-        self.table = self._rows(self.vocabulary_table())
         self.clean = self.embed(prompt)
         self.start = self._start()
 
@@ -162,7 +172,12 @@ class Predictor:
 
     def vocabulary_table(self) -> Tensor:
         """The embedding table of the states: (V, width)."""
-        return self.model.embed_tokens.weight
+        return self.model.vocabulary_table()
+
+    @functools.cached_property
+    def table(self) -> Tensor:
+        """The rows of it that may be written, (V', width): a text in one step needs none."""
+        return self._rows(self.vocabulary_table())
 
     def _start(self) -> Tensor:
         return self.model.embed_noise(*self.prompt.shape, seeds=self.seeds)
@@ -178,7 +193,7 @@ class Predictor:
 
     def _noise_factor(self) -> Tensor:
         """(n, width): white noise of width n times it is the embedding of Gaussian noise over the vocabulary."""
-        return self.model.embed_tokens(torch.eye(self.white_width, device=self.model.device), white=not self.dense)
+        return self.model.embed_white_noise(torch.eye(self.white_width, device=self.model.device))
 
     def _rows(self, of_vocabulary: Tensor) -> Tensor:
         return of_vocabulary if self.tokens is None else of_vocabulary[self.tokens]
@@ -187,19 +202,23 @@ class Predictor:
         """Hidden states (batch, length, d) by `call`; on a CPU it gets some rows after the other, in their order."""
         rows = max(1, _CPU_TOKENS // state.shape[1]) if state.device.type == "cpu" else len(state)
 
-        def of(some: Tensor) -> Tensor:
-            return call(some, tau.expand(len(some)), None if target is None else target.expand(len(some)))
+        def of(start: int) -> Tensor:
+            some = state[start : start + rows]
+            times = tau.expand(len(some)), None if target is None else target.expand(len(some))
+            if self.attention_mask is None:
+                return call(some, *times)
+            return call(some, *times, attention_mask=self.attention_mask[start : start + rows])
 
-        return torch.cat([of(some) for some in state.split(rows)])
+        return torch.cat([of(start) for start in range(0, len(state), rows)])
 
     def _combine(self, *weighted: tuple[float, Any, Tensor]) -> Prediction:
         parts = []
         for share, model, hidden in weighted:
             if model not in self._heads:
-                head, cap = model.lm_head, model.config.final_logit_softcapping
-                self._heads[model] = (self._rows(head.weight), self._rows(head.bias), cap)
+                weight, bias = model.output_layer()
+                self._heads[model] = self._rows(weight), self._rows(bias), model.config.final_logit_softcapping
             parts.append(Part(share, hidden.flatten(0, 1), *self._heads[model]))
-        return Prediction(parts, self.table, self.tokens, self.prompt.shape)
+        return Prediction(parts, lambda: self.table, self.tokens, self.prompt.shape)
 
 
 class Guided(Predictor, ABC):
@@ -245,11 +264,11 @@ class DropoutGuided(Guided):
 
     def _weak(self, state: Tensor, tau: Tensor, target: Tensor | None) -> tuple[Any, Tensor]:
         self.count += 1
-        seeds = iter(step_seeds(self.seeds, _DROPOUT + self.count))
+        drawn = zip(step_seeds(self.seeds, _DROPOUT + self.count), self.lengths, strict=True)
 
-        def call(some: Tensor, *times: Tensor | None) -> Tensor:
-            with _dropout(self.model, self.rate, list(itertools.islice(seeds, len(some)))):
-                return self.model.denoise(some, *times)
+        def call(some: Tensor, *times: Tensor | None, **mask: Tensor) -> Tensor:
+            with _dropout(self.model, self.rate, list(itertools.islice(drawn, len(some)))):
+                return self.model.denoise(some, *times, **mask)
 
         return self.model, self._hidden(call, state, tau, target)
 
@@ -269,7 +288,7 @@ class ModelGuided(Guided):
         return torch.cat(self._tables(), dim=1)
 
     def _tables(self) -> list[Tensor]:
-        return [model.embed_tokens.weight.float() for model in (self.model, self.weak)]
+        return [model.vocabulary_table().float() for model in (self.model, self.weak)]
 
     def _start(self) -> Tensor:
         return self._widen(self._white(self.seeds, self.white_width), self.seeds) @ self._noise_factor()
@@ -297,13 +316,16 @@ class ModelGuided(Guided):
 
 
 @contextmanager
-def _dropout(model, rate: float, seeds: Sequence[int]) -> Iterator[None]:
-    """The network of `model` with dropout of `rate` at every layer made for it, from one seed per sequence."""
-    generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
+def _dropout(model, rate: float, drawn: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """The network of `model` with dropout of `rate` at every layer made for it, from a seed for each sequence, and for
+    as many positions as it has: its padding draws no numbers, so that what follows is the same without."""
+    generators = [(torch.Generator(model.device).manual_seed(seed), length) for seed, length in drawn]
 
     def drop(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        shape = output.shape[1:]
-        kept = torch.stack([torch.rand(shape, generator=g, device=output.device) >= rate for g in generators])
+        kept = torch.ones_like(output, dtype=torch.bool)
+        for row, (generator, length) in zip(kept, generators, strict=True):
+            shape = (length, output.shape[-1])
+            row[:length] = torch.rand(shape, generator=generator, device=output.device) >= rate
         return output * kept / (1 - rate)
 
     hooks = [module.register_forward_hook(drop) for module in model.modules() if isinstance(module, nn.Dropout)]
@@ -323,16 +345,20 @@ class Lookahead:
         embedding (`Tensor`): (batch, length, d) the prediction in the embedded space, `probabilities @ E`.
         hidden (`Tensor`): (batch, length, d) the hidden states that it is made of.
         model (`FLMModel`): the network.
+        rows (`Tensor`): (batch,) int64, which sequences of the generation these are: all of them, in their order,
+            unless they differ in length; then those of each length come by themselves, without padding.
     """
 
     embedding: Tensor
     hidden: Tensor
     model: Any
+    rows: Tensor
 
     @property
     def probabilities(self) -> Tensor:
         """The prediction over the vocabulary, float32 (batch, length, V): the only thing here of that size."""
-        return softcap(self.model.lm_head(self.hidden), self.model.config.final_logit_softcapping).float().softmax(-1)
+        logits = softcap(self.model.lm_head(self.hidden), self.model.config.final_logit_softcapping)
+        return logits.to(self.hidden.device, torch.float32).softmax(-1)
 
 
 def reward_gradient(
@@ -351,13 +377,18 @@ def reward_gradient(
         own = state[..., : model.config.hidden_size].detach().requires_grad_()
         end = torch.ones_like(tau) if model.config.model_type == "fmlm" else None
         hidden = predictor._hidden(model.denoise, own, tau, end)
-        embedding = model.embed_prediction(hidden)
-        reward = reward_fn(Lookahead(embedding, hidden, model))
-        if not (isinstance(reward, Tensor) and reward.shape == own.shape[:1] and reward.requires_grad):
-            found = f"{tuple(reward.shape)}" if isinstance(reward, Tensor) else repr(reward)
-            raise ValueError(
-                f"`reward_fn` must return a reward per sequence, a tensor ({len(own)},) that is differentiable in "
-                f"what it was given, but returned {found}."
-            )
-        (gradient,) = torch.autograd.grad(reward.sum(), own)
-    return gradient @ (model.embed_tokens.weight.float().T @ predictor.vocabulary_table().float())
+        total = torch.zeros((), device=own.device)
+        for length in sorted(set(predictor.lengths)):
+            of_length = [row for row, its in enumerate(predictor.lengths) if its == length]
+            rows = torch.tensor(of_length, device=own.device)
+            some = hidden[rows, :length]
+            reward = reward_fn(Lookahead(model.embed_prediction(some), some, model, rows))
+            if not (isinstance(reward, Tensor) and reward.shape == rows.shape and reward.requires_grad):
+                found = f"{tuple(reward.shape)}" if isinstance(reward, Tensor) else repr(reward)
+                raise ValueError(
+                    f"`reward_fn` must return a reward per sequence, a tensor ({len(rows)},) that is differentiable "
+                    f"in what it was given, but returned {found}."
+                )
+            total = total + reward.sum()
+        (gradient,) = torch.autograd.grad(total, own)
+    return gradient @ (model.vocabulary_table().float().T @ predictor.vocabulary_table().float())

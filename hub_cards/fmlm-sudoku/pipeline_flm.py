@@ -1,9 +1,15 @@
 """The text-generation pipeline that travels with a model repository."""
 
+import types
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils.data import Dataset, IterableDataset
 from transformers import Pipeline
+
+from .generation_flm import prompt_ids
 
 
 class FLMPipeline(Pipeline):
@@ -13,12 +19,16 @@ class FLMPipeline(Pipeline):
     write = pipeline("text-generation", model="org/fmlm", trust_remote_code=True)
     write(num_steps=1, num_return_sequences=4)                       # from nothing
     write(["Once", "In the beginning"], num_steps=4)                 # after prompts
-    write("He said [MASK] [MASK] the king.", num_steps=4)            # in blanks: the tokenizer's mask token
+    blank = write.tokenizer.mask_token
+    write(f"He said{blank}{blank} the king.", num_steps=4)           # in blanks
     ```
 
     It takes the arguments of the model's `generate`, in the call or when it is made, and of its own `return_full_text`
     (default True: the prompt and what follows) and `skip_special_tokens` (default True). For each text it gives a list
     of `{"generated_text": ...}`, one for each of `num_return_sequences`.
+
+    The sequences of all texts of a call are numbered in their order: the i-th takes `seed + i`, or `seed[i]`. What is
+    written does not depend on `batch_size`.
     """
 
     _load_tokenizer = True
@@ -28,12 +38,21 @@ class FLMPipeline(Pipeline):
     _pipeline_calls_generate = False  # the model has a generation configuration of its own kind
 
     def __call__(self, text_inputs: str | Sequence[str] | None = None, **kwargs):
-        """Write for each of `text_inputs`, a text or several; None or "" to write from nothing.
+        """Write for each of `text_inputs`: a text, several, or a generator or data set of texts, for which it gives an
+        iterator; None or "" to write from nothing.
 
         Raises:
             ValueError: an input is no text, or an argument is not one of `generate`.
         """
-        return super().__call__("" if text_inputs is None else text_inputs, **kwargs)
+        inputs = _numbered("" if text_inputs is None else text_inputs)
+        if isinstance(inputs, list) and not inputs:
+            return []
+        seed, count = (self._forward_params | kwargs).get("seed"), len(inputs) if isinstance(inputs, list) else 1
+        if isinstance(inputs, list | _Text) and isinstance(seed, list | tuple | torch.Tensor):
+            wanted = count * self._per_text(self._forward_params | kwargs)
+            if len(seed) != wanted:
+                raise ValueError(f"`seed` has {len(seed)} entries for {wanted} sequences: one each is needed.")
+        return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
         self, return_full_text: bool | None = None, skip_special_tokens: bool | None = None, **generate_kwargs
@@ -41,25 +60,73 @@ class FLMPipeline(Pipeline):
         after = {"return_full_text": return_full_text, "skip_special_tokens": skip_special_tokens}
         return {}, generate_kwargs, {name: value for name, value in after.items() if value is not None}
 
-    def preprocess(self, inputs: str) -> dict[str, torch.Tensor]:
-        if not isinstance(inputs, str):
-            raise ValueError(f"a prompt must be a text, but is {inputs!r}.")
-        ids = self.tokenizer(inputs, add_special_tokens=False).input_ids
-        if ids and self.tokenizer.bos_token_id is not None:  # rows of training text begin with it
-            ids = [self.tokenizer.bos_token_id, *ids]
-        ids = torch.tensor([ids], dtype=torch.long)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    def _per_text(self, generate_kwargs: dict[str, Any]) -> int:
+        """How many sequences are written for a text."""
+        configs = (generate_kwargs.get("generation_config"), self.model.generation_config)
+        counts = (getattr(config, "num_return_sequences", None) for config in configs)
+        return next((count for count in (generate_kwargs.get("num_return_sequences"), *counts) if count), 1)
+
+    def preprocess(self, inputs: "_Text") -> dict[str, torch.Tensor]:
+        if not isinstance(inputs.text, str):
+            raise ValueError(f"a prompt must be a text, but is {inputs.text!r}.")
+        tokenizer: Any = self.tokenizer
+        ids = prompt_ids(inputs.text, tokenizer)
+        mask = torch.ones_like(ids)
+        if ids.shape[1] == 0:  # a single padding stands for no prompt, so that it can be put beside others
+            ids, mask = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long)
+        return {"input_ids": ids, "attention_mask": mask, "number": torch.tensor([inputs.number])}
 
     def _forward(self, model_inputs: dict[str, torch.Tensor], **generate_kwargs) -> dict[str, torch.Tensor]:
-        sequences = self.model.generate(**model_inputs, **generate_kwargs)
-        batch = len(model_inputs["input_ids"])
-        prompt_length = model_inputs["attention_mask"].sum(1)
-        return {"sequences": sequences.view(batch, -1, sequences.shape[1]), "prompt_length": prompt_length}
+        numbers, count = model_inputs.pop("number").tolist(), self._per_text(generate_kwargs)
+        seed = generate_kwargs.get("seed")
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            generate_kwargs["seed"] = [seed + number * count + i for number in numbers for i in range(count)]
+        elif isinstance(seed, list | tuple | torch.Tensor):
+            generate_kwargs["seed"] = [x for number in numbers for x in seed[number * count : (number + 1) * count]]
+        settings = {"tokenizer": self.tokenizer} | generate_kwargs | {"return_dict_in_generate": True}
+        out = self.model.generate(**model_inputs, **settings)
+        batch = len(numbers)
+        return {
+            "sequences": out.sequences.view(batch, -1, out.sequences.shape[1]),
+            "length": out.attention_mask.sum(1).view(batch, -1)[:, 0],
+            "prompt_length": model_inputs["attention_mask"].sum(1),
+        }
 
     def postprocess(
         self, model_outputs: dict[str, torch.Tensor], return_full_text: bool = True, skip_special_tokens: bool = True
     ) -> list[dict[str, str]]:
         start = 0 if return_full_text else int(model_outputs["prompt_length"])
         (sequences,) = model_outputs["sequences"]
-        texts = (self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences[:, start:])
+        own = sequences[:, start : int(model_outputs["length"])]
+        texts = (self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in own)
         return [{"generated_text": text} for text in texts]
+
+
+@dataclass
+class _Text:
+    """A prompt, and which it is of those of a call."""
+
+    number: int
+    text: Any
+
+
+class _NumberedDataset(Dataset):
+    def __init__(self, texts):
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, number: int) -> _Text:
+        return _Text(number, self.texts[number])
+
+
+def _numbered(texts: Any):
+    """Prompts with their numbers, in a container of the kind that transformers' pipelines know."""
+    if isinstance(texts, Dataset) and not isinstance(texts, IterableDataset):
+        return _NumberedDataset(texts)
+    if isinstance(texts, IterableDataset | types.GeneratorType):
+        return (_Text(number, text) for number, text in enumerate(texts))
+    if isinstance(texts, Sequence) and not isinstance(texts, str):
+        return [_Text(number, text) for number, text in enumerate(texts)]
+    return _Text(0, texts)
