@@ -172,7 +172,7 @@ def test_nothing_of_size_length_times_vocabulary_is_made():
             )
         assert 0 < sampling.elements < length * vocab_size / 2, sampler
     for control in (
-        {"guidance_scale": 2, "guidance_model": flow},
+        {"guidance_scale": 2, "guidance_model": FMLMModel(model.config)},
         {"reward_fn": lambda ahead: ahead.embedding.sum((1, 2))},
         {"refine_steps": 1, "suppress_tokens": [3]},
     ):
