@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling_flm import FMLMConfig, FMLMModel, flow_flm, losses_flm
+from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel, flow_flm, losses_flm
 from modeling_flm.flow_flm import expected_embedding, most_likely_of_mixture, most_likely_token, softcap
 from modeling_flm.losses_flm import chunked_cross_entropy
 from modeling_flm.samplers_flm import SAMPLERS
@@ -147,7 +147,7 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
 
 def test_nothing_of_size_length_times_vocabulary_is_made():
     vocab_size, length = 50_257, 1024
-    config = FMLMConfig(
+    sizes = dict(
         vocab_size=vocab_size,
         hidden_size=64,
         num_hidden_layers=1,
@@ -156,13 +156,13 @@ def test_nothing_of_size_length_times_vocabulary_is_made():
         max_position_embeddings=length,
         hidden_dropout=0.0,
     )
-    model = FMLMModel(config)
+    model, flow = FMLMModel(FMLMConfig(**sizes)), FLMModel(FLMConfig(**sizes))
     ids = torch.randint(0, vocab_size, (1, length))
     with Largest() as dense:  # the watch itself works
         model(input_ids=ids, timesteps=0.5).logits.sum()
     assert dense.elements >= length * vocab_size
     with Largest() as training:
-        model(labels=ids, noise_seed=[0]).loss.backward()
+        flow(labels=ids, noise_seed=[0]).loss.backward()
     assert 0 < training.elements < length * vocab_size / 2
     more = {"bridge": {"temperature": 0.8, "top_p": 0.9}, "flow_map": {"gamma": 0.5}}
     for sampler in SAMPLERS:
@@ -172,7 +172,7 @@ def test_nothing_of_size_length_times_vocabulary_is_made():
             )
         assert 0 < sampling.elements < length * vocab_size / 2, sampler
     for control in (
-        {"guidance_scale": 2, "guidance_model": FMLMModel(config)},
+        {"guidance_scale": 2, "guidance_model": FMLMModel(model.config)},
         {"reward_fn": lambda ahead: ahead.embedding.sum((1, 2))},
         {"refine_steps": 1, "suppress_tokens": [3]},
     ):
