@@ -1,7 +1,6 @@
 """`generate`: what comes out, what its arguments mean, which of them wins, and how often the network is called."""
 
 import io
-import re
 
 import pytest
 import torch
@@ -544,19 +543,6 @@ def test_a_streamer_is_put_every_draft(model):
             assert "\n\n".join(Tokenizer().decode(ids, skip_special_tokens=True) for ids in draft) in shown
         assert shown.count("step 1\n") == 2 and shown.count("step 3\n") == 1
         assert shown.count("\x1b[2J") == (4 if file.isatty() else 0)
-
-
-def test_the_readme_s_section(monkeypatch, capsys):
-    """Its snippets, in their order."""
-    monkeypatch.chdir(HUB.parent)
-    section = (HUB.parent / "README.md").read_text().split("## Generate\n")[1].split("\n## ")[0]
-    names: dict = {}
-    for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
-        exec(snippet, names)
-    shown = capsys.readouterr().out
-    assert names["ids"].shape == (4, 128) and len(names["several"]["input_ids"]) == 2
-    assert "<bos>In the beginning" in shown and "<bos>He said" in shown and " the king." in shown
-    assert "<mask>" not in shown and "Once" in shown
 
 
 # -- how it runs ------------------------------------------------------------------------------------------------------

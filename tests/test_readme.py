@@ -51,7 +51,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("flm ")]
 
 
-def test_the_python_blocks_run_in_order(folder):
+def test_the_python_blocks_run_in_order(folder, capsys):
     names: dict = {"__name__": "readme"}
     blocks = [(text, start) for language, text, start in BLOCKS if language == "python"]
     assert len(blocks) >= 5
@@ -60,6 +60,10 @@ def test_the_python_blocks_run_in_order(folder):
             text = re.sub(pattern, smaller, text)
         line = README.count("\n", 0, start) + 1
         exec(compile("\n" * line + text, "README.md", "exec"), names)  # errors name README's own line
+    shown = capsys.readouterr().out
+    assert names["ids"].shape == (4, 128) and len(names["several"].input_ids) == 2
+    assert "<bos>In the beginning" in shown and "<bos>He said" in shown and " the king." in shown
+    assert "<mask>" not in shown and "Once" in shown
     for made in ("tuned", "fresh", "map"):
         assert to_upload(folder / "runs" / made)  # complete, or refused
     assert (folder / "runs" / "plain" / "tokenizer.json").exists()
