@@ -127,7 +127,7 @@ FLM = [sys.executable, "-m", "trainers.cli"]
     "arguments, left",
     [
         (["--help"], "stdout"),
-        (["push", str(HUB / "fmlm-shidoku"), "org/name", "--dry-run"], "stdout"),
+        (["push", str(HUB / "space"), "org/name", "--dry-run"], "stdout"),
         (["train", "missing.yaml"], "stderr"),
     ],
 )
