@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,15 @@ SEEDS = (1, 2, 3)
 Row = dict[str, object]
 
 
-def over_seeds(measure: Callable[[int], Row]) -> Row:
-    """`measure` of each seed; its numbers become mean and standard deviation."""
-    rows = [measure(seed) for seed in SEEDS]
+def over_seeds(measure: Callable[[int], Row], seeds: Sequence[int] = SEEDS) -> Row:
+    """`measure` of each seed; its numbers become mean and, of several seeds, standard deviation."""
+    rows = [measure(seed) for seed in seeds]
     measured: Row = {}
     for name in rows[0]:
         values = [number(row[name]) for row in rows]
-        measured |= {name: float(np.mean(values)), f"{name}_sd": float(np.std(values, ddof=1))}
+        measured[name] = float(np.mean(values))
+        if len(seeds) > 1:
+            measured[f"{name}_sd"] = float(np.std(values, ddof=1))
     return measured
 
 
@@ -55,11 +57,12 @@ def measure_parts(
     parts: Mapping[str, Callable[[], list[Row]]],
     results_file: Path,
     report: Callable[[dict[str, list[Row]]], str],
+    wanted: Sequence[str] | None = None,
 ) -> None:
-    """Measure those `parts` that the command line names, all if it names none; the others stay as they were. Results
-    go to `results_file`, and `report` of them to the Markdown file beside it, after each part."""
-    wanted = sys.argv[1:]
-    unknown = set(wanted) - parts.keys()
+    """Measure the `wanted` parts, by default those that the command line names, all if there are none; the others stay
+    as they were. Results go to `results_file`, and `report` of them to the Markdown file beside it, after each part."""
+    wanted = sys.argv[1:] if wanted is None else wanted
+    unknown = {*wanted} - parts.keys()
     if unknown:
         sys.exit(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(parts)}.")
     for name in wanted or parts:

@@ -25,7 +25,7 @@ from trainers.train import load_data
 
 
 def main() -> None:
-    recipe = load_recipe(sys.argv[1], [f"training.{override}" for override in sys.argv[2:]])
+    recipe = load_recipe(sys.argv[1], sys.argv[2:])
     tokenizer = load_tokenizer(recipe.tokenizer)
     known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     settings = {name: value for name, value in recipe.training.items() if name in known}

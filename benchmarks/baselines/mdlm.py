@@ -75,7 +75,7 @@ def log_likelihood(model: FLMModel, ids: Tensor, num_draws: int, seed: int) -> T
 
 
 def main() -> None:
-    recipe = load_recipe(sys.argv[1], [f"training.{override}" for override in sys.argv[2:]])
+    recipe = load_recipe(sys.argv[1], sys.argv[2:])
     recipe.training |= {"eval_strategy": "no", "conditioning_rate": 0.0}  # a masked model is conditional anyway
     recipe.training["output_dir"] += "-mdlm"
     trainer = build_trainer(recipe, MDLMTrainer)

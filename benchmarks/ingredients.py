@@ -1,0 +1,215 @@
+"""What an ingredient of training is worth on TinyStories, at equal compute: writes ingredients.json and its table.
+
+    python -m benchmarks.ingredients                                      # every part, on the data of the recipe
+    python -m benchmarks.ingredients flow-lr-3e-3 --training-seeds 42     # one part; the others stay as they were
+    python -m benchmarks.ingredients --train ./stories.parquet --validation ./held-out.parquet    # on other files
+
+A part is `recipes/tinystories.yaml` with some entries changed, for a flow, for masked diffusion (`baselines/mdlm.py`)
+or for a GPT-2 (`baselines/ar.py`), each on the same rows. Runs are kept in runs/ingredients: one that was stopped goes
+on, one that has ended is only measured.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+import modeling_flm  # noqa: F401  registers the model types
+from benchmarks.baselines import mdlm
+from benchmarks.results import ROOT, Row, measure_parts, over_seeds, show, table
+from evaluation.ngram import KneserNey
+from evaluation.scorers import causal_losses
+from evaluation.text import known_words, token_entropy
+from trainers.data import DataSource, load_text, pack
+
+RECIPE = ROOT / "recipes" / "tinystories.yaml"
+RESULTS = ROOT / "benchmarks" / "ingredients.json"
+RUNS = ROOT / "runs" / "ingredients"
+TRAINING_STEPS, LENGTH = 1500, 128
+TEXTS, HELD_OUT = 64, 256  # written by each model; rows that its loss is taken on
+STEPS = (8, 64)  # evaluations of a flow and of masked diffusion
+TAUS = (0.2, 0.6, 0.99)
+SEED = 1_000_000  # of the first text
+
+
+@dataclass
+class Variant:
+    """A kind of model, and what its training changes in the recipe.
+
+    Args:
+        kind (`str`): "flow", "masked" or "gpt2".
+        overrides (`list[str]`): as for `flm train`.
+    """
+
+    kind: str
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def suffix(self) -> str:
+        """What the script that trains a baseline puts behind the name of the output folder."""
+        return {"flow": "", "masked": "-mdlm", "gpt2": "-ar"}[self.kind]
+
+    @property
+    def command(self) -> list[str]:
+        """What trains it, and goes on where it was stopped; overrides follow."""
+        if self.kind == "flow":
+            return ["trainers.cli", "train", str(RECIPE), "--resume"]
+        return [f"benchmarks.baselines.{self.suffix[1:]}", str(RECIPE)]
+
+
+def _rates(kind: str, *rates: str) -> dict[str, Variant]:
+    return {f"{kind}-lr-{rate}": Variant(kind, [f"training.learning_rate={rate}"]) for rate in rates}
+
+
+VARIANTS = (
+    _rates("flow", "1.5e-3", "3e-3")
+    | _rates("masked", "1e-3", "2e-3", "4e-3")
+    | _rates("gpt2", "1e-3", "2e-3", "4e-3")
+)
+
+
+@dataclass
+class Stories:
+    """The data, and those who judge by it.
+
+    Args:
+        train, validation: what the recipe's `data` would name.
+    """
+
+    train: str | dict
+    validation: str | dict
+
+    @cached_property
+    def tokenizer(self):
+        return AutoTokenizer.from_pretrained(ROOT / "examples" / "stories" / "tokenizer")
+
+    @cached_property
+    def held_out(self) -> torch.Tensor:
+        return torch.from_numpy(self._rows(self.validation)).long()
+
+    @cached_property
+    def judge(self) -> KneserNey:
+        return KneserNey(self._rows(self.train), len(self.tokenizer))
+
+    @cached_property
+    def documents(self) -> list[str]:
+        return self._text(self.train)["text"][:]
+
+    def _text(self, source: str | dict):
+        return load_text(DataSource.parse(source, "."))
+
+    def _rows(self, source: str | dict) -> np.ndarray:
+        return np.array(pack(self._text(source), self.tokenizer, LENGTH).with_format("numpy")["input_ids"][:])
+
+    def judged(self, ids: torch.Tensor) -> Row:
+        """Of texts (n, LENGTH): their perplexity, entropy, and shares of known words and pairs."""
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        words, pairs = known_words(texts, self.documents)
+        return {
+            "gppl_ngram": float(np.exp(self.judge.token_losses(ids.numpy()).mean())),
+            "entropy": float(token_entropy(ids.numpy()).mean()),
+            "words": float(np.mean(words)),
+            "pairs": float(np.mean(pairs)),
+        }
+
+
+def held_out(stories: Stories) -> list[Row]:
+    return [{"model": "held-out stories"} | stories.judged(stories.held_out[:TEXTS])]
+
+
+def measure(stories: Stories, name: str, seeds: list[int]) -> list[Row]:
+    """A row for each number of evaluations: means over trainings of different seeds."""
+    kind, rows = VARIANTS[name].kind, []
+    folders = {seed: train(stories, name, seed) for seed in seeds}
+    for steps in STEPS if kind != "gpt2" else (None,):
+        measured = over_seeds(lambda seed, steps=steps: _judged(stories, kind, folders[seed], steps), seeds)
+        rows.append({"model": name, "steps": steps} | measured | {"training seeds": len(seeds)})
+        show(rows[-1])
+    return rows
+
+
+def train(stories: Stories, name: str, seed: int) -> Path:
+    """The folder of a variant, trained if it is not yet."""
+    variant = VARIANTS[name]
+    output = RUNS / f"{name}-{seed}"
+    folder = output.with_name(output.name + variant.suffix)
+    if not (folder / "model.safetensors").exists():
+        overrides = [f"training.max_steps={TRAINING_STEPS}", f"training.seed={seed}", f"training.output_dir={output}"]
+        overrides += ["training.eval_strategy=no", "training.num_samples=0"]
+        overrides += [f"data.{split}={_as_yaml(getattr(stories, split))}" for split in ("train", "validation")]
+        command = [sys.executable, "-m", *variant.command, *overrides, *variant.overrides]
+        subprocess.run(command, check=True, cwd=ROOT)
+    return folder
+
+
+def _as_yaml(source: str | dict) -> str:
+    if isinstance(source, dict) or not Path(source).exists():
+        return json.dumps(source)
+    return json.dumps(str(Path(source).resolve()))  # a recipe reads paths from its own folder
+
+
+@torch.no_grad()
+def _judged(stories: Stories, kind: str, folder: Path, steps: int | None) -> Row:
+    rows = stories.held_out[:HELD_OUT]
+    if kind == "gpt2":
+        gpt2 = AutoModelForCausalLM.from_pretrained(folder).eval()
+        torch.manual_seed(SEED)
+        start = torch.full((TEXTS, 1), stories.tokenizer.bos_token_id)
+        return stories.judged(gpt2.generate(start)) | {"loss": float(causal_losses(gpt2, rows).mean())}
+    model = AutoModel.from_pretrained(folder).eval()
+    if kind == "masked":
+        bound = -mdlm.log_likelihood(model, rows, num_draws=16, seed=0).mean() / (LENGTH - 1)
+        return stories.judged(mdlm.sample(model, steps, TEXTS, 1.0, SEED)) | {"loss": float(bound)}
+    ids = model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=SEED)
+    return stories.judged(ids) | {f"loss_{tau}": _loss(model, rows, tau) for tau in TAUS}
+
+
+def _loss(model, rows: torch.Tensor, tau: float) -> float:
+    """The denoiser's cross entropy at tau, nats per token, at fixed noise."""
+    parts = rows.split(32)
+    return float(np.mean([model(labels=part, timesteps=tau).loss for part in parts]))
+
+
+def report(results: dict[str, list[Row]]) -> str:
+    text = [
+        "# Ingredients",
+        "",
+        "`python -m benchmarks.ingredients`: flows, masked diffusion and GPT-2 on TinyStories, rows of 128 tokens,",
+        f"{TRAINING_STEPS:,} steps of 24 rows each ({TRAINING_STEPS * 24 * LENGTH / 1e6:.1f} M tokens), with an entry",
+        "of `recipes/tinystories.yaml` changed. Means over trainings of different seeds, ± standard deviation where",
+        f"there are several. {TEXTS} texts of each model, at temperature 1, flows by Euler's scheme.",
+        "",
+        "* `gppl ngram`: perplexity under a Kneser-Ney 4-gram of the training text; `entropy`: of a text's tokens.",
+        "* `words`, `pairs`: shares of words and of neighbouring words that the training text has, too.",
+        "* `loss`: of held-out rows, nats per token: GPT-2's own, of masked diffusion a bound. `loss 0.2`: the flow's",
+        "  cross entropy at tau = 0.2, no bound.",
+        "",
+        table([row for name in ("held-out", *VARIANTS) for row in results.get(name, [])]),
+    ]
+    return "\n".join(text) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What an ingredient of the training is worth on TinyStories.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of held-out, {', '.join(VARIANTS)}; default: all")
+    parser.add_argument("--train", default="roneneldan/TinyStories")
+    parser.add_argument("--validation", default={"path": "roneneldan/TinyStories", "split": "validation"})
+    parser.add_argument(
+        "--training-seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[42, 43]
+    )
+    options = parser.parse_args()
+    stories = Stories(options.train, options.validation)
+    parts = {"held-out": partial(held_out, stories)}
+    parts |= {name: partial(measure, stories, name, options.training_seeds) for name in VARIANTS}
+    measure_parts(parts, RESULTS, report, options.parts)
+
+
+if __name__ == "__main__":
+    main()

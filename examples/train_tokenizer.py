@@ -1,0 +1,62 @@
+"""Train a tokenizer for a corpus: a byte-level BPE, as the shipped text models have.
+
+    python examples/train_tokenizer.py ./examples/corpus/train.parquet --vocab-size 4096 --output examples/corpus/tokenizer
+    python examples/train_tokenizer.py roneneldan/TinyStories --vocab-size 2048 --output examples/stories/tokenizer
+
+The corpus is what a recipe's `data` may name: a file or folder that begins with ./ ../ or /, or a data set on the Hub.
+A second run writes the same bytes.
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from trainers.data import DataSource, load_text
+
+SPECIAL_TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "mask_token": "<mask>"}
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of `vocab_size` tokens, the special ones first. Nothing is normalised and all 256 bytes are tokens, so
+    every text decodes to what was encoded.
+
+    A text begins with BOS, as a row of training text does; packing, which places special tokens itself, asks for none.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    bos = SPECIAL_TOKENS["bos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=128,
+        clean_up_tokenization_spaces=False,
+        **SPECIAL_TOKENS,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train a byte-level BPE on a corpus.")
+    parser.add_argument("corpus")
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--vocab-size", type=int, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    documents = load_text(DataSource.parse(options.corpus, "."))[options.text_column]
+    train_tokenizer(documents, options.vocab_size).save_pretrained(options.output)
+
+
+if __name__ == "__main__":
+    main()
