@@ -2,7 +2,16 @@
 
 from pathlib import Path
 
-METRICS = ("distinct_n", "generative_perplexity", "mauve", "novelty", "repetition", "self_bleu", "token_entropy")
+METRICS = (
+    "distinct_n",
+    "generative_perplexity",
+    "known_words",
+    "mauve",
+    "novelty",
+    "repetition",
+    "self_bleu",
+    "token_entropy",
+)
 
 
 def path(metric: str) -> str:

@@ -15,9 +15,9 @@
                 "interval": [low, high] or null, "reached": share of the resamples that reach it}
 
 The metrics: "gppl S" for each scorer S; "entropy" (within a sample), "pool entropy", "distinct 2", "self-BLEU",
-"repetition 4", "memorised 8" and "longest run" (with a training text), "mauve" (with mauve-text). docs/evaluation.md
-says what each is. Intervals are 95 % percentile bootstraps over samples; metrics of the pool have none, as a resample
-holds copies, which is what they measure.
+"repetition 4", "memorised 8", "longest run", "known words" and "known pairs" (with a training text), "mauve" (with
+mauve-text). docs/evaluation.md says what each is. Intervals are 95 % percentile bootstraps over samples; metrics of
+the pool have none, as a resample holds copies, which is what they measure.
 """
 
 import hashlib
@@ -26,10 +26,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trainers.data import DataSource, load_text, pack
@@ -43,6 +45,7 @@ from .scorers import CausalScorer, perplexity
 from .text import (
     Rows,
     distinct_n,
+    known_words,
     longest_matches,
     memorised,
     pool_entropy,
@@ -190,11 +193,14 @@ def compare(
     mauve = feature_judge is not None and _version("mauve-text") is not None
     overlaps = _overlaps(feature_judge, sets, others) if feature_judge and mauve else None
     matches = _matches(sets, training, common) if training is not None else None
+    known = _known(sets, training_text, common) if training_text else None
     for i, samples in enumerate(sets):
         metrics = {f"gppl {judge.name}": _gppl(points[i, judge.name]) for judge in judges} | _variety(samples.rows)
         if matches is not None:
             metrics[f"memorised {COPIED}"] = _mean(memorised(matches[i], COPIED))
             metrics["longest run"] = _plain(max(int(match.max(initial=0)) for match in matches[i]))
+        if known is not None:
+            metrics |= {name: _mean(shares[i]) for name, shares in known.items()}
         if overlaps is not None:
             metrics["mauve"] = _plain(overlaps[i])
         empty = sum(not text.strip() for text in samples.texts)
@@ -233,11 +239,14 @@ def compare(
 # -- samples and scorers ----------------------------------------------------------------------------------------------
 
 
+def _documents(file: str) -> Dataset:
+    return load_text(DataSource.parse(str(Path(file).resolve()), "."))
+
+
 def _packed(file: str, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[np.ndarray, dict]:
     """Rows (n, length) of a file of text, as a model of this tokenizer is trained on; and which file it was."""
     path = Path(file)
-    data = load_text(DataSource.parse(str(path.resolve()), "."))
-    rows = np.array(pack(data, tokenizer, length).with_format("numpy")["input_ids"][:])
+    rows = np.array(pack(_documents(file), tokenizer, length).with_format("numpy")["input_ids"][:])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return rows, {"file": path.name, "sha256": digest, "rows": len(rows), "length": length}
 
@@ -324,6 +333,25 @@ def _matches(sets: list[Samples], training: np.ndarray, common: Common) -> list[
 def _trimmed(row: Sequence[int], around: set[int]) -> Sequence[int]:
     inside = [i for i, token in enumerate(row) if token not in around]
     return row[inside[0] : inside[-1] + 1] if inside else row[:0]
+
+
+def _known(sets: list[Samples], training_text: str, common: Common) -> dict[str, np.ndarray]:
+    """[`known_words`] of each set's samples, by their names: (sets, samples). The documents of the training text are
+    read whole, as its rows are cut within words."""
+    documents = filter(None, _documents(training_text)["text"])
+    words, pairs = known_words([text for samples in sets for text in _apart(samples, common)], documents)
+    return {"known words": words.reshape(len(sets), -1), "known pairs": pairs.reshape(len(sets), -1)}
+
+
+def _apart(samples: Samples, common: Common) -> list[str]:
+    """The texts of samples; of ids, with a space for special tokens: the words on either side of them are two."""
+    if not common.shared:
+        return samples.texts
+    special = set(common.tokenizer.all_special_ids)
+    rows = [
+        [list(part) for between, part in groupby(row, special.__contains__) if not between] for row in samples.rows
+    ]
+    return [" ".join(common.tokenizer.batch_decode(parts)) for parts in rows]
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""How varied samples are, and how new. Samples are rows of tokens: ids (n, length), or lists of ids or words of any
-lengths. Every sample counts."""
+"""How varied samples are, how new, and how far they are made of real words. Samples are rows of tokens: ids
+(n, length), or lists of ids or words of any lengths; or texts, where the letters matter. Every sample counts."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -9,6 +10,7 @@ import numpy as np
 Rows = np.ndarray | Sequence[Sequence]
 
 TOKENS_AT_ONCE = 2**22  # of a training text, when runs are looked for in it
+LETTERS = re.compile(r"[^\W\d_]+")  # of any script, and numerals that are no digits, as Ⅷ
 
 
 def words(samples: Sequence) -> Sequence[Sequence]:
@@ -103,6 +105,32 @@ def memorised(matches: Sequence[np.ndarray], n: int) -> np.ndarray:
     return np.array(
         [float((match[: len(match) - n + 1] >= n).mean()) if len(match) >= n else 0.0 for match in matches]
     )
+
+
+def known_words(texts: Iterable[str], training: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each text, the share of its words that occur in the documents of `training`, and the share of its pairs of
+    neighbouring words that are neighbours in one of them: (n,), (n,), in [0, 1]; 0 where it has none.
+
+    Words are runs of letters, in lower case; whatever is between two of them, they are neighbours. Left out are the
+    first and the last word of a text, as one that is cut from a stream may begin and end within a word.
+    """
+    rows = [_letter_words(text)[1:-1] for text in texts]
+    lengths = (1, 2)
+    wanted = {n: {gram for row in rows for gram in _grams(row, n)} for n in lengths}
+    known: dict[int, set[tuple]] = {n: set() for n in lengths}  # of the wanted only: a training text has millions
+    for document in training:
+        row = _letter_words(document)
+        for n in lengths:
+            known[n] |= wanted[n].intersection(_grams(row, n))
+    words, pairs = (
+        np.array([sum(gram in known[n] for gram in _grams(row, n)) / max(len(row) - n + 1, 1) for row in rows])
+        for n in lengths
+    )
+    return words, pairs
+
+
+def _letter_words(text: str) -> list[str]:
+    return LETTERS.findall(text.lower())
 
 
 def _stream(rows: Iterable[Sequence | np.ndarray], known: np.ndarray) -> np.ndarray:

@@ -97,6 +97,7 @@ def test_rows_have_every_sample_its_evaluations_and_intervals(result):
     assert len(result["rows"]) == 8 + (1 + 2 + 4) + (2 + 4) + 4 + 2
     names = set(result["rows"][0]["metrics"])
     assert names >= {"gppl ar-english-small", "gppl kneser-ney", "entropy", "self-BLEU", "memorised 8", "mauve"}
+    assert names >= {"known words", "known pairs"}
     for row in result["rows"]:
         assert row["samples"] == 2 * COUNT and len(row["texts"]) == 2 and set(row["metrics"]) == names
         for value in row["metrics"].values():
@@ -121,6 +122,9 @@ def test_controls_rank_as_they_should(result):
     assert copies["gppl kneser-ney"] < patchwork["gppl kneser-ney"] < real["gppl kneser-ney"]
     assert copies["memorised 8"] == 1 and copies["longest run"] == 30
     assert real["memorised 8"] < 0.05 < patchwork["memorised 8"] < 1 and patchwork["longest run"] >= 8
+    assert copies["known words"] == 1 and copies["known pairs"] > 0.95  # a row may hold the ends of two documents
+    assert frequent["known words"] < real["known words"] - 0.1 < 0.9
+    assert shuffled["known pairs"] < real["known pairs"] - 0.2 < 0.8
     assert loops["gppl ar-english-small"] < shuffled["gppl ar-english-small"] / 5
     assert loops["entropy"] < real["entropy"] - 0.5 and loops["repetition 4"] > 0.6 > real["repetition 4"]
     assert repeated["self-BLEU"] == pytest.approx(1) and real["self-BLEU"] < 0.3
@@ -158,13 +162,28 @@ def test_figures_are_those_of_the_functions_on_the_samples(project, result):
     assert row["gppl kneser-ney"] == pytest.approx(expected)
 
 
+def test_known_words_are_those_of_whole_documents_and_special_tokens_part_words(project):
+    (project / "words.jsonl").write_text(
+        '{"text": "It is done in the house"}\n{"text": null}\n{"text": "Go thy way"}\n'
+    )
+    tokenizer = AutoTokenizer.from_pretrained(MAP)
+    parts = tokenizer(["It is done", "In the house"], add_special_tokens=False)["input_ids"]
+    row = np.array([tokenizer.bos_token_id, *parts[0], tokenizer.eos_token_id, *parts[1], tokenizer.eos_token_id])
+    for shared, words in ((True, 1), (False, 2 / 3)):  # of a text nothing says where the special tokens were
+        common = evaluation.compare.Common(tokenizer, shared)
+        sets = [common.samples({}, rows) for rows in ([row, row[:1]], [row, row])]
+        known = evaluation.compare._known(sets, str(project / "words.jsonl"), common)
+        assert known["known words"] == pytest.approx(np.array([[words, 0], [words, words]]))
+        assert known["known pairs"][:, 0] == pytest.approx(1 if shared else 0)
+
+
 def test_samples_of_a_file_make_all_be_compared_as_texts(project):
     settings = dict(scorers=[str(SCORER)], reference=str(project / "real.parquet"), num_samples=COUNT, length=32)
     result = compare([str(MAP), str(project / "samples.txt")], **settings)
     [row] = [row for row in result["rows"] if row["kind"] == "file"]
     assert (row["model"], row["samples"], row["empty_samples"], row["evaluations"]) == ("samples.txt", COUNT, 1, None)
     assert "retokenised" in result["protocol"]["scorers"][0]["input"]
-    assert result["protocol"]["training_text"] is None and "memorised 8" not in row["metrics"]
+    assert result["protocol"]["training_text"] is None and not {"memorised 8", "known words"} & set(row["metrics"])
     assert result["frontier"] == [] and "No sweep" in report.markdown(result)
 
 

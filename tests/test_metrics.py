@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 import evaluation
 from benchmarks.results import BASELINES, ROOT
 from evaluation.scorers import CausalScorer, locate, weights_sha256
-from evaluation.text import longest_matches, memorised, pool_entropy, repetition, self_bleu_scores
+from evaluation.text import known_words, longest_matches, memorised, pool_entropy, repetition, self_bleu_scores
 
 SCORER = str(BASELINES / "ar-english-small")
 TEXTS = ["the king went to the house of the king", "", "and it came to pass", "a"]
@@ -180,6 +180,34 @@ def test_pool_entropy_and_empty_samples():
     assert evaluation.text.distinct_n([[], [1]], 2) == 0
     with pytest.raises(ValueError, match="no tokens"):
         pool_entropy([[], []])
+
+
+def test_known_words_are_worked_by_hand():
+    training = ["The cat sat. On the mat,", "it slept", ""]
+    texts = [
+        "ed The CAT slept on the dog s",  # of six words dog is not known; the-cat and on-the of five pairs are
+        "cat mat it the mat cat",  # of three pairs the-mat is known; mat-it is of two documents
+        "zzz cat zzz",  # a word, no pair
+        "zzz zzz",  # the first and the last word are left out: nothing is left
+        "",
+    ]
+    words, pairs = [5 / 6, 1, 1, 0, 0], [2 / 5, 1 / 3, 0, 0, 0]
+    assert np.stack(known_words(texts, training)) == pytest.approx(np.array([words, pairs]))
+    expected = {"known_words": np.mean(words), "known_pairs": np.mean(pairs)}
+    expected |= {"sample_known_words": words, "sample_known_pairs": pairs}
+    result = load("known_words").compute(predictions=texts, training=iter(training))
+    assert {name: pytest.approx(value) for name, value in expected.items()} == result
+
+
+def test_words_are_runs_of_letters_of_any_script_without_digits_and_apostrophes():
+    training = ["don't ÉCOLE naïve", "Война и мир", "abc1def_ghi"]
+    for word, known in (
+        ("don", 1), ("T", 1), ("dont", 0), ("école", 1), ("cole", 0), ("NAÏVE", 1), ("война", 1), ("МИР", 1),
+        ("def", 1), ("abc", 1), ("abcdef", 0), ("42", 0), ("_", 0),
+    ):  # fmt: skip
+        assert known_words([f"x {word} x"], training)[0] == known, word
+    words, pairs = known_words(["x don’t ¡école! 7 naïve y"], training)
+    assert (words, pairs) == (1, 1)  # don-t, t-école, école-naïve
 
 
 rows_of = st.lists(st.lists(st.integers(0, 3), max_size=8), min_size=1, max_size=4)
