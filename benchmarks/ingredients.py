@@ -11,6 +11,7 @@ on, one that has ended is only measured.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -110,7 +111,8 @@ class Stories:
 
     def judged(self, ids: torch.Tensor) -> Row:
         """Of texts (n, LENGTH): their perplexity, entropy, and shares of known words and pairs."""
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        special = "|".join(map(re.escape, self.tokenizer.all_special_tokens))
+        texts = [re.sub(special, " ", text) for text in self.tokenizer.batch_decode(ids)]
         words, pairs = known_words(texts, self.documents)
         return {
             "gppl_ngram": float(np.exp(self.judge.token_losses(ids.numpy()).mean())),
