@@ -59,8 +59,8 @@ def measure_parts(
     report: Callable[[dict[str, list[Row]]], str],
     wanted: Sequence[str] | None = None,
 ) -> None:
-    """Measure the `wanted` parts, by default those that the command line names, all if there are none; the others stay
-    as they were. Results go to `results_file`, and `report` of them to the Markdown file beside it, after each part."""
+    """Measure the `wanted` parts, by default those that the command line names, all if it names none; the others stay
+    as they were. After each part results go to `results_file`, and `report` of them to the Markdown file beside it."""
     wanted = sys.argv[1:] if wanted is None else wanted
     unknown = {*wanted} - parts.keys()
     if unknown:

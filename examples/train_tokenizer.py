@@ -1,7 +1,7 @@
 """Train a tokenizer for a corpus: a byte-level BPE, as the shipped text models have.
 
-    python examples/train_tokenizer.py ./examples/corpus/train.parquet --vocab-size 4096 --output examples/corpus/tokenizer
-    python examples/train_tokenizer.py roneneldan/TinyStories --vocab-size 2048 --output examples/stories/tokenizer
+    python examples/train_tokenizer.py ./examples/corpus/train.parquet --vocab-size 4096 --output my-tokenizer
+    python examples/train_tokenizer.py roneneldan/TinyStories --vocab-size 2048 --output my-tokenizer
 
 The corpus is what a recipe's `data` may name: a file or folder that begins with ./ ../ or /, or a data set on the Hub.
 A second run writes the same bytes.
@@ -20,8 +20,8 @@ SPECIAL_TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of `vocab_size` tokens, the special ones first. Nothing is normalised and all 256 bytes are tokens, so
-    every text decodes to what was encoded.
+    """A tokenizer of `vocab_size` tokens, the special ones first. Nothing is normalised and all 256 bytes are tokens,
+    so every text decodes to what was encoded.
 
     A text begins with BOS, as a row of training text does; packing, which places special tokens itself, asks for none.
     """
