@@ -95,7 +95,7 @@ for strategy, finish in ways.items():
     train(strategy, FLMTrainer, FLMTrainingArguments, strategy, finish)
 card = open(hf_hub_download("org/every_save", "README.md")).read()
 head = yaml.safe_load(card.split("---")[1])
-assert head["datasets"] == ["org/grids"] and head["tags"] == ["flow-language-model", "fmlm", "one-step-generation"]
+assert head["datasets"] == ["org/grids"] and head["tags"] == ["flow-language-model", "flm", "flow-matching"]
 assert "steps taken: 2" in card and "ema decay" in card and "loss: " in card and "Trained from: " in card
 
 # A later push by hand, to a repository that no argument names.
@@ -170,7 +170,7 @@ def test_pushed_and_loaded_from_the_hub(folders, tmp_path):
 def test_trained_with_push_to_hub_and_loaded(tmp_path):
     with local_hub() as (address, hub):
         environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any", HF_HUB_DISABLE_XET="1")
-        run(TRAIN, tmp_path, FOLDER, **environment, PYTHONPATH=str(ROOT))
+        run(TRAIN, tmp_path, HUB / "flm-shidoku", **environment, PYTHONPATH=str(ROOT))
         on_the_way = hub.repositories["models", "org/plain"][1][2]
         assert "modeling_flm.py" not in on_the_way and "README.md" not in on_the_way
         (tmp_path / "left").mkdir()
