@@ -69,11 +69,13 @@ def _rates(kind: str, *rates: str) -> dict[str, Variant]:
     return {f"{kind}-lr-{rate}": Variant(kind, [f"training.learning_rate={rate}"]) for rate in rates}
 
 
-VARIANTS = (
-    _rates("flow", "1.5e-3", "3e-3")
-    | _rates("masked", "1e-3", "2e-3", "4e-3")
-    | _rates("gpt2", "1e-3", "2e-3", "4e-3")
-)
+VARIANTS = {
+    **_rates("flow", "1.5e-3", "3e-3"),
+    **_rates("masked", "1e-3", "2e-3", "4e-3"),
+    **_rates("gpt2", "1e-3", "2e-3", "4e-3"),
+    # A part of a sequence clean, uniform in [0, 1], in that share of the sequences; the recipe has a tenth.
+    **{f"flow-clean-{share}": Variant("flow", [f"training.conditioning_rate={share}"]) for share in ("0", "0.5")},
+}
 
 
 @dataclass

@@ -56,6 +56,7 @@ def runs(tmp_path_factory):
         environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
         environment |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_TOKEN": "any"}
         environment |= {"HF_HUB_DISABLE_XET": "1", "TRACKIO_DIR": str(folder / "trackio"), "PYTHONPATH": str(ROOT)}
+        environment |= {"OMP_NUM_THREADS": "1"}  # as the other tests: the models are tiny
         command = [sys.executable, "-P", "-c", RUN, json.dumps(commands)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
