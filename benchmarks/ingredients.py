@@ -125,7 +125,8 @@ class Stories:
 
 
 def held_out(stories: Stories) -> list[Row]:
-    return [{"model": "held-out stories"} | stories.judged(stories.held_out[:TEXTS])]
+    judged = stories.judged(stories.held_out[:TEXTS])
+    return [{"model": "held-out stories"} | judged | {"stories to learn from": len(stories.documents)}]
 
 
 def measure(stories: Stories, name: str, seeds: list[int]) -> list[Row]:
