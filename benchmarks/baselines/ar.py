@@ -50,7 +50,12 @@ def main() -> None:
     set_seed(args.seed)
     model = GPT2LMHeadModel._from_config(config, attn_implementation="eager")  # the fastest here in bfloat16
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    # Plain sampling of whole rows.
+    data = load_data(recipe, tokenizer, config.n_positions, args.seed)
+    data["data_collator"] = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    trainer = Trainer(model, args, **data)
+    last = last_whole_checkpoint(args.output_dir)
+    trainer.train(resume_from_checkpoint=last and str(last))
+    # Plain sampling of whole rows. The Trainer has put the tokenizer's EOS into the configuration meanwhile.
     model.generation_config = GenerationConfig(
         do_sample=True,
         top_k=0,
@@ -58,11 +63,6 @@ def main() -> None:
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,
     )
-    data = load_data(recipe, tokenizer, config.n_positions, args.seed)
-    data["data_collator"] = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-    trainer = Trainer(model, args, **data)
-    last = last_whole_checkpoint(args.output_dir)
-    trainer.train(resume_from_checkpoint=last and str(last))
     trainer.save_model()
 
 
