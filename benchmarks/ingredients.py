@@ -11,7 +11,6 @@ on, one that has ended is only measured.
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
 from benchmarks.results import ROOT, Row, measure_parts, over_seeds, show, table
+from evaluation.compare import apart
 from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses
 from evaluation.text import known_words, token_entropy
@@ -113,9 +113,7 @@ class Stories:
 
     def judged(self, ids: torch.Tensor) -> Row:
         """Of texts (n, LENGTH): their perplexity, entropy, and shares of known words and pairs."""
-        special = "|".join(map(re.escape, self.tokenizer.all_special_tokens))
-        texts = [re.sub(special, " ", text) for text in self.tokenizer.batch_decode(ids)]
-        words, pairs = known_words(texts, self.documents)
+        words, pairs = known_words(apart(ids.tolist(), self.tokenizer), self.documents)
         return {
             "gppl_ngram": float(np.exp(self.judge.token_losses(ids.numpy()).mean())),
             "entropy": float(token_entropy(ids.numpy()).mean()),

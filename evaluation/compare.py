@@ -339,19 +339,16 @@ def _known(sets: list[Samples], training_text: str, common: Common) -> dict[str,
     """[`known_words`] of each set's samples, by their names: (sets, samples). The documents of the training text are
     read whole, as its rows are cut within words."""
     documents = filter(None, _documents(training_text)["text"])
-    words, pairs = known_words([text for samples in sets for text in _apart(samples, common)], documents)
+    texts = [apart(samples.rows, common.tokenizer) if common.shared else samples.texts for samples in sets]
+    words, pairs = known_words([text for some in texts for text in some], documents)
     return {"known words": words.reshape(len(sets), -1), "known pairs": pairs.reshape(len(sets), -1)}
 
 
-def _apart(samples: Samples, common: Common) -> list[str]:
-    """The texts of samples; of ids, with a space for special tokens: the words on either side of them are two."""
-    if not common.shared:
-        return samples.texts
-    special = set(common.tokenizer.all_special_ids)
-    rows = [
-        [list(part) for between, part in groupby(row, special.__contains__) if not between] for row in samples.rows
-    ]
-    return [" ".join(common.tokenizer.batch_decode(parts)) for parts in rows]
+def apart(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts of rows of ids, with a space for special tokens: the words on either side of them are two."""
+    special = set(tokenizer.all_special_ids)
+    parts = ([list(part) for between, part in groupby(row, special.__contains__) if not between] for row in rows)
+    return [" ".join(tokenizer.batch_decode(some)) for some in parts]
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------

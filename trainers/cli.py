@@ -463,8 +463,6 @@ def _export_official(options: argparse.Namespace) -> int:
 
 
 def _push(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from hub_cards.push import card_in, check_name, described, push, remarks, to_upload
 
     folder = Path(options.folder)
@@ -484,8 +482,6 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _card(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from hub_cards.folder import complete, write_card
     from hub_cards.push import check_name
 
