@@ -30,10 +30,10 @@ shidoku: $(READY)
 	rm -rf runs/shidoku runs/shidoku-fmlm
 	$(BIN)/flm train recipes/shidoku.yaml
 	$(BIN)/flm distill recipes/shidoku-fmlm.yaml
-	$(BIN)/python -m hub_cards.ship recipes/shidoku.yaml hub_cards/flm-shidoku
-	$(BIN)/python -m hub_cards.ship recipes/shidoku-fmlm.yaml hub_cards/fmlm-shidoku
+	$(BIN)/python -m benchmarks.ship recipes/shidoku.yaml hub_cards/flm-shidoku
+	$(BIN)/python -m benchmarks.ship recipes/shidoku-fmlm.yaml hub_cards/fmlm-shidoku
 	$(BIN)/python -m benchmarks.few_step shidoku coverage
-	$(BIN)/python -m hub_cards.cards
+	$(BIN)/python -m benchmarks.cards
 
 lint: $(READY)
 	$(BIN)/ruff check .

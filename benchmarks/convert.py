@@ -30,7 +30,7 @@ WIDTH, CONDITION, BLOCKS, HEADS = 768, 128, 12, 12
 
 _CONVERT = """
 import resource, sys
-from trainers.cli import main
+from command.main import main
 status = main(["convert", *sys.argv[1:]])
 print("peak of the converter in KiB:", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 sys.exit(status)

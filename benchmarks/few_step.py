@@ -26,7 +26,7 @@ from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses
 from evaluation.sudoku import is_valid
 from evaluation.text import distinct_n, self_bleu, token_entropy
-from trainers.data import pack
+from flm_data import pack
 
 MDLM = BASELINES / "mdlm-english-small"  # trained by `python -m benchmarks.baselines.mdlm`
 RESULTS = ROOT / "benchmarks" / "few_step.json"

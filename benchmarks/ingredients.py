@@ -28,7 +28,7 @@ from evaluation.compare import apart
 from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses
 from evaluation.text import known_words, token_entropy
-from trainers.data import DataSource, load_text, pack
+from flm_data import DataSource, load_text, pack
 
 RECIPE = ROOT / "recipes" / "tinystories.yaml"
 RESULTS = ROOT / "benchmarks" / "ingredients.json"
@@ -61,7 +61,7 @@ class Variant:
     def command(self) -> list[str]:
         """What trains it, and goes on where it was stopped; overrides follow."""
         if self.kind == "flow":
-            return ["trainers.cli", "train", str(RECIPE), "--resume"]
+            return ["command.main", "train", str(RECIPE), "--resume"]
         return [f"benchmarks.baselines.{self.suffix[1:]}", str(RECIPE)]
 
 

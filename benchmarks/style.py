@@ -25,7 +25,7 @@ import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.results import CORPUS, HUB, ROOT, Row, measure_parts, over_seeds, show, table
 from evaluation.ngram import KneserNey
 from evaluation.text import token_entropy
-from trainers.data import pack
+from flm_data import pack
 
 RESULTS = ROOT / "benchmarks" / "style.json"
 RUNS = ROOT / "runs" / "style"

@@ -34,8 +34,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trainers.data import DataSource, load_text, pack
-from trainers.paths import check_path
+from flm_data import DataSource, load_text, pack
+from flm_data.paths import check_path
 
 from .controls import controls
 from .frontier import COVERAGE, RESAMPLES, Point, at_entropy, interval, resamples

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 import modeling_flm  # noqa: F401  registers the model types
-from trainers.data import DataSource, load_text
-from trainers.paths import check_path
+from flm_data import DataSource, load_text
+from flm_data.paths import check_path
 
 from .masked import sample_masked
 from .scorers import locate, weights_sha256

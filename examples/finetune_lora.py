@@ -16,9 +16,9 @@ from datasets import load_dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser, default_data_collator
 
+from flm_data import pack
+from flm_data.paths import check_path
 from trainers import FLMTrainer, FLMTrainingArguments
-from trainers.data import pack
-from trainers.paths import check_path
 
 ROOT = Path(__file__).parent.parent
 CORPUS = ROOT / "examples" / "corpus"

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from flm_data.paths import reading
 from modeling_flm import FLMModel, FMLMConfig, FMLMModel
-from trainers.paths import reading
+from trainers.model_card import model_card
 
-from .card import model_card
 from .official import convert_config, convert_state_dict, official_logits, official_name
 
 _COMPUTED = "rotary_emb.inv_freq"  # a constant of the official network, computed in ours

@@ -19,8 +19,8 @@ from transformers.utils import logging
 
 import modeling_flm
 from modeling_flm import FlowGenerationConfig
+from trainers.model_card import Samples, is_stock, listed, model_card, training_results
 
-from .card import Samples, is_stock, listed, model_card, training_results
 from .push import card_in, weights
 
 CODE = Path(modeling_flm.__file__).parent

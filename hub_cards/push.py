@@ -11,9 +11,9 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCard
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from trainers.paths import checkout
-
-from .card import BEGIN, END, in_repository, is_stock, listed
+from flm_data.paths import check_links, checkout
+from trainers.model_card import BEGIN, END, in_repository, is_stock, listed
+from trainers.pushes import PICKLED, reason
 
 WRITTEN = ("README.md", "generation_config.json", "modeling_flm.py", "pipeline_flm.py")  # by `flm card`
 NEEDED = ("config.json", "tokenizer.json", *WRITTEN)
@@ -21,11 +21,10 @@ SPACE_NEEDED = ("README.md", "app.py", "requirements.txt")
 # What the Space imports and reads of this repository, and finds at the same paths on the Hub.
 SPACE_TAKES = (
     "evaluation/sudoku.py",
-    "trainers/page.py",
-    "trainers/page.html",
+    "hub_cards/page.py",
+    "hub_cards/page.html",
     "examples/sudoku/9x9/validation.parquet",
 )
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 LEFT_OUT = (".*", *PICKLED)
 LARGE = 5 * 10**9  # bytes
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -50,6 +49,7 @@ def to_upload(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{folder} has no {name}, which a {what} needs{help}.")
     if not is_space:
         weights(folder)
+        check_links(folder)
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     files = {name: path for name, path in files.items() if not any(path.match(left) for left in LEFT_OUT)}
     if is_space:
@@ -199,9 +199,3 @@ def push(folder: Path, name: str, create_pr: bool = False, private: bool = False
             "last answer was lost). Push again once the reason is gone."
         ) from error
     return done.pr_url or done.commit_url
-
-
-def reason(error: BaseException) -> str:
-    """Why a push failed, in one line: of an upload huggingface_hub says so only in the cause of its error."""
-    cause = error.__cause__ if type(error) is RuntimeError else None
-    return " ".join((f"{error} {type(cause).__name__}: {cause}" if cause else f"{error}").split()).rstrip(".")

@@ -15,13 +15,13 @@ from tokenizers.models import WordLevel
 from training import arguments, counting_rows, fresh_model
 from transformers import AutoModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
+from benchmarks.cards import SAMPLES, card, draw, shipped
 from benchmarks.few_step import RESULTS
 from benchmarks.results import HUB
-from hub_cards.card import END, Samples, in_repository, model_card
-from hub_cards.cards import SAMPLES, card, draw, shipped
+from command.main import main
 from hub_cards.push import card_in, remarks
 from trainers import FLMTrainer, FLMTrainingArguments
-from trainers.cli import main
+from trainers.model_card import END, Samples, in_repository, model_card
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 

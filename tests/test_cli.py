@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerFast
 
 import trainers.train
 from benchmarks.results import HUB, ROOT
+from command.generate import shown
+from command.main import main
 from hub_cards.push import NEEDED, to_upload
 from modeling_flm import FLMModel, FMLMModel
-from trainers.cli import _shown, main
 from trainers.recipe import finetuning_recipe
 
 WORDS = "the cat saw a dog and one bird sang to an old fox under some tree by our red barn".split()
@@ -97,7 +98,7 @@ def one_line(capsys) -> str:
 
 WITHOUT_TORCH = """
 import sys
-from trainers.cli import main
+from command.main import main
 
 for command in ([], ["train"], ["distill"], ["generate"], ["evaluate"], ["demo"]):
     try:
@@ -120,7 +121,7 @@ def test_help_and_a_wrong_recipe_do_not_wait_for_torch(tmp_path):
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 ENVIRONMENT["PYTHONPATH"] = str(ROOT)
-FLM = [sys.executable, "-m", "trainers.cli"]
+FLM = [sys.executable, "-m", "command.main"]
 
 
 @pytest.mark.parametrize(
@@ -519,7 +520,7 @@ def test_a_sudoku_is_printed_as_a_grid(capsys):
     assert len(rows) == 4 and all(re.fullmatch("[1-4]( [1-4]){3}", row) for row in rows) and filled != other
     (grid,) = written(capsys, HUB / "fmlm-sudoku", "--prompt", "." * 81)
     assert [len(row.split()) for row in grid.split("\n")] == [9] * 9
-    assert _shown("1234") == "1234" and _shown("a" * 81) == "a" * 81
+    assert shown("1234") == "1234" and shown("a" * 81) == "a" * 81
 
 
 def test_the_blanks_of_a_prompt_are_filled(trained, capsys):

@@ -21,13 +21,13 @@ from transformers import (
 import evaluation.compare
 from benchmarks.baselines import mdlm
 from benchmarks.results import BASELINES, CORPUS, HUB, ROOT
+from command.main import main
 from evaluation import report
 from evaluation.compare import compare
 from evaluation.controls import controls
 from evaluation.masked import sample_masked
 from evaluation.ngram import KneserNey
 from evaluation.writers import Sweep, open_writer
-from trainers.cli import main
 
 SCORER = BASELINES / "ar-english-small"
 MAP, MASKED = HUB / "fmlm-english-small", BASELINES / "mdlm-english-small"

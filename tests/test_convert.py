@@ -16,10 +16,10 @@ from tokenizers.models import WordLevel
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from benchmarks.convert import converted
+from command.main import main
 from hub_cards.convert import convert, export_official, read_source
 from hub_cards.official import convert_state_dict
 from hub_cards.push import to_upload
-from trainers.cli import main
 
 NAMES = ["dit_flm", "dit_fmlm"]
 

@@ -15,7 +15,7 @@ from training import distance, fresh_model, weights
 from transformers import AutoModel
 
 from modeling_flm import FLMModel, FMLMModel
-from trainers.flm_trainer import RAW_WEIGHTS
+from trainers.checkpoints import RAW_WEIGHTS
 from trainers.sharding import sharded_by_blocks
 
 HERE = Path(__file__).parent
@@ -37,8 +37,8 @@ def one(folders) -> dict:
 def run_several(processes: int, folder: Path, *arguments: str) -> dict:
     """What that many processes logged."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
-    program = [HERE / "several_processes.py", folder, *arguments]
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE / 'helpers'}", "OMP_NUM_THREADS": "1"}
+    program = [HERE / "helpers" / "several_processes.py", folder, *arguments]
     subprocess.run([*command, *program], env=environment, check=True, timeout=300, cwd=folder)
     return json.loads((folder / "results.json").read_text())
 

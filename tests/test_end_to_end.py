@@ -8,10 +8,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.few_step import unconditional
 from benchmarks.results import ROOT
+from benchmarks.ship import ship
+from command.main import main
 from evaluation.sudoku import is_valid
 from hub_cards.push import NEEDED
-from hub_cards.ship import ship
-from trainers.cli import main
 
 SMALL = ["model.num_hidden_layers=3", "training.disable_tqdm=true", "training.logging_steps=20"]
 

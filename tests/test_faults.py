@@ -30,8 +30,8 @@ def uninterrupted(tmp_path_factory):
 def interrupted(tmp_path_factory) -> tuple[Path, dict]:
     """The folder of the runs, and how each of them ended."""
     root = tmp_path_factory.mktemp("interrupted")
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
-    command = [sys.executable, HERE / "interrupted_runs.py", root]
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE / 'helpers'}"}
+    command = [sys.executable, HERE / "helpers" / "interrupted_runs.py", root]
     subprocess.run(command, env=environment, check=True, timeout=600, capture_output=True)
     return root, json.loads((root / "ends.json").read_text())
 

@@ -14,7 +14,7 @@ import pytest
 from interrupted_pushes import FAILURES, FOLDER, PUSHES, TRAININGS, names
 from local_hub import ARRIVED, BEFORE_THE_ANSWER, HALFWAY, Cut, local_hub
 
-from hub_cards.push import PICKLED
+from trainers.pushes import PICKLED
 
 HERE = Path(__file__).parent
 STEPS = (2, 4, 6)
@@ -42,8 +42,8 @@ def interrupted(tmp_path_factory) -> tuple[Path, dict, dict]:
     """The folder of the pushes, how each of them ended, and the revisions of each repository: their files. A card
     names its repository; here all are called the same, so that they can be compared."""
     root = tmp_path_factory.mktemp("interrupted")
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
-    command = [sys.executable, HERE / "interrupted_pushes.py", root]
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE / 'helpers'}"}
+    command = [sys.executable, HERE / "helpers" / "interrupted_pushes.py", root]
     done = subprocess.run(command, env=environment, timeout=600, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     repositories = pickle.loads((root / "hub.pickle").read_bytes())

@@ -46,7 +46,13 @@ def far_away(tmp_path_factory) -> dict[str, dict]:
     home = tmp_path_factory.mktemp("far_away")
     for name in TYPES:
         eight_step_model(name).save_pretrained(home / "models" / name)
-    command = [sys.executable, "-I", Path(__file__).with_name("fresh_process.py"), home / "models", home / "results"]
+    command = [
+        sys.executable,
+        "-I",
+        Path(__file__).with_name("helpers") / "fresh_process.py",
+        home / "models",
+        home / "results",
+    ]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(home / "hf"), "HF_MODULES_CACHE": str(home / "hf" / "modules")}
     child = subprocess.run(
@@ -341,7 +347,7 @@ def test_a_flow_map_is_not_loaded_as_a_flow(tmp_path):
     assert isinstance(model, FMLMModel) and not info["missing_keys"] and not info["unexpected_keys"]
 
 
-@pytest.mark.parametrize("room", ["modeling_flm", "trainers", "evaluation", "hub_cards"])
+@pytest.mark.parametrize("room", ["modeling_flm", "flm_data", "trainers", "evaluation", "hub_cards", "command"])
 def test_nothing_runs_what_it_reads(room):
     """No pickle, eval or exec; torch.load, where a checkpoint of others is converted, of plain data alone."""
     for path in Path(modeling_flm.__file__).parent.with_name(room).rglob("*.py"):

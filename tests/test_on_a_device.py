@@ -16,8 +16,8 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory) -> dict[str, str]:
     file = tmp_path_factory.mktemp("device") / "wrong.json"
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
-    command = [sys.executable, HERE / "on_a_device.py", file]
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE / 'helpers'}"}
+    command = [sys.executable, HERE / "helpers" / "on_a_device.py", file]
     subprocess.run(command, env=environment, check=True, timeout=300, cwd=HERE.parent)
     return json.loads(file.read_text())
 

@@ -24,20 +24,21 @@ BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(s
 USE = """
 import importlib.util, os, sys
 from pathlib import Path
-from trainers.cli import main
+from command.main import main
 installed, checkout = map(Path, sys.argv[1:])
 assert main(["demo"]) == 1 and main(["demo", "--web"]) == 1 and "torch" not in sys.modules
 assert main(["push", str(checkout / "hub_cards" / "space"), "org/play", "--dry-run"]) == 1
 assert importlib.util.find_spec("hub_cards.space.app").origin == str(installed / "hub_cards" / "space" / "app.py")
 
 os.chdir(checkout)
-import evaluation, hub_cards.card, modeling_flm, trainers.page
-from trainers import FLMTrainer, demo
-for package in (evaluation, hub_cards, modeling_flm, trainers):
+import evaluation, flm_data, hub_cards.page, modeling_flm, trainers.model_card
+from command import demonstration
+from trainers import FLMTrainer
+for package in (evaluation, flm_data, hub_cards, modeling_flm, trainers):
     assert Path(package.__file__).parent.parent == installed
-for template in (hub_cards.card.TEMPLATE, trainers.page.TEMPLATE):
+for template in (trainers.model_card.TEMPLATE, hub_cards.page.TEMPLATE):
     assert template.is_relative_to(installed) and template.exists()
-demo.PARTS = {"fmlm-shidoku": demo.PARTS["fmlm-shidoku"]}
+demonstration.PARTS = {"fmlm-shidoku": demonstration.PARTS["fmlm-shidoku"]}
 assert main(["demo"]) == 0
 assert main(["push", "hub_cards/space", "org/play", "--dry-run"]) == 0
 """
@@ -63,12 +64,12 @@ def wheel(tmp_path_factory):
 def test_the_wheel_has_every_module_and_what_they_read(wheel):
     for package in PACKAGES:
         folder = Path(*package.split("."))
-        files = [*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*.html"), *(ROOT / folder).glob("card.md")]
+        files = [file for pattern in ("*.py", "*.html", "model_card.md") for file in (ROOT / folder).glob(pattern)]
         assert [file.name for file in files if not (wheel / folder / file.name).is_file()] == []
     [metadata] = wheel.glob("*.dist-info/METADATA")
     assert "Requires-Dist: transformers<6,>=5.17" in metadata.read_text()
     [scripts] = wheel.glob("*.dist-info/entry_points.txt")
-    assert "flm = trainers.cli:main" in scripts.read_text()
+    assert "flm = command.main:main" in scripts.read_text()
 
 
 def test_the_wheel_works_away_from_the_checkout_and_in_one(wheel, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import random_ids, tiny_model
 
-from trainers.page import write_page
+from hub_cards.page import write_page
 
 
 class Tokenizer:

@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import constants
 
-from trainers.paths import check_path, is_path, reading
+from flm_data.paths import check_links, check_path, is_path, reading
 
 PATHS = ["./x", "../x", "/x", "~/x", "a/b/c", "a/", "corpus.txt", "a/rows.parquet", "last.ckpt", "two words", ".", ""]
 NAMES = ["gpt2", "org/model", "org/model-2.5", "org/model@main", "org/model@refs/pr/1", "hf://datasets/a/b/c.parquet"]
@@ -38,3 +38,11 @@ def test_what_cannot_be_had_from_the_hub_is_said_in_one_line(tmp_path, monkeypat
     (tmp_path / "models--org--model" / "snapshots").mkdir(parents=True)
     with pytest.raises(OSError, match="^damaged$"), reading("org/model@main"):  # it was had: something else is wrong
         raise OSError("damaged")
+
+
+def test_a_checkout_without_links_is_told_what_to_do(tmp_path):
+    (tmp_path / "modeling_flm.py").write_text("../../modeling_flm/modeling_flm.py")
+    with pytest.raises(ValueError, match="modeling_flm.py should be a link .* `git config core.symlinks true`"):
+        check_links(tmp_path)
+    (tmp_path / "modeling_flm.py").write_text('"""Code."""')
+    check_links(tmp_path)

@@ -12,17 +12,18 @@ import pytest
 import yaml
 from local_hub import local_hub
 
+from benchmarks.cards import card
 from benchmarks.few_step import RESULTS
 from benchmarks.results import HUB, ROOT
-from hub_cards.cards import card
-from hub_cards.push import PICKLED, card_in, check_name, remarks, to_upload
+from command.main import main
+from hub_cards.push import card_in, check_name, remarks, to_upload
 from modeling_flm import FMLMModel
-from trainers.cli import main
+from trainers.pushes import PICKLED
 
 FOLDER = HUB / "fmlm-shidoku"
 PUSH = """
 import sys
-from trainers.cli import main
+from command.main import main
 folder, flow = sys.argv[1:]
 assert main(["push", folder, "org/fmlm-test"]) == 0
 assert main(["push", folder, "org/fmlm-test", "--create-pr"]) == 0
@@ -107,7 +108,7 @@ BY_HAND = """
 import sys
 from transformers import AutoTokenizer
 from modeling_flm import FLMConfig, FLMModel
-from trainers.cli import main
+from command.main import main
 folder = sys.argv[1]
 assert main(["card", "left", "--dataset", "org/grids"]) == 0
 assert main(["push", "left", "org/left"]) == 0
@@ -132,7 +133,7 @@ print("loaded")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The 4x4 Sudoku models, with cards as `python -m hub_cards.cards` writes them."""
+    """The 4x4 Sudoku models, with cards as `python -m benchmarks.cards` writes them."""
     root = tmp_path_factory.mktemp("models")
     for name in ("flm-shidoku", "fmlm-shidoku"):
         copy = shutil.copytree(HUB / name, root / name)
@@ -205,7 +206,7 @@ def test_a_dry_run_shows_what_the_hub_will_have_and_asks_nobody(folders, tmp_pat
         requests = []
         hub.watch = lambda moment, request: requests.append(request)
         environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any")
-        command = [sys.executable, "-m", "trainers.cli", "push", folders / "fmlm-shidoku", "me/map", "--dry-run"]
+        command = [sys.executable, "-m", "command.main", "push", folders / "fmlm-shidoku", "me/map", "--dry-run"]
         left = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
         done = subprocess.run(command, cwd=ROOT, env=left | environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0 and requests == [] and hub.repositories == {}

@@ -14,8 +14,8 @@ from datasets import load_dataset
 from huggingface_hub import ModelCard
 
 from benchmarks.results import CORPUS, ROOT
+from command.main import _parser, main
 from hub_cards.push import to_upload
-from trainers.cli import _parser, main
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = [(match[1], match[2], match.start()) for match in re.finditer(r"```(\w*)\n(.*?)```", README, re.DOTALL)]

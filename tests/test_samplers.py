@@ -14,11 +14,12 @@ from tiny import random_ids, tiny_model
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from worlds import shidoku, two_cities
 
+from command.generate import GENERATION_SETTINGS
+from command.main import _parser
 from modeling_flm import FLMModel, FlowGenerationConfig, flow_flm
 from modeling_flm.flow_flm import bridge_step, draw_token, renoise, step_seeds
 from modeling_flm.guidance_flm import Predictor
 from modeling_flm.samplers_flm import SAMPLERS, SETTINGS
-from trainers.cli import GENERATION_SETTINGS, _parser
 
 CITIES = two_cities()
 SPREAD = (0.7 * 0.3) ** 0.5  # of one draw of the first city

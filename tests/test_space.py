@@ -27,10 +27,10 @@ from playwright.sync_api import Page, sync_playwright
 from transformers import AutoModelForCausalLM
 
 from benchmarks.results import BASELINES, HUB, ROOT
+from command.main import main
 from evaluation.sudoku import is_valid
 from hub_cards.push import to_upload
 from hub_cards.space import app
-from trainers.cli import main
 
 SPACE = HUB / "space"
 SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
@@ -232,7 +232,7 @@ def test_the_space_asks_for_what_is_tested():
     assert f"gradio=={gradio}" in wanted
     assert {line for line in wanted if not line.startswith("gradio")} <= set(project["dependencies"])
     imported = set(re.findall(r"^(?:from|import) (\w+)", (SPACE / "app.py").read_text(), re.MULTILINE))
-    needed = imported - set(sys.stdlib_module_names) - {"evaluation", "trainers"}
+    needed = imported - set(sys.stdlib_module_names) - {"evaluation", "hub_cards"}
     assert needed == {re.split("[=>]", line)[0] for line in wanted}
     head = yaml.safe_load((SPACE / "README.md").read_text().split("---\n")[1])
     assert head["sdk"] == "gradio" and head["sdk_version"] == gradio and (SPACE / head["app_file"]).exists()
@@ -245,7 +245,7 @@ def test_the_space_asks_for_what_is_tested():
 PUSH = """
 import sys
 from huggingface_hub import snapshot_download
-from trainers.cli import main
+from command.main import main
 space, folder = sys.argv[1:]
 assert main(["push", space, "org/play", "--dry-run"]) == 0
 assert main(["push", space, "org/play"]) == 0
@@ -257,9 +257,9 @@ from pathlib import Path
 folder = Path.cwd()
 sys.path.insert(0, str(folder))
 import app
-import evaluation.sudoku, trainers.page
+import evaluation.sudoku, hub_cards.page
 assert app.ROOT == folder and "modeling_flm" not in sys.modules
-assert all(Path(module.__file__).is_relative_to(folder) for module in (app, evaluation.sudoku, trainers.page))
+assert all(Path(module.__file__).is_relative_to(folder) for module in (app, evaluation.sudoku, hub_cards.page))
 blocks = app.build(*map(app.model_name, app.MODELS))
 written, filled = (
     next(function for function in blocks.fns.values() if function.api_name == name) for name in ("write", "fill_in")
@@ -315,7 +315,7 @@ def served(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "trainers.cli", "demo", "--web", "--port", str(port)]
+    command = [sys.executable, "-m", "command.main", "demo", "--web", "--port", str(port)]
     with open(tmp_path / "log", "w+") as log:
         # A shell's background jobs, and what they start, ignore SIGINT: the app shall not.
         process = subprocess.Popen(

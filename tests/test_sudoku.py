@@ -9,8 +9,8 @@ from worlds import shidoku
 
 from evaluation.sudoku import is_valid
 from examples.sudoku.make_grids import all_4x4, image, random_9x9, tokenizer
+from flm_data import load_tokenizer, one_row_each
 from modeling_flm.attention_flm import SOFTCAP_ATTENTION
-from trainers.data import load_tokenizer, one_row_each
 from trainers.recipe import load_recipe
 from trainers.train import build_distiller, build_trainer
 

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 STATE = "trainer_state.json"
+RAW_WEIGHTS = "raw_weights.safetensors"  # raw and averaged, in float32: what training resumes from
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -4,43 +4,35 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from huggingface_hub import CommitInfo, upload_folder
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy
-from transformers.utils import PushInProgress, logging
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
-from hub_cards.card import listed
-from hub_cards.push import PICKLED, reason
 from modeling_flm.flow_flm import NoiseLaw, to_where_text_begins
 
-from .card import training_card
-from .checkpoints import STATE, discard, is_whole, last_whole_checkpoint
-from .data import with_fixed_noise
+from .checkpoints import RAW_WEIGHTS, discard, is_whole, last_whole_checkpoint
 from .ema import EMA
 from .flm_arguments import FLMTrainingArguments
-from .noise import draw_conditioning, draw_times_and_seeds
+from .noise import draw_conditioning, draw_times_and_seeds, with_fixed_noise
+from .publishing import PublishingMixin
 from .sharding import sharded_by_blocks, whole
+from .training_card import training_card
 
 logger = logging.get_logger(__name__)
 
-RAW_WEIGHTS = "raw_weights.safetensors"
-STATES = (RAW_WEIGHTS, STATE, *PICKLED)  # in a checkpoint, what training goes on from
 TAU_BINS = 5
 
 
-class FLMTrainer(Trainer):
+class FLMTrainer(PublishingMixin, Trainer):
     """Trains [`FLMModel`] (L_FLM of arXiv 2602.16813): [`~transformers.Trainer`] with what a flow needs.
 
     * Times are evenly spread over the global batch, and an example's time and noise depend on the run's seed, the step
@@ -153,108 +145,6 @@ class FLMTrainer(Trainer):
             folder = Path(output_dir or self.args.output_dir)
             name = self.hub_model_id or folder.resolve().name
             (folder / "README.md").write_text(training_card(self, name, datasets=self.trained_on))
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """Write `README.md` in the output directory: see [`training_card`]. Its name is that of the repository on the
-        Hub, if there is one, else `model_name` or that of the folder."""
-        if self.is_world_process_zero():
-            text = training_card(
-                self,
-                self.hub_model_id or model_name or self.args.hub_model_id or Path(self.args.output_dir).resolve().name,
-                finetuned_from,
-                listed(dataset or dataset_tags) or self.trained_on,
-                listed(tags),
-                language=language,
-                license=license,
-            )
-            Path(self.args.output_dir, "README.md").write_text(text)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs,
-    ) -> CommitInfo | Future | None:
-        """[`~Trainer.push_to_hub`] of the averaged weights, and of nothing that is pickled: `training_args.bin` stays.
-
-        Args:
-            kwargs: of `create_model_card`, such as `dataset`, `license`, `language`, `finetuned_from`.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        tags = listed(kwargs.pop("tags", None)) + listed(getattr(self.model, "model_tags", None))
-        self.create_model_card(tags=list(dict.fromkeys(tags)), **kwargs)
-        self._finish_current_push()
-        return self._upload(commit_message, token=token, revision=revision, run_as_future=not blocking)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push in the background as the plain Trainer does, but a model that loads, and nothing that is pickled: that
-        goes with checkpoints alone, which cannot be resumed without. A push that fails is a warning."""
-        args: Any = self.args
-        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
-            return
-        under_way = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if under_way and not args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(args, self.state, self.control)
-        for file in Path(checkpoint_folder).iterdir():  # which may be removed before all of it is uploaded
-            if file.is_file() and not any(file.match(state) for state in STATES):
-                shutil.copy(file, args.output_dir)
-        self.create_model_card()
-        message = f"Training in progress, step {self.state.global_step}"
-        pushes = [self._upload(message)]
-        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            of_last = args.hub_strategy == HubStrategy.CHECKPOINT
-            pushes.append(
-                self._upload(
-                    f"{message}, checkpoint",
-                    folder_path=checkpoint_folder,
-                    path_in_repo="last-checkpoint" if of_last else Path(checkpoint_folder).name,
-                    ignore_patterns=[TRAINING_ARGS_NAME],
-                )
-            )
-        for push in pushes:
-            push.add_done_callback(self._warn_if_failed)  # the Trainer never asks how it ended
-        earlier = self.push_in_progress.jobs if under_way else []
-        self.push_in_progress = PushInProgress([*earlier, *pushes])  # type: ignore[assignment]
-
-    def _upload(self, commit_message: str | None, token=None, revision=None, **changes) -> CommitInfo | Future:
-        """Upload the output directory, without its checkpoints and what is pickled, in the background."""
-        what: dict[str, Any] = dict(
-            repo_id=self.hub_model_id,
-            folder_path=self.args.output_dir,
-            ignore_patterns=["_*", "checkpoint-*", *PICKLED],
-            commit_message=commit_message,
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            run_as_future=True,
-        )
-        return upload_folder(**what | changes)
-
-    def _warn_if_failed(self, push: Future) -> None:
-        if error := push.exception():
-            logger.warning(
-                f"a push to {self.hub_model_id} failed, and training goes on: {reason(error)}. What it was to bring "
-                f"is in {self.args.output_dir}. The next push brings the newest; `trainer.push_to_hub()`, the model."
-            )
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

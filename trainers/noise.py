@@ -4,7 +4,11 @@ Both follow from the seed of the run, the optimiser step, and the example's plac
 from nothing else: gradient accumulation, the number of processes and an interruption change nothing.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+from datasets import Dataset
 
 
 def draw_times_and_seeds(
@@ -44,3 +48,18 @@ def draw_conditioning(seeds: list[int], length: int, rate: float) -> np.ndarray:
             row[:] = rng.random(length) < rng.random()
             row[rng.integers(length)] &= not row.all()
     return kept
+
+
+def with_fixed_noise(dataset: Dataset) -> Dataset:
+    """`dataset` with the noise and the time of each row settled, so that its loss is the same in any batches.
+
+    Adds `noise_seed` (int), the row's index i, and `timesteps` (float), frac(0.5 + i / golden ratio): a
+    low-discrepancy sequence, so that any first n rows cover [0, 1) evenly. The rows of a stream, which several workers
+    or processes may share, have no index; theirs are settled by the model, which in evaluation takes them from the
+    ids (see `FLMModel.forward`).
+    """
+    return dataset.map(_fixed_noise, with_indices=True, batched=True)
+
+
+def _fixed_noise(batch: Mapping[str, list], indices: list[int]) -> dict[str, Any]:
+    return {"noise_seed": indices, "timesteps": [(0.5 + 0.6180339887498949 * index) % 1 for index in indices]}

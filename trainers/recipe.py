@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from .paths import check_path
+from flm_data.paths import check_path
 
 SECTIONS = {"model", "teacher", "tokenizer", "data", "training"}
 CHOICES = {"packing": ("wrap", "rows"), "documents": ("lines", "files")}

@@ -5,15 +5,15 @@ import re
 
 from transformers import AutoModel, default_data_collator, set_seed
 
+from flm_data import DataSource, load_text, load_tokenizer, one_row_each, pack
+from flm_data.paths import reading
 from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 
 from .checkpoints import last_whole_checkpoint
-from .data import DataSource, load_text, load_tokenizer, one_row_each, pack
 from .flm_arguments import FLMTrainingArguments
 from .flm_trainer import FLMTrainer
 from .fmlm_arguments import FMLMTrainingArguments
 from .fmlm_trainer import FMLMTrainer
-from .paths import reading
 from .recipe import Recipe
 
 _CLASSES = {"flm": (FLMConfig, FLMModel), "fmlm": (FMLMConfig, FMLMModel)}

@@ -18,8 +18,8 @@ from transformers import (
     set_seed,
 )
 
+from flm_data import load_tokenizer
 from trainers.checkpoints import last_whole_checkpoint
-from trainers.data import load_tokenizer
 from trainers.recipe import load_recipe
 from trainers.train import load_data
 

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 import evaluation.sudoku
 from evaluation.sudoku import is_valid
-from trainers.page import Column, flow_column, page
+from hub_cards.page import Column, flow_column, page
 
 PUZZLES = "examples/sudoku/9x9/validation.parquet"
 ROOT = Path(evaluation.sudoku.__file__).parent.parent  # of the repository, or of the Space

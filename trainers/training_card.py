@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import Trainer
 from transformers.utils import logging
 
-from hub_cards.card import Samples, model_card, training_results
+from .model_card import Samples, model_card, training_results
 
 # Arguments of a training that a card states, where the trainer has them.
 _STATED = (

@@ -36,7 +36,7 @@ FAILURES = {  # which request the Hub fails, and how
     "slow behind a gateway": ("/preupload/", 504),
     "silent at the end": ("/commit/", Cut),
 }
-FOLDER = Path(__file__).parent.parent / "hub_cards" / "fmlm-shidoku"
+FOLDER = Path(__file__).parents[2] / "hub_cards" / "fmlm-shidoku"
 
 
 def names(seeds: dict[str, int]) -> list[str]:
@@ -107,7 +107,7 @@ def waiting_for_nothing() -> None:
 
 def push_by_command(folder: Path, name: str) -> None:
     """`flm push`; what it says of an error becomes an error."""
-    from trainers.cli import main
+    from command.main import main
 
     with contextlib.redirect_stderr(io.StringIO()) as said:
         if main(["push", str(folder), name]):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from hub_cards.official import convert_config, convert_state_dict
 from modeling_flm import FLMModel, FMLMModel
 
-PARITY = Path(__file__).parent / "parity"
+PARITY = Path(__file__).parents[1] / "parity"
 
 
 def record(name: str) -> dict[str, torch.Tensor]:

@@ -1,20 +1,22 @@
 """From a finished run to a model repository: what `hub_cards/` ships.
 
-    python -m hub_cards.ship recipes/shidoku.yaml hub_cards/flm-shidoku
+    python -m benchmarks.ship recipes/shidoku.yaml hub_cards/flm-shidoku
 
 takes the run in the recipe's output directory and writes the folder that a Hub repository consists of: configuration,
-generation configuration, safetensors, tokenizer, the code of the model, the recipe and the training log. The card is
-written by `python -m hub_cards.cards`, once the model is measured.
+generation configuration, safetensors, tokenizer, links to the code in modeling_flm/, the recipe and the training log.
+The card is written by `python -m benchmarks.cards`, once the model is measured.
 """
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 
 from transformers import AutoModel, AutoTokenizer
 
 import modeling_flm  # noqa: F401  registers the model types
+from benchmarks.results import ROOT
 from trainers.recipe import load_recipe
 
 
@@ -34,6 +36,9 @@ def ship(recipe_path: Path, folder: Path, run: Path | None = None, resumed_at: i
         )
     AutoModel.from_pretrained(run).save_pretrained(folder)
     AutoTokenizer.from_pretrained(run).save_pretrained(folder)
+    for source in sorted((ROOT / "modeling_flm").glob("*_flm.py")):
+        (folder / source.name).unlink()
+        (folder / source.name).symlink_to(os.path.relpath(source, folder))
     shutil.copy(recipe_path, folder / "recipe.yaml")
     log = json.loads(state.read_text())["log_history"]
     if resumed_at:

@@ -1,4 +1,4 @@
-"""The model card of a flow language model: one template, `card.md`, for what is shipped, trained and converted.
+"""The model card of a flow language model: one template, `model_card.md`, for what is shipped, trained and converted.
 
 The part of a card that names repositories, its own and its base model's, stands between two comments: `in_repository`
 writes it anew from the same template when the card goes to the Hub.
@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined, Template
 
-TEMPLATE = Path(__file__).with_name("card.md")
+TEMPLATE = Path(__file__).with_name("model_card.md")
 BEGIN, END = "<!-- `flm push` names the repository here -->", "<!-- end of the names -->"
 
 # What transformers says in the cards that it writes: for a Trainer, and for `push_to_hub`.

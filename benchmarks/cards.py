@@ -1,25 +1,23 @@
 """Model cards of the shipped models, from their recipes, logs and measurements: writes each `README.md` anew.
 
-    python -m hub_cards.cards
+    python -m benchmarks.cards
 
 Nothing in a card is typed in by hand: sizes come from the weights, training from the recipe and the log, quality from
 `benchmarks/few_step.json`, samples from `samples.json`, into which the models draw them anew. What is missing there is
-an error. The code files of each repository are brought up to date with the package on the way.
+an error.
 """
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult
 
 from benchmarks.few_step import GRIDS, LARGE_GRIDS, PUZZLES, RESULTS
-from benchmarks.results import HUB, ROOT, SEEDS, Row, number, table
+from benchmarks.results import HUB, SEEDS, Row, number, table
+from hub_cards.folder import drawn, size
+from trainers.model_card import Samples, model_card
 from trainers.recipe import load_recipe
-
-from .card import Samples, model_card
-from .folder import drawn, size
 
 SAMPLES = Path(__file__).with_name("samples.json")
 
@@ -97,7 +95,7 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         raise ValueError(f"{name} is not in benchmarks/few_step.json: python -m benchmarks.few_step {part}")
     samples = json.loads(SAMPLES.read_text(encoding="utf-8"))
     if name not in samples:
-        raise ValueError(f"{name} is not in hub_cards/samples.json: python -m hub_cards.cards")
+        raise ValueError(f"{name} is not in benchmarks/samples.json: python -m benchmarks.cards")
     config = json.loads((folder / "config.json").read_text())
     is_map = config["model_type"] == "fmlm"
     recipe = load_recipe(folder / "recipe.yaml")
@@ -169,8 +167,6 @@ def draw(folder: Path) -> list[dict]:
 def main() -> None:
     results, samples = json.loads(RESULTS.read_text()), {}
     for folder in shipped():
-        for source in sorted((ROOT / "modeling_flm").glob("*_flm.py")):
-            shutil.copy(source, folder / source.name)
         samples[folder.name] = draw(folder)
         SAMPLES.write_text(json.dumps(samples, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(folder, results), encoding="utf-8")

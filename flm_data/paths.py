@@ -64,6 +64,17 @@ def checkout() -> Path:
     )
 
 
+def check_links(folder: Path) -> None:
+    """Raises a `ValueError` if the code of a model folder should be links to modeling_flm/, as that of the shipped
+    models is, but is the text of such links: what a checkout leaves where there are none (Windows, some archives)."""
+    for file in folder.glob("*_flm.py"):
+        if file.read_bytes().startswith(b"../"):
+            raise ValueError(
+                f"{file} should be a link to modeling_flm/, but this checkout has none: `git config core.symlinks "
+                "true`, then `git checkout -- hub_cards`; or copy modeling_flm/*_flm.py into the folder."
+            )
+
+
 def _is_cached(name: str) -> bool:
     """Whether something of `name` was downloaded before."""
     from huggingface_hub.constants import HF_HUB_CACHE

@@ -16,8 +16,7 @@ from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 from transformers.utils import logging
 
 from evaluation.sudoku import is_valid
-
-from .paths import checkout
+from flm_data.paths import check_links, checkout
 
 STEPS = (1, 2, 4)
 GRIDS = 8
@@ -38,6 +37,7 @@ def run_demo(seed: int = 0) -> None:
     if not shipped:
         raise ValueError(f"the demo needs shipped models, but there is none in {root / 'hub_cards'}.")
     for name in shipped:
+        check_links(root / "hub_cards" / name)
         PARTS[name](root, seed)
     print("\nWrite more:  flm generate hub_cards/fmlm-english-small --num-steps 4 --num-samples 4")
 
