@@ -5,8 +5,7 @@
 
 Every map starts from the shipped flow (hub_cards/flm-shidoku) and gets the same number of steps of the same recipe,
 with one thing changed. Without the clock, tau is the interpolation time itself, in the flow too, which is trained anew
-for as many steps as its map and compared with a pair that is trained so with the clock. One run each: the spread is
-that of the samples, not of the training.
+for as many steps as its map and compared with a pair that is trained so with the clock.
 """
 
 import tempfile
@@ -140,7 +139,7 @@ def report(results: dict[str, list[Row]]) -> str:
                 "",
                 f"`python -m benchmarks.ablation`: maps of 4x4 Sudoku, {TRAINING_STEPS} steps of {BATCH} grids each",
                 f"(long: {LONG:,}, as the shipped map). Share of valid grids at 1 to 8 evaluations: means over",
-                f"{len(TRAINING_SEEDS)} trainings of different seeds, each of {3 * GRIDS:,} grids, ± their standard deviation.",
+                f"{len(TRAINING_SEEDS)} trainings of different seeds, of {3 * GRIDS:,} grids each, ± their deviation.",
                 "",
                 table(rows),
             ]
