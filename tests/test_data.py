@@ -4,16 +4,14 @@ import ast
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
 import yaml
+from children import run_python
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
@@ -267,13 +265,8 @@ def test_rows_are_found_in_the_cache(bert, tmp_path):
         "documents = load_text(DataSource.parse('./long.txt', sys.argv[2]))\n"
         "print(pack(documents, load_tokenizer(sys.argv[1]), 8)._fingerprint)"
     )
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "HF_HOME": str(tmp_path / "home"),
-        "PYTHONHASHSEED": "1",
-    }
-    command = [sys.executable, "-c", script, bert, str(tmp_path)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    environment = dict(PYTHONPATH=str(ROOT), HF_HOME=str(tmp_path / "home"), PYTHONHASHSEED="1")
+    result = run_python("-P", "-c", script, bert, tmp_path, cwd=tmp_path, **environment)
     assert result.stdout.strip() == fingerprint
     assert "longer than the specified maximum" not in result.stderr
 
