@@ -28,10 +28,10 @@ settings.load_profile("flm")
 
 # Files that train, compile, start processes or write many texts, the slowest first. All others are the quick set.
 SLOW = """
-examples distributed snippets faults_of_pushing faults space compare first_loading cli sudoku guidance generate
-fmlm_trainer flm_trainer data plain_trainer model evaluation_loss samplers fixed_point convert loading push export shipped
-package on_a_device likelihood metrics ema lora pipeline sharded compiled_training resume any_arguments
-end_to_end lm_eval card page readme
+fixed_point distributed faults examples convert guidance snippets faults_of_pushing push end_to_end parity
+model space data sharded oracle compiled_training first_loading on_a_device compare fmlm_trainer flm_trainer
+likelihood resume samplers shipped vocabulary metrics readme any_arguments generate loading package pipeline
+cli plain_trainer export sudoku evaluation_loss lm_eval lora ema card page
 """.split()
 
 
@@ -54,7 +54,9 @@ def progress_bars():
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """What one test compiled (flex attention does) shall not make another's shapes dynamic."""
+    """What one test compiled (flex attention does) shall not make another's shapes dynamic. The number of threads is
+    compiled in: what a test or an example sets is taken back."""
     yield
+    torch.set_num_threads(1)
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
