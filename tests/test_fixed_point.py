@@ -95,7 +95,7 @@ def test_the_eulerian_step_takes_the_singularity_out():
 # Root mean square error of the two-time denoiser (probabilities) over random times, and where it must end.
 @pytest.mark.parametrize(
     "objective, steps, bound",
-    [("semigroup", (100, 600), 0.06), ("lagrangian", (60, 420), 0.08), ("eulerian", (100, 600), 0.08)],
+    [("semigroup", (100, 600), 0.06), ("lagrangian", (60, 420), 0.08), ("eulerian", (60, 420), 0.08)],
 )
 def test_every_objective_drives_a_student_to_the_exact_map(objective, steps, bound, tmp_path):
     teacher = exact_denoiser(WORLD)
