@@ -1,5 +1,6 @@
 """Weights, inputs and outputs of the official implementation, reproduced within the tolerances recorded with them."""
 
+import flex
 import pytest
 import torch
 from official import about, official_model, record
@@ -9,7 +10,8 @@ from modeling_flm.attention_flm import SOFTCAP_ATTENTION
 from modeling_flm.flow_flm import Clock, interpolate
 from modeling_flm.guidance_flm import Predictor
 
-ATTENTION = ["eager", SOFTCAP_ATTENTION, "flex_attention"]
+FLEX = pytest.param("flex_attention", marks=pytest.mark.skipif(not flex.IS_SOUND, reason=flex.WHY))
+ATTENTION = ["eager", SOFTCAP_ATTENTION, FLEX]
 
 
 def cases(name: str):
