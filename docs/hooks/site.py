@@ -1,0 +1,43 @@
+"""What `mkdocs build` does besides: formulas become MathML, and links that leave docs/ become paths of the repository.
+
+Browsers draw MathML themselves, so a page needs no script and no font for its formulas. On GitHub the same pages are
+read as they are: there `$...$` is a formula, and `../benchmarks/few_step.md` a link.
+"""
+
+import html
+import os
+import re
+from pathlib import Path
+
+from latex2mathml.converter import convert
+
+ROOT = Path(__file__).parents[2]
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")
+
+
+def on_page_markdown(markdown: str, page, **_) -> str:
+    """Write a link to a file outside docs/ as its text and its path: the site holds no copy of such files.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+
+    def to_path(match: re.Match) -> str:
+        target = Path(os.path.normpath(Path(page.file.abs_src_path).parent / match[2]))
+        if not target.exists():
+            raise ValueError(f"{page.file.src_path}: {match[2]} leads nowhere.")
+        path = f"`{target.relative_to(ROOT)}`"
+        return path if match[1].strip("`") in path else f"{match[1]} ({path})"
+
+    return LINK.sub(to_path, markdown)
+
+
+def on_page_content(content: str, **_) -> str:
+    """Replace the formulas that `pymdownx.arithmatex` has found."""
+
+    def to_mathml(match: re.Match) -> str:
+        display = "block" if match[1] == "div" else "inline"
+        return convert(html.unescape(match[2]).strip(), display=display)
+
+    return FORMULA.sub(to_mathml, content)
