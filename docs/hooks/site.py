@@ -1,4 +1,5 @@
-"""What `mkdocs build` does besides: formulas become MathML, and links that leave docs/ become paths of the repository.
+"""What `mkdocs build` does besides: formulas become MathML, links that leave docs/ paths of the repository, and names
+in docstrings links.
 
 Browsers draw MathML themselves, so a page needs no script and no font for its formulas. On GitHub the same pages are
 read as they are: there `$...$` is a formula, and `../benchmarks/few_step.md` a link.
@@ -13,6 +14,7 @@ from latex2mathml.converter import convert
 
 ROOT = Path(__file__).parents[2]
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+NAME = re.compile(r"\[<code>~?([\w.]+)</code>\]")  # transformers' way to refer to an object: [`Name`]
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")
 
 
@@ -34,10 +36,16 @@ def on_page_markdown(markdown: str, page, **_) -> str:
 
 
 def on_page_content(content: str, **_) -> str:
-    """Replace the formulas that `pymdownx.arithmatex` has found."""
+    """Replace the formulas that `pymdownx.arithmatex` has found, and the names of objects that this page describes."""
+    anchors = {anchor.rpartition(".")[2]: anchor for anchor in re.findall(r'id="([\w.]+)"', content)}
 
     def to_mathml(match: re.Match) -> str:
         display = "block" if match[1] == "div" else "inline"
         return convert(html.unescape(match[2]).strip(), display=display)
 
-    return FORMULA.sub(to_mathml, content)
+    def to_link(match: re.Match) -> str:
+        name = match[1].rpartition(".")[2]
+        code = f"<code>{name}</code>"
+        return f'<a href="#{anchors[name]}">{code}</a>' if name in anchors else code
+
+    return NAME.sub(to_link, FORMULA.sub(to_mathml, content))
