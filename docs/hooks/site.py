@@ -1,10 +1,11 @@
-"""What `mkdocs build` does besides: formulas become MathML, links that leave docs/ paths of the repository, and names
-in docstrings links.
+"""What `mkdocs build` does besides: formulas become MathML, links that leave docs/ paths of the repository, names in
+docstrings links, and `<!-- files of modeling_flm/ -->` the list of that folder's files.
 
 Browsers draw MathML themselves, so a page needs no script and no font for its formulas. On GitHub the same pages are
 read as they are: there `$...$` is a formula, and `../benchmarks/few_step.md` a link.
 """
 
+import ast
 import html
 import os
 import re
@@ -15,6 +16,7 @@ from latex2mathml.converter import convert
 ROOT = Path(__file__).parents[2]
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 NAME = re.compile(r"\[<code>~?([\w.]+)</code>\]")  # transformers' way to refer to an object: [`Name`]
+FILES = re.compile(r"<!-- files of (\w+)/ -->")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")
 
 
@@ -32,7 +34,18 @@ def on_page_markdown(markdown: str, page, **_) -> str:
         path = f"`{target.relative_to(ROOT)}`"
         return path if match[1].strip("`") in path else f"{match[1]} ({path})"
 
-    return LINK.sub(to_path, markdown)
+    return FILES.sub(lambda match: files(match[1]), LINK.sub(to_path, markdown))
+
+
+def files(folder: str) -> str:
+    """A table of the Python files of a folder, with the first sentence of each."""
+    rows = ["| file | what it is |", "| --- | --- |"]
+    for file in sorted((ROOT / folder).glob("*.py")):
+        said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        first = said.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+        if file.name != "__init__.py":
+            rows.append(f"| `{file.name}` | {first} |")
+    return "\n".join(rows)
 
 
 def on_page_content(content: str, **_) -> str:
