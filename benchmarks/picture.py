@@ -44,7 +44,7 @@ def texts() -> tuple[list[str], list[str]]:
 
 
 def wrapped(tokens: list[str], evaluation_of: Callable[[int], int]) -> Lines:
-    """The tokens in lines of at most `LINE` characters, broken between words: a token with a leading space begins one."""
+    """The tokens in lines of at most `LINE` characters, broken before a token that begins with a space."""
     words: Lines = [[]]
     for i, token in enumerate(tokens):
         if token.startswith(" "):
@@ -134,7 +134,7 @@ def picture() -> str:
         panels += [card, panel(left + MARGIN, title, lines, last)]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-labelledby="title">\n'
-        "<title id=\"title\">A flow map writes a text in one evaluation of its network, a GPT-2 token by token</title>\n"
+        '<title id="title">A flow map writes a text in one evaluation of its network, a GPT-2 token by token</title>\n'
         f"<style>{STYLE}</style>\n" + "\n".join(panels) + "\n</svg>\n"
     )
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.readme
 
-writes what stands in README between the two comment lines anew, from `benchmarks/few_step.json` and the models' weights.
+writes what stands in README between the two comment lines anew, from `benchmarks/few_step.json` and the sizes of the
+models.
 """
 
 import json
@@ -54,10 +55,10 @@ def models(results: dict[str, list[Row]]) -> str:
         [
             *lines,
             "",
-            f"Perplexity is under a GPT-2 of the same size. Held-out text has {_of(held_out, 'gppl_ar')} at an entropy of "
-            f"{_entropy(held_out)} nats, that GPT-2 itself {_of(gpt2, 'gppl_ar')} at {_entropy(gpt2)} in "
-            f"{gpt2['steps']} evaluations, and masked diffusion with 8 steps {float(of_masked):.0f} where the map with 1 "
-            f"step has {float(of_map):.0f} (entropy {float(entropy):.2f}).",
+            f"Perplexity is under a GPT-2 of the same size. Held-out text has {_of(held_out, 'gppl_ar')} at an "
+            f"entropy of {_entropy(held_out)} nats, that GPT-2 itself {_of(gpt2, 'gppl_ar')} at {_entropy(gpt2)} in "
+            f"{gpt2['steps']} evaluations, and masked diffusion with 8 steps {float(of_masked):.0f} where the map "
+            f"with 1 step has {float(of_map):.0f} (entropy {float(entropy):.2f}).",
         ]
     )
 
