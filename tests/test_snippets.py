@@ -183,10 +183,10 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
     pages = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")}
     assert {page.stem for page in DOCS} <= pages.keys()
     for name, page in pages.items():
-        assert not re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="?(?:https?:)?//', page), name
-    assert pages["method"].count("<math") > 30 and "arithmatex" not in pages["method"]
-    assert (
-        'id="modeling_flm.generation_flm.FlowGenerationMixin.generate"' in pages["reference"]
-        and "[<code>" not in pages["reference"]
-    )
+        elsewhere = re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="?(?:https?:)?//', page)
+        assert not elsewhere and "unpkg" not in page, name
+    reference, method = pages["reference"], pages["method"]
+    assert method.count("<math") > 30 and "arithmatex" not in method and ".interpolate</code>" in method
+    assert 'id="modeling_flm.generation_flm.FlowGenerationMixin.generate"' in reference
+    assert "[<code>" not in reference and "<code>`" not in reference
     assert "samplers_flm.py" in pages["architecture"]

@@ -1,5 +1,8 @@
-"""What `mkdocs build` does besides: formulas become MathML, links that leave docs/ paths of the repository, names in
-docstrings links, and `<!-- files of modeling_flm/ -->` the list of that folder's files.
+"""What `mkdocs build` does besides.
+
+Formulas become MathML, links that leave docs/ paths of the repository, and names in docstrings links.
+`<!-- files of modeling_flm/ -->` becomes the list of that folder's files, and on the page of the method the name of a
+function is preceded by that of its file.
 
 Browsers draw MathML themselves, so a page needs no script and no font for its formulas. On GitHub the same pages are
 read as they are: there `$...$` is a formula, and `../benchmarks/few_step.md` a link.
@@ -17,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 NAME = re.compile(r"\[<code>~?([\w.]+)</code>\]")  # transformers' way to refer to an object: [`Name`]
 FILES = re.compile(r"<!-- files of (\w+)/ -->")
+CODE = re.compile(r"(?<!`)`([A-Za-z_]\w*)((?:\.\w+)?)`(?!`)")
+TYPE = re.compile(r"<code>(`[^<]*)</code>")  # of a parameter, as transformers writes it: (`int`, *optional*)
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")
 
 
@@ -34,7 +39,21 @@ def on_page_markdown(markdown: str, page, **_) -> str:
         path = f"`{target.relative_to(ROOT)}`"
         return path if match[1].strip("`") in path else f"{match[1]} ({path})"
 
-    return FILES.sub(lambda match: files(match[1]), LINK.sub(to_path, markdown))
+    markdown = FILES.sub(lambda match: files(match[1]), LINK.sub(to_path, markdown))
+    if page.file.src_path != "method.md":
+        return markdown
+    places = definitions("modeling_flm", "trainers")
+    return CODE.sub(lambda match: f"`{places.get(match[1], '')}{match[1]}{match[2]}`", markdown)
+
+
+def definitions(*folders: str) -> dict[str, str]:
+    """Of each function and class of some folders, the file it is in: `flow_flm.`"""
+    places = {}
+    for file in [file for folder in folders for file in (ROOT / folder).glob("*.py")]:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                places[node.name] = f"{file.stem}."
+    return places
 
 
 def files(folder: str) -> str:
@@ -61,4 +80,5 @@ def on_page_content(content: str, **_) -> str:
         code = f"<code>{name}</code>"
         return f'<a href="#{anchors[name]}">{code}</a>' if name in anchors else code
 
+    content = TYPE.sub(lambda match: re.sub("[`*]", "", match[0]), content)
     return NAME.sub(to_link, FORMULA.sub(to_mathml, content))
