@@ -38,7 +38,7 @@ shidoku: $(READY)
 # The documentation site, into build/site: open build/site/index.html. Warnings are errors.
 docs: export NO_MKDOCS_2_WARNING := true
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 lint: $(READY)
 	$(BIN)/ruff check .
