@@ -143,8 +143,8 @@ def report(results: dict[str, list[Row]]) -> str:
                 "# Ablation",
                 "",
                 f"`python -m benchmarks.ablation`: maps of 4x4 Sudoku, {TRAINING_STEPS} steps of {BATCH} grids each",
-                f"(long: {LONG:,}, as the shipped map). Share of valid grids at 1 to 8 evaluations, {GRIDS:,} grids for each",
-                "of three seeds. Of several trainings: their mean ± standard deviation. Of one: that of the three seeds.",
+                f"(long: {LONG:,}, as the shipped map). Share of valid grids at 1 to 8 evaluations, {GRIDS} grids for",
+                "each of three seeds. ± is the standard deviation: over the trainings, or the seeds of a single one.",
                 "",
                 table(rows),
             ]
