@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/$(if $(findstring --web,$(ARGS)),.web-ready,.demo-ready)
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: demo test shidoku lint constraints clean
+.PHONY: demo test shidoku space-static lint constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO_READY)
@@ -34,6 +34,10 @@ shidoku: $(READY)
 	$(BIN)/python -m benchmarks.ship recipes/shidoku-fmlm.yaml hub_cards/fmlm-shidoku
 	$(BIN)/python -m benchmarks.few_step shidoku coverage
 	$(BIN)/python -m benchmarks.cards
+
+# What the static Space carries beside its page: libraries from npm, exported models. The old ones go once all is made.
+space-static: $(READY)
+	$(BIN)/python -m hub_cards.space_static
 
 lint: $(READY)
 	$(BIN)/ruff check .

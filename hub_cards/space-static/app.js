@@ -1,0 +1,351 @@
+// The page: what is asked for, in its forms and in its address, and how what comes of it is shown.
+//
+// A task is asked for by its fields, which the address has too, behind the #: a link leads to the same text again.
+// `model.write` of flow.js gives the drafts; `Desk` shows them, whatever they are drafts of.
+
+import { loadManifest, loadModel } from "./flow.js";
+import { asText, conflicts, fromText, isValid, newPuzzle } from "./sudoku.js";
+
+const PACE = 350; // milliseconds for which a draft is shown
+const MOST_SEEDS = 1e6; // seeds that the page draws are short enough to be told
+const BLANK = /\s*___/g; // a token holds the space before its word: so does what goes into a blank
+
+const element = (id) => document.getElementById(id);
+const anySeed = () => Math.floor(Math.random() * MOST_SEEDS);
+const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
+const isFast = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+/** What the user can be told and mend: a text too long, a puzzle without a solution. */
+class Refusal extends Error {}
+
+/** A form, and the result beside it. Each kind of task says how it is asked for and shown. */
+class Desk {
+  constructor(name, button) {
+    this.name = name;
+    this.form = element(name);
+    this.figures = this.form.querySelector(".figures");
+    this.player = this.form.querySelector(".player");
+    [this.play, this.slider, this.count] = this.player.querySelectorAll("button, input, output");
+    this.drafts = [];
+    this.runs = 0; // asked for so far: an older one stops when a newer is
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.form.seed.value = anySeed();
+      this.run();
+    });
+    for (const field of [this.form.steps, this.form.seed]) {
+      field.addEventListener("change", () => this.form.reportValidity() && this.run());
+    }
+    this.play.addEventListener("click", () => this.replay(this.runs));
+    this.slider.addEventListener("input", () => {
+      this.runs++; // which ends a play
+      this.show(this.slider.valueAsNumber - 1);
+    });
+    this.button = button;
+  }
+
+  /** Fill the fields from the address. */
+  read(address) {
+    const steps = Number(address.get("steps"));
+    if (steps >= 1 && steps <= 8) this.form.steps.value = Math.round(steps);
+    const seed = Number(address.get("seed"));
+    this.form.seed.value = address.has("seed") && Number.isInteger(seed) && seed >= 0 && seed < 2 ** 32 ? seed : anySeed();
+  }
+
+  /** Fill the address from the fields. */
+  remember() {
+    const fields = { task: this.name, ...this.address(), steps: this.form.steps.value, seed: this.form.seed.value };
+    const hash = `#${new URLSearchParams(fields)}`;
+    history.replaceState(null, "", hash);
+    // A Space is shown in a frame of the Hub's page, which keeps the address.
+    if (window.parent !== window) window.parent.postMessage({ hash }, "https://huggingface.co");
+  }
+
+  async run() {
+    const run = ++this.runs;
+    tellOutputs();
+    this.remember();
+    try {
+      const model = (this.model ??= await modelOf(this.name));
+      if (run !== this.runs) return;
+      const asked = this.ask(model);
+      const drafts = [];
+      let seconds = 0;
+      for await (const draft of model.write({ ...asked, steps: Number(this.form.steps.value) })) {
+        if (run !== this.runs) return;
+        seconds += draft.seconds;
+        drafts.push(draft.ids);
+      }
+      this.asked = asked;
+      this.drafts = drafts;
+      const free = asked.seeds.length * asked.given.filter((given) => !given).length;
+      const speed = Math.round(free / seconds).toLocaleString("en");
+      const took = `${counted(drafts.length, "evaluation")} of the network, ${Math.round(1000 * seconds)} ms`;
+      this.tell(`${this.outcome()} in ${took}: ${speed} ${this.unit} a second.`, this.spoken());
+      this.form.classList.remove("refused");
+      this.player.hidden = drafts.length === 1;
+      this.slider.max = drafts.length;
+      if (drafts.length > 1 && !isFast()) await this.replay(run);
+      else this.show(drafts.length - 1);
+    } catch (error) {
+      if (!(error instanceof Refusal)) return fail(error);
+      this.form.classList.add("refused");
+      this.tell(error.message, "");
+    }
+  }
+
+  async replay(run) {
+    for (let draft = 0; draft < this.drafts.length; draft++) {
+      if (run !== this.runs) return;
+      this.show(draft);
+      await wait(PACE);
+    }
+  }
+
+  show(draft) {
+    this.slider.value = draft + 1;
+    this.count.textContent = `${draft + 1} of ${this.drafts.length}`;
+    this.display(draft);
+  }
+
+  /** Figures for all to see, and with what was written for who hears the page. */
+  tell(figures, spoken) {
+    this.figures.textContent = figures;
+    element("said").textContent = `${spoken} ${figures}`.trim();
+  }
+}
+
+class TextDesk extends Desk {
+  unit = "tokens";
+
+  constructor() {
+    super("text", element("write"));
+    this.form.prompt.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.form.requestSubmit();
+    });
+  }
+
+  read(address) {
+    super.read(address);
+    this.form.prompt.value = address.get("prompt") ?? "";
+  }
+
+  address() {
+    const prompt = this.form.prompt.value.trim();
+    return prompt ? { prompt } : {};
+  }
+
+  ask(model) {
+    const { context, mask, bos } = model;
+    const text = this.form.prompt.value.trim().replace(BLANK, model.maskToken);
+    let ids = text ? model.tokenizer.encode(text, { add_special_tokens: false }).ids : [];
+    if (ids.length && ids[0] !== bos) ids = [bos, ...ids]; // rows of training text begin with it
+    const blanks = ids.includes(mask);
+    const longest = blanks ? context : context - 1;
+    if (ids.length > longest) {
+      throw new Refusal(`The text has ${ids.length} tokens, and the model takes ${longest} at most: shorten it.`);
+    }
+    const length = blanks ? ids.length : context;
+    const all = Array.from({ length }, (_, place) => ids[place] ?? mask);
+    return { ids: all, given: all.map((id) => id !== mask), seeds: [Number(this.form.seed.value)] };
+  }
+
+  outcome() {
+    return counted(this.asked.given.filter((given) => !given).length, "token");
+  }
+
+  spoken() {
+    const { tokenizer, special } = this.model;
+    return tokenizer.decode(Array.from(this.drafts.at(-1)[0]).filter((id) => !special.has(id)));
+  }
+
+  display(draft) {
+    const before = this.drafts[draft - 1]?.[0];
+    const tokens = Array.from(this.drafts[draft][0], (id, place) => {
+      const token = document.createElement("span");
+      token.textContent = this.model.tokenizer.decode([id]);
+      token.dataset.id = id;
+      if (this.model.special.has(id)) token.classList.add("special");
+      if (this.asked.given[place]) token.classList.add("given");
+      else if (before && before[place] !== id) token.classList.add("changed");
+      return token;
+    });
+    element("written").replaceChildren(...tokens);
+  }
+}
+
+class SudokuDesk extends Desk {
+  unit = "cells";
+
+  constructor() {
+    super("sudoku", element("fill"));
+    this.puzzle = Array(81).fill(0);
+    this.cells = this.puzzle.map((_, cell) => this.makeCell(cell));
+    const rows = this.cells.filter((_, cell) => cell % 9 === 0).map((_, row) => {
+      const line = document.createElement("tr");
+      for (const input of this.cells.slice(9 * row, 9 * row + 9)) line.insertCell().append(input);
+      return line;
+    });
+    element("grid").replaceChildren(...rows);
+    element("puzzle").addEventListener("click", () => {
+      this.puzzle = newPuzzle(manifest.solutions, this.form.clues.valueAsNumber);
+      this.clear();
+      this.run();
+    });
+    this.form.attempts.addEventListener("change", () => this.run());
+  }
+
+  makeCell(cell) {
+    const input = document.createElement("input");
+    input.inputMode = "numeric";
+    input.autocomplete = "off";
+    input.tabIndex = cell ? -1 : 0; // one stop of the Tab key: the arrow keys go on from there
+    input.addEventListener("focus", () => {
+      for (const other of this.cells) other.tabIndex = other === input ? 0 : -1;
+      input.select();
+    });
+    input.addEventListener("input", () => {
+      const digit = Number(input.value.slice(-1));
+      this.puzzle[cell] = digit || 0;
+      this.clear();
+      this.remember();
+      input.select();
+    });
+    const moves = { ArrowUp: -9, ArrowDown: 9, ArrowLeft: -1, ArrowRight: 1 };
+    input.addEventListener("keydown", (event) => {
+      const to = cell + moves[event.key];
+      const sameRow = Math.abs(moves[event.key]) === 9 || Math.floor(to / 9) === Math.floor(cell / 9);
+      if (!(event.key in moves)) return;
+      event.preventDefault();
+      if (sameRow) this.cells[to]?.focus();
+    });
+    return input;
+  }
+
+  read(address) {
+    super.read(address);
+    const attempts = Number(address.get("attempts"));
+    if (attempts >= 1 && attempts <= 32) this.form.attempts.value = Math.round(attempts);
+    this.puzzle =
+      fromText(address.get("puzzle") ?? "") ?? newPuzzle(manifest.solutions, this.form.clues.valueAsNumber);
+    this.clear();
+  }
+
+  address() {
+    return { puzzle: asText(this.puzzle), attempts: this.form.attempts.value };
+  }
+
+  /** Show the puzzle alone. */
+  clear() {
+    this.runs++;
+    this.drafts = [];
+    this.player.hidden = true;
+    this.figures.textContent = "";
+    this.puzzle.forEach((digit, cell) => this.fillCell(cell, digit, digit ? "given" : ""));
+  }
+
+  fillCell(cell, digit, kind) {
+    const input = this.cells[cell];
+    input.value = digit || "";
+    input.className = kind;
+    const said = { given: "a clue", wrong: "in conflict" }[kind];
+    const place = `row ${Math.floor(cell / 9) + 1}, column ${(cell % 9) + 1}`;
+    input.setAttribute("aria-label", said ? `${place}, ${said}` : place);
+  }
+
+  ask() {
+    const { first } = conflicts(this.puzzle);
+    if (first) throw new Refusal(`No solution is possible: ${first}.`);
+    if (this.puzzle.every((digit) => digit)) throw new Refusal("There is no empty cell to fill in.");
+    const seed = Number(this.form.seed.value);
+    const seeds = Array.from({ length: Number(this.form.attempts.value) }, (_, i) => seed + i);
+    return { ids: this.puzzle, given: this.puzzle.map((digit) => digit > 0), seeds };
+  }
+
+  outcome() {
+    const right = this.drafts.at(-1).map((grid) => isValid(Array.from(grid)));
+    this.shown = Math.max(right.indexOf(true), 0);
+    const count = right.filter(Boolean).length;
+    const which = count ? `, number ${this.shown + 1} is shown` : ", the first is shown";
+    return `${count || "None"} of ${counted(right.length, "attempt")} right${right.length > 1 ? which : ""};`;
+  }
+
+  spoken() {
+    const grid = Array.from(this.drafts.at(-1)[this.shown]);
+    return `${Array.from({ length: 9 }, (_, row) => grid.slice(9 * row, 9 * row + 9).join(" ")).join("; ")}.`;
+  }
+
+  display(draft) {
+    const grid = Array.from(this.drafts[draft][this.shown]);
+    const before = this.drafts[draft - 1]?.[this.shown];
+    const wrong = draft === this.drafts.length - 1 ? conflicts(grid).cells : new Set();
+    grid.forEach((digit, cell) => {
+      const changed = before && before[cell] !== digit ? "changed" : "";
+      this.fillCell(cell, digit, this.asked.given[cell] ? "given" : wrong.has(cell) ? "wrong" : changed);
+    });
+  }
+}
+
+/** The numbers beside the sliders. */
+function tellOutputs() {
+  for (const output of document.querySelectorAll(".field output")) output.value = element(output.htmlFor).value;
+}
+
+function fail(error) {
+  element("loading").hidden = true;
+  element("error").hidden = false;
+  element("error").textContent = error.message;
+}
+
+let manifest;
+const models = {};
+
+/** The model of a task, loaded at its first use. */
+function modelOf(task) {
+  models[task] ??= load(task);
+  return models[task];
+}
+
+async function load(task) {
+  const { name, bytes, parameters } = manifest.models[task];
+  const size = `${(bytes / 1e6).toFixed(1)} MB`;
+  element("loading").hidden = false;
+  element("progress").max = bytes;
+  const model = await loadModel(manifest.models[task], (done) => (element("progress").value = done));
+  element("loading").hidden = true;
+  element("about").textContent = `${name}: ${(parameters / 1e6).toFixed(1)} million parameters, ${size}.`;
+  return model;
+}
+
+/** Show the task that the address names, and do it. */
+function open() {
+  const address = new URLSearchParams(location.hash.slice(1));
+  const current = desks[address.get("task")] ?? desks.text;
+  for (const desk of Object.values(desks)) {
+    desk.runs++;
+    desk.form.hidden = desk !== current;
+    const link = element(`to-${desk.name}`);
+    if (desk === current) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  current.read(address);
+  return current.run();
+}
+
+let desks = {};
+try {
+  manifest = await loadManifest();
+  desks = { text: new TextDesk(), sudoku: new SudokuDesk() };
+  window.addEventListener("hashchange", open);
+  document.addEventListener("input", tellOutputs);
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.target !== document.body) return;
+    Object.values(desks).find((desk) => !desk.form.hidden).form.requestSubmit();
+  });
+  await open();
+} catch (error) {
+  fail(error);
+}
