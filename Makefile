@@ -21,8 +21,9 @@ demo: $(DEMO_READY)
 test: export HF_HUB_OFFLINE := 1
 test: export TOKENIZERS_PARALLELISM := false
 test: export PYTHONUNBUFFERED := 1
+test: export OMP_NUM_THREADS := 1
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # The 4x4 Sudoku models from scratch, and their measures: what is shipped is overwritten.
 shidoku: export OMP_NUM_THREADS := 1

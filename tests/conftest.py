@@ -1,12 +1,19 @@
 """Settings every test runs under: no network, one thread, the same hypothesis examples each time."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 
 # huggingface_hub reads these once, at import: they come before anything that may import it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Processes that test at the same time would write the same code of models into one cache, half of it while it is read.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix=f"flm-tests-{worker}-")
+    atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 import pytest
 import torch

@@ -553,7 +553,6 @@ def test_recipes(recipe):
         "lr_scheduler_type",
         "eval_strategy",
         "objective",
-        "time_sampling",
     }  # YAML reads 1e-3 as a word
     theirs.pop("bf16", None)  # refused where there is no accelerator
     TrainingArguments(**theirs)

@@ -9,14 +9,8 @@ from training import arguments
 from modeling_flm.attention_flm import SOFTCAP_ATTENTION
 from modeling_flm.losses_flm import chunked_cross_entropy, chunked_distillation_loss
 from trainers import FMLMTrainer, FMLMTrainingArguments
-from trainers.distillation import (
-    Network,
-    States,
-    eulerian_target,
-    lagrangian_target,
-    project_onto_simplex,
-    semigroup_target,
-)
+from trainers.networks import Network, States
+from trainers.objectives import OBJECTIVES, Jumps, eulerian_step, project_onto_simplex
 
 LOSSES = record("losses")
 ON, OFF = slice(0, 2), slice(2, 6)
@@ -56,6 +50,10 @@ def student_losses(network: Network, rows, start, end, target, loss_type: str = 
     return losses.view(-1, 24)
 
 
+def jumps(student: Network, teacher: Network, rows) -> Jumps:
+    return Jumps(student, teacher, states(student, rows), states(teacher, rows), *times(rows))
+
+
 def teacher_target(networks, rows, tau):
     _, teacher = networks
     return teacher.predictions(teacher.hidden(states(teacher, rows), tau))
@@ -69,7 +67,7 @@ def test_diagonal_target_is_the_teachers_posterior(networks):
 @pytest.mark.parametrize("loss_type, tolerance", [("ce", 2e-4), ("mse", 5e-5)])
 def test_semigroup(networks, loss_type, tolerance):
     student, _ = networks
-    target = semigroup_target(student, states(student, OFF), *times(OFF))
+    target = OBJECTIVES["semigroup"]().target(jumps(student, student, OFF))
     torch.testing.assert_close(target(EVERYTHING).view(4, 24, 37), LOSSES["psd.offdiag_target"], **CLOSE)
     losses = [
         token_losses(student, ON, teacher_target(networks, ON, times(ON)[0]), loss_type),
@@ -99,24 +97,32 @@ def test_learned_loss_weight(networks):
 def test_lagrangian(networks, name):
     student, teacher = networks
     denoiser = teacher if name == "lsd_teacherD" else student
-    start, _, end = times(OFF)
-    target, projected = lagrangian_target(student, denoiser, states(student, OFF), states(denoiser, OFF), start, end)
+    target = OBJECTIVES["lagrangian"]().target(recorded := jumps(student, denoiser, OFF))
     torch.testing.assert_close(
         target(EVERYTHING).view(4, 24, 37), LOSSES[f"{name}.offdiag_target_entmax2"], rtol=0, atol=1e-3
     )
     before = LOSSES[f"{name}.offdiag_target_pre_entmax"]
-    assert abs(int(sum(projected)) - int((before < 0).any(-1).sum())) <= 1
+    assert abs(int(sum(recorded.projected)) - int((before < 0).any(-1).sum())) <= 1
     torch.testing.assert_close(token_losses(student, OFF, target), LOSSES[f"{name}.loss"][OFF], rtol=0, atol=1e-2)
 
 
+def step_of(clock, start, end) -> torch.Tensor:
+    """w of the Eulerian objective: (n, 1)."""
+    return eulerian_step(clock.t(start), clock.t(end))[:, None]
+
+
 def test_eulerian(networks):
+    """The official target is the one that ours is a part w of the way to, and its loss ours over w^2."""
     student, teacher = networks
     rows = slice(2, 5)
     start, _, end = times(rows)
-    target = eulerian_target(student, teacher, states(student, rows), states(teacher, rows), start, end)
-    torch.testing.assert_close(target(EVERYTHING).view(3, 24, 37), LOSSES["esd.offdiag_target"], rtol=1e-3, atol=1e-3)
+    target = OBJECTIVES["eulerian"]().target(jumps(student, teacher, rows))
+    w = step_of(student.model.clock, start, end)
+    delta = student.predictions(student.hidden(states(student, rows), start, end))(EVERYTHING).view(3, 24, 37)
+    whole = delta + (target(EVERYTHING).view(3, 24, 37) - delta) / w[..., None]
+    torch.testing.assert_close(whole, LOSSES["esd.offdiag_target"], rtol=1e-3, atol=1e-3)
     losses = student_losses(student, rows, start, end, target, "mse")
-    torch.testing.assert_close(losses, LOSSES["esd.loss"][rows], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(losses / w.square(), LOSSES["esd.loss"][rows], rtol=1e-2, atol=1e-3)
 
 
 def test_the_eulerian_trainer_has_cross_entropy_on_the_diagonal(tmp_path, monkeypatch):
@@ -142,12 +148,13 @@ def test_the_eulerian_trainer_has_cross_entropy_on_the_diagonal(tmp_path, monkey
     monkeypatch.setattr(trainer, "_states", lambda *_: (recorded(student), recorded(student), recorded(teacher)))
     batch = {"input_ids": LOSSES["in.x0"].long(), "labels": LOSSES["in.x0"].long(), "diagonal": np.isin(range(6), on)}
     batch |= {"timesteps": start, "middle_timesteps": start, "target_timesteps": end}
-    expected = torch.cat([LOSSES["esd.diag_loss_if_tau_tau"], LOSSES["esd.loss"][off]]).mean()
+    of_jumps = LOSSES["esd.loss"][off] * step_of(student.clock, start[off], end[off]).square()
+    expected = torch.cat([LOSSES["esd.diag_loss_if_tau_tau"], of_jumps]).mean()
     loss = trainer.compute_loss(trainer.model, batch)
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-3, atol=0)
     trainer.log(logs := {"loss": 0.0})
     assert logs["loss_diagonal"] == pytest.approx(float(LOSSES["esd.diag_loss_if_tau_tau"].mean()), rel=1e-5)
-    assert logs["loss_off_diagonal"] == pytest.approx(float(LOSSES["esd.loss"][off].mean()), rel=1e-3)
+    assert logs["loss_off_diagonal"] == pytest.approx(float(of_jumps.mean()), rel=1e-3)
 
 
 def test_projection_onto_the_simplex():

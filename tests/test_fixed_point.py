@@ -15,7 +15,8 @@ from worlds import two_cities
 from modeling_flm import FMLMConfig, FMLMModel
 from modeling_flm.flow_flm import flow_map_step, semigroup_weight
 from trainers import FMLMTrainer, FMLMTrainingArguments
-from trainers.distillation import NEAREST_END, Network, States, eulerian_target, lagrangian_target, semigroup_target
+from trainers.networks import Network, States
+from trainers.objectives import OBJECTIVES, Jumps, eulerian_step
 
 WORLD = two_cities()
 STEPS = 400  # of the ODE solver, from any s to any t <= LATEST
@@ -64,9 +65,7 @@ EXTREME += [(0.6, 0.9999), (0.8, 0.9), (0.9, 0.999), (0.97, 0.999), (0.98, 0.99)
 @pytest.mark.parametrize("teaches", ["flow", "map"])
 @pytest.mark.parametrize("objective", ["semigroup", "lagrangian", "eulerian"])
 def test_the_exact_map_is_the_fixed_point(objective, teaches):
-    """For the eulerian objective but for t = 1, where its factor 1 / (1 - t) is infinite and so is clamped: the
-    derivative that it multiplies is 0 there, and the target is the teacher's posterior at s, which has no jump in it.
-    Times below that are not clamped: in float32 the last tau before 1 has t = 0.89 (0.91 for 50,257 tokens)."""
+    """At t = 1 too, where the factor of the Eulerian derivative would be infinite without the step w."""
     if objective == "semigroup" and teaches == "map":
         pytest.skip("has no teacher off the diagonal")
     exact = Network(exact_map(WORLD, STEPS))
@@ -76,23 +75,21 @@ def test_the_exact_map_is_the_fixed_point(objective, teaches):
     state = states_at(start.double()).float()
     nothing = torch.zeros(state.shape[:2], dtype=torch.bool)
     states = States(state, torch.zeros_like(state), nothing)
-    if objective == "semigroup":
-        target = semigroup_target(exact, states, start, middle, end)
-    elif objective == "lagrangian":
-        target, _ = lagrangian_target(exact, teacher, states, states, start, end)
-    else:
-        target = eulerian_target(exact, teacher, states, states, start, end)
+    target = OBJECTIVES[objective]().target(Jumps(exact, teacher, states, states, start, middle, end))
     s, t = (WORLD.clock.t(tau.double()) for tau in (start, end))
     whole = WORLD.two_time_denoiser(state.double(), s, t, STEPS)
     got = target(slice(None)).view_as(whole)
-    error = (got - whole).abs().amax((1, 2))  # in float32
-    if objective == "eulerian":
-        assert 1 - t[end < 1].max() > NEAREST_END and 0.88 < t[end < 1].max() < 0.89
-        posterior = WORLD.denoise(state.double(), s)[end == 1]
-        assert (got[end == 1] - posterior).abs().max() < 1e-4
-        assert error[(start == 0) & (end == 1)].max() > 0.6  # 0.7 and 0.3 in place of a city
-        error = error[end < 1]
-    assert error.max() < 1e-4
+    assert (got - whole).abs().max() < 1e-4  # in float32
+
+
+def test_the_eulerian_step_takes_the_singularity_out():
+    """Times the step, the factor (1-s)(t-s)/(1-t) of the derivative is 1 - w: at most one."""
+    s, t = torch.tensor([0.0, 0.0, 0.3, 0.0, 0.5]), torch.tensor([0.5, 1.0, 0.99, 0.999, 0.5])
+    w = eulerian_step(s, t)
+    assert ((w >= 0) & (w <= 1)).all() and w[1] == 0 and w[4] == 1
+    before = t < 1
+    factor = ((1 - s) * (t - s) / (1 - t))[before]
+    torch.testing.assert_close(w[before] * factor, 1 - w[before])
 
 
 # Root mean square error of the two-time denoiser (probabilities) over random times, and where it must end.

@@ -172,21 +172,20 @@ def test_one_step_of_the_map_pairs_what_belongs_together(tmp_path):
     assert (items == 0).float().mean() == pytest.approx(0.5, abs=0.1)
 
 
-def pairs(places, **changes):
-    values = dict(diagonal_fraction=0.5, boundary_prob=32, time_sampling="uniform_diff", middle="midpoint")
-    return draw_time_pairs(3, 5, 512, places, **values | changes)
+@pytest.mark.parametrize("boundary_prob, latest", [(32, 1.0), (None, 0.999)])
+def test_time_pairs_of_a_global_batch(boundary_prob, latest):
+    def pairs(places):
+        return draw_time_pairs(3, 5, 512, places, 0.5, boundary_prob, latest)
 
-
-@pytest.mark.parametrize("time_sampling", ["uniform_diff", "uniform_st"])
-@pytest.mark.parametrize("middle", ["midpoint", "random"])
-def test_time_pairs_of_a_global_batch(time_sampling, middle):
     every = torch.arange(512).numpy()
-    drawn = pairs(every, time_sampling=time_sampling, middle=middle)
+    drawn = pairs(every)
     assert (drawn.start <= drawn.middle).all() and (drawn.middle <= drawn.end).all()
     assert drawn.diagonal.sum() == 256 and (drawn.start == drawn.end)[drawn.diagonal].all()
     at_boundary = (drawn.start == 0) & (drawn.end == 1)
-    assert at_boundary.sum() == 8
-    parts = [pairs(part, time_sampling=time_sampling, middle=middle) for part in (every[:100], every[100:])]
+    assert at_boundary.sum() == (8 if boundary_prob else 0)
+    others = drawn.end[~drawn.diagonal & ~at_boundary]
+    assert 0.99 * latest < others.max() <= latest
+    parts = [pairs(part) for part in (every[:100], every[100:])]
     for whole, first, second in zip(drawn, *parts, strict=True):
         assert (whole[:100] == first).all() and (whole[100:] == second).all()
 
@@ -199,8 +198,6 @@ def test_time_pairs_of_a_global_batch(time_sampling, middle):
         ({"objective": "eulerian", "loss_type": "ce"}, '`loss_type` must be "mse" with the eulerian objective'),
         ({"diagonal_fraction": 1.5}, "`diagonal_fraction` is 1.5"),
         ({"boundary_prob": 0}, "`boundary_prob` is 0"),
-        ({"time_sampling": "log"}, "`time_sampling` is 'log'"),
-        ({"middle": "end"}, "`middle` is 'end'"),
         ({"ema_target": True, "ema_decay": 0.0}, "`ema_target` needs the semigroup objective"),
     ],
 )

@@ -139,7 +139,7 @@ ALONE = [
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("settings", ALONE, ids=str)
+@pytest.mark.parametrize("settings", ALONE, ids=lambda settings: " ".join(settings))
 def test_a_sequence_is_that_of_its_prompt_alone(settings, side):
     """Of prompts of different lengths and any sampler: the same ids, drafts and confidence as without the others."""
     model = tiny_model("fmlm", mask_token_id=0)

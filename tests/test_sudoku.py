@@ -8,6 +8,7 @@ from datasets import Dataset
 from worlds import shidoku
 
 from evaluation.sudoku import is_valid
+from examples.sudoku import puzzles
 from examples.sudoku.make_grids import all_4x4, image, random_9x9, tokenizer
 from flm_data import load_tokenizer, one_row_each
 from modeling_flm.attention_flm import SOFTCAP_ATTENTION
@@ -77,3 +78,85 @@ def test_a_recipe_names_the_attention_of_model_and_teacher(tmp_path):
         used = {model.config._attn_implementation for model in (trainer.model, trainer.teacher)}
         assert used == {attention or SOFTCAP_ATTENTION}
         assert "attn_implementation" not in trainer.model.config.to_json_string()
+
+
+# -- puzzles ----------------------------------------------------------------------------------------------------------
+
+
+def exact_cover(puzzle: np.ndarray) -> list[list[int]]:
+    """All solutions, by Knuth's algorithm X: a solver of another kind than that of the examples."""
+    rows = {
+        (cell, digit): [
+            ("cell", cell),
+            ("row", cell // 9, digit),
+            ("column", cell % 9, digit),
+            ("box", cell // 27 * 3 + cell % 9 // 3, digit),
+        ]
+        for cell in range(81)
+        for digit in range(1, 10)
+    }
+    columns: dict[tuple, set] = {}
+    for row, met in rows.items():
+        for constraint in met:
+            columns.setdefault(constraint, set()).add(row)
+
+    def select(row) -> list[set]:
+        taken = []
+        for constraint in rows[row]:
+            for other in columns[constraint]:
+                for more in rows[other]:
+                    if more != constraint:
+                        columns[more].remove(other)
+            taken.append(columns.pop(constraint))
+        return taken
+
+    def deselect(row, taken) -> None:
+        for constraint in reversed(rows[row]):
+            columns[constraint] = taken.pop()
+            for other in columns[constraint]:
+                for more in rows[other]:
+                    if more != constraint:
+                        columns[more].add(other)
+
+    def search(chosen: list):
+        if not columns:
+            yield [digit for _, digit in sorted(chosen)]
+            return
+        constraint = min(columns, key=lambda name: len(columns[name]))
+        for row in sorted(columns[constraint]):
+            taken = select(row)
+            yield from search([*chosen, row])
+            deselect(row, taken)
+
+    given = [(cell, int(digit)) for cell, digit in enumerate(puzzle) if digit]
+    for row in given:
+        select(row)
+    return list(search(given))
+
+
+@pytest.mark.parametrize("clues", [40, 30, 25])
+def test_puzzles_have_one_solution(clues):
+    rng = np.random.default_rng(clues)
+    for grid in puzzles.held_out_grids(3):
+        puzzle = puzzles.dig(grid, clues, rng)
+        given = puzzle != 0
+        assert given.sum() == clues and (puzzle == grid)[given].all()
+        assert exact_cover(puzzle) == [grid.tolist()]
+
+
+def test_solutions_are_counted():
+    grid = puzzles.held_out_grids(1)[0]
+    several = np.where(np.arange(81) < 45, 0, grid)  # the last four rows alone
+    assert len(puzzles.solutions(several, most=5)) == 5
+    assert all(is_valid(np.array(puzzles.solutions(several, most=5))))
+    wrong = grid.copy()
+    wrong[0] = wrong[1]
+    assert puzzles.solutions(wrong) == []
+
+
+def test_puzzles_that_cannot_be_had():
+    grid, rng = puzzles.held_out_grids(1)[0], np.random.default_rng(0)
+    with pytest.raises(ValueError, match="`clues` is 16, but a puzzle with one solution has 17 to 81"):
+        puzzles.dig(grid, 16, rng)
+    with pytest.raises(ValueError, match="no puzzle of 17 clues was found on this grid in 1 attempts, but of 2"):
+        puzzles.dig(grid, 17, rng, attempts=1)

@@ -7,8 +7,6 @@ from .flm_arguments import FLMTrainingArguments
 CHOICES = {
     "objective": ("semigroup", "lagrangian", "eulerian"),
     "loss_type": ("ce", "mse"),
-    "time_sampling": ("uniform_diff", "uniform_st"),
-    "middle": ("midpoint", "random"),
 }
 
 
@@ -25,9 +23,8 @@ class FMLMTrainingArguments(FLMTrainingArguments):
             it has cross entropy all the same.
         diagonal_fraction (`float`): share of the global batch on the diagonal s = t, in [0, 1], held to the teacher's
             posterior (to the data without a teacher).
-        boundary_prob (`int`): one in so many of the other examples is at (s, t) = (0, 1), the one-step map.
-        time_sampling (`str`): "uniform_diff", the difference of the times uniform, or "uniform_st", a sorted pair.
-        middle (`str`): the time between s and t of the semigroup objective, "midpoint" (of tau) or "random".
+        boundary_prob (`int`): no probability but its inverse: one in `boundary_prob` of the other examples is, on
+            average, at (s, t) = (0, 1), the jump of one-step generation. The Eulerian objective takes none there.
         ema_target (`bool`): take the semigroup target from the averaged weights instead of the current ones.
         initialize_from_teacher (`bool`): begin with the teacher's weights.
 
@@ -40,8 +37,6 @@ class FMLMTrainingArguments(FLMTrainingArguments):
     loss_type: str | None = field(default=None, metadata={"help": "ce or mse; default ce, mse for eulerian."})
     diagonal_fraction: float = field(default=0.5, metadata={"help": "Share of the global batch on the diagonal."})
     boundary_prob: int = field(default=32, metadata={"help": "One in so many of the other examples is at (0, 1)."})
-    time_sampling: str = field(default="uniform_diff", metadata={"help": "uniform_diff or uniform_st."})
-    middle: str = field(default="midpoint", metadata={"help": "midpoint or random."})
     ema_target: bool = field(default=False, metadata={"help": "Semigroup targets from the averaged weights."})
     initialize_from_teacher: bool = field(default=True, metadata={"help": "Begin with the teacher's weights."})
 

@@ -9,10 +9,11 @@ from modeling_flm.flow_flm import NoiseLaw, embedded_noise, interpolate, to_wher
 from modeling_flm.losses_flm import chunked_cross_entropy, chunked_distillation_loss
 from modeling_flm.modeling_flm import FLMOutput
 
-from .distillation import Network, States, eulerian_target, lagrangian_target, semigroup_target
 from .flm_trainer import FLMTrainer
 from .flow_map_times import draw_time_pairs
 from .fmlm_arguments import FMLMTrainingArguments
+from .networks import Network, States
+from .objectives import OBJECTIVES, Jumps, Objective
 from .sharding import in_autocast, whole, within_forward
 
 COUNTED = ("loss_diagonal", "loss_off_diagonal", "projected")
@@ -23,7 +24,7 @@ class FMLMTrainer(FLMTrainer):
     losses
 
         diagonal        the student's delta_{s,s}(x_s) against the teacher's posterior D_s(x_s)
-        off diagonal    its delta_{s,t}(x_s) against the target of `args.objective` (see `trainers.distillation`)
+        off diagonal    its delta_{s,t}(x_s) against the target of `args.objective` (see `trainers.objectives`)
 
     Teacher and student see the same noise, each in its own table. Time pairs follow from the seed, the step and the
     place in the global batch, as times and noise do. `eval_loss` is the denoising loss on the diagonal.
@@ -41,6 +42,7 @@ class FMLMTrainer(FLMTrainer):
     """
 
     args: FMLMTrainingArguments
+    objective: Objective
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class FMLMTrainer(FLMTrainer):
         if begins_anew:
             _take_weights(model, teacher)
         super().__init__(model=model, args=args, **kwargs)
+        self.objective = OBJECTIVES[args.objective]()
         self.teacher = teacher
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(args.device)
@@ -106,9 +109,8 @@ class FMLMTrainer(FLMTrainer):
             global_batch_size,
             places,
             self.args.diagonal_fraction,
-            self.args.boundary_prob,
-            self.args.time_sampling,
-            self.args.middle,
+            self.args.boundary_prob if self.objective.boundary else None,
+            self.objective.latest,
         )
         device = batch["input_ids"].device
         names = ("timesteps", "middle_timesteps", "target_timesteps")
@@ -158,22 +160,17 @@ class FMLMTrainer(FLMTrainer):
                 labels = inputs["labels"][index].flatten().clamp(min=0)
                 part, losses = chunked_cross_entropy(*head, labels, token_weights, cap)
             else:
-                projected: list[Tensor] = []
+                both = own_states.rows(index), teacher_states.rows(index)
+                jumps = Jumps(own, teacher, *both, start[index], middle[index], end[index])
                 if name == "diagonal":
-                    target = teacher.predictions(teacher.hidden(teacher_states.rows(index), start[index]))
-                elif self.args.objective == "semigroup":
-                    target = semigroup_target(own, own_states.rows(index), start[index], middle[index], end[index])
+                    target = teacher.predictions(teacher.hidden(jumps.teacher_states, jumps.start))
                 else:
-                    both = own_states.rows(index), teacher_states.rows(index)
-                    if self.args.objective == "lagrangian":
-                        target, projected = lagrangian_target(own, teacher, *both, start[index], end[index])
-                    else:
-                        target = eulerian_target(own, teacher, *both, start[index], end[index])
+                    target = self.objective.target(jumps)
                 eulerian = self.args.objective == "eulerian"  # "mse" is for the targets that leave the simplex
                 kind = "ce" if eulerian and name == "diagonal" else self.args.loss_type
                 part, losses = chunked_distillation_loss(*head, target, token_weights, cap, kind)
-                if projected:
-                    self._count("projected", torch.stack(projected).sum(), len(losses))
+                if jumps.projected:
+                    self._count("projected", torch.stack(jumps.projected).sum(), len(losses))
             self._count(f"loss_{name}", losses @ scored[index].flatten().float(), scored[index].sum())
             total = total + part
         count = scored.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
