@@ -11,16 +11,21 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import onnx
 from datasets import load_dataset
 
 from flm_data.paths import checkout
+from hub_cards.export import export
 from hub_cards.push import MANIFEST, sha256
 
 FOLDER = "hub_cards/space-static"
 MODELS = {"text": "fmlm-english-small", "sudoku": "fmlm-sudoku"}
 PUZZLES = "examples/sudoku/9x9/validation.parquet"
-SOLUTIONS = 200  # of it, for puzzles to begin with
+SOLUTIONS = 200  # so many of them
+STEPS = range(1, 9)
+EXPORTED = ("model.onnx", "tokenizer.json", "tokenizer_config.json")  # what the page takes of `flm export`
 # The runtime for WebAssembly alone, without the ones for graphics cards, and the tokenizer.
 VENDORED = (
     "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
@@ -51,6 +56,26 @@ def build(folder: Path) -> None:
         for name in ("vendor", "models"):
             shutil.rmtree(folder / name, ignore_errors=True)
             (made / name).rename(folder / name)
+
+
+def export_model(name: str, into: Path) -> dict[str, Any]:
+    """Export a shipped map, and keep of it what the page takes.
+
+    Returns:
+        what a browser needs to know of the graph, which onnxruntime-web does not give of its metadata.
+    """
+    into.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as place:
+        export(checkout() / "hub_cards" / name, Path(place), num_steps=STEPS)
+        for part in EXPORTED:
+            shutil.copy(Path(place, part), into)
+    graph = onnx.load(into / "model.onnx")
+    told = {entry.key: entry.value for entry in graph.metadata_props}
+    width = {entry.name: entry.type.tensor_type.shape.dim[-1].dim_value for entry in graph.graph.input}
+    numbers = {key: int(told[key]) if told[key] else None for key in ("length", "mask_token_id", "bos_token_id")}
+    texts = {key: told[key] for key in ("license", "source_sha256", "made_by")}
+    widths = {"width": width["state"], "noise_width": width["noise"]}
+    return {"name": name, **texts, **numbers, **widths, "steps": json.loads(told["steps"])}
 
 
 def vendor(folder: Path, into: Path) -> None:

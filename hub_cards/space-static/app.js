@@ -14,7 +14,7 @@ const element = (id) => document.getElementById(id);
 const anySeed = () => Math.floor(Math.random() * MOST_SEEDS);
 const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
-const isFast = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+const isStill = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 /** What the user can be told and mend: a text too long, a puzzle without a solution. */
 class Refusal extends Error {}
@@ -23,12 +23,13 @@ class Refusal extends Error {}
 class Desk {
   constructor(name, button) {
     this.name = name;
+    this.button = button;
     this.form = element(name);
     this.figures = this.form.querySelector(".figures");
     this.player = this.form.querySelector(".player");
     [this.play, this.slider, this.count] = this.player.querySelectorAll("button, input, output");
     this.drafts = [];
-    this.runs = 0; // asked for so far: an older one stops when a newer is
+    this.runs = this.plays = 0; // so far: an older one stops when a newer begins
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.form.seed.value = anySeed();
@@ -37,12 +38,11 @@ class Desk {
     for (const field of [this.form.steps, this.form.seed]) {
       field.addEventListener("change", () => this.form.reportValidity() && this.run());
     }
-    this.play.addEventListener("click", () => this.replay(this.runs));
+    this.play.addEventListener("click", () => this.replay());
     this.slider.addEventListener("input", () => {
-      this.runs++; // which ends a play
+      this.plays++;
       this.show(this.slider.valueAsNumber - 1);
     });
-    this.button = button;
   }
 
   /** Fill the fields from the address. */
@@ -67,26 +67,29 @@ class Desk {
     tellOutputs();
     this.remember();
     try {
-      const model = (this.model ??= await modelOf(this.name));
+      this.model ??= await load(this.name);
       if (run !== this.runs) return;
-      const asked = this.ask(model);
+      const asked = this.ask(this.model);
       const drafts = [];
       let seconds = 0;
-      for await (const draft of model.write({ ...asked, steps: Number(this.form.steps.value) })) {
+      for await (const draft of this.model.write({ ...asked, steps: Number(this.form.steps.value) })) {
+        await wait(0); // the page answers between two evaluations
         if (run !== this.runs) return;
         seconds += draft.seconds;
         drafts.push(draft.ids);
       }
+      this.plays++;
       this.asked = asked;
       this.drafts = drafts;
       const free = asked.seeds.length * asked.given.filter((given) => !given).length;
       const speed = Math.round(free / seconds).toLocaleString("en");
-      const took = `${counted(drafts.length, "evaluation")} of the network, ${Math.round(1000 * seconds)} ms`;
-      this.tell(`${this.outcome()} in ${took}: ${speed} ${this.unit} a second.`, this.spoken());
+      const took = `${Math.round(1000 * seconds).toLocaleString("en")} ms`;
+      const cost = `${counted(drafts.length, "evaluation")} of the network, ${took}, ${speed} ${this.unit} a second.`;
+      this.tell(`${this.outcome()}: ${cost}`, this.spoken());
       this.form.classList.remove("refused");
       this.player.hidden = drafts.length === 1;
       this.slider.max = drafts.length;
-      if (drafts.length > 1 && !isFast()) await this.replay(run);
+      if (drafts.length > 1 && !isStill()) this.replay();
       else this.show(drafts.length - 1);
     } catch (error) {
       if (!(error instanceof Refusal)) return fail(error);
@@ -95,9 +98,10 @@ class Desk {
     }
   }
 
-  async replay(run) {
+  async replay() {
+    const play = ++this.plays;
     for (let draft = 0; draft < this.drafts.length; draft++) {
-      if (run !== this.runs) return;
+      if (play !== this.plays) return;
       this.show(draft);
       await wait(PACE);
     }
@@ -124,7 +128,7 @@ class TextDesk extends Desk {
     this.form.prompt.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
-      this.form.requestSubmit();
+      this.form.requestSubmit(this.button);
     });
   }
 
@@ -139,8 +143,8 @@ class TextDesk extends Desk {
   }
 
   ask(model) {
-    const { context, mask, bos } = model;
-    const text = this.form.prompt.value.trim().replace(BLANK, model.maskToken);
+    const { length: context, mask_token_id: mask, bos_token_id: bos } = model.about;
+    const text = this.form.prompt.value.trim().replace(BLANK, model.blank);
     let ids = text ? model.tokenizer.encode(text, { add_special_tokens: false }).ids : [];
     if (ids.length && ids[0] !== bos) ids = [bos, ...ids]; // rows of training text begin with it
     const blanks = ids.includes(mask);
@@ -241,6 +245,7 @@ class SudokuDesk extends Desk {
   /** Show the puzzle alone. */
   clear() {
     this.runs++;
+    this.plays++;
     this.drafts = [];
     this.player.hidden = true;
     this.figures.textContent = "";
@@ -269,8 +274,7 @@ class SudokuDesk extends Desk {
     const right = this.drafts.at(-1).map((grid) => isValid(Array.from(grid)));
     this.shown = Math.max(right.indexOf(true), 0);
     const count = right.filter(Boolean).length;
-    const which = count ? `, number ${this.shown + 1} is shown` : ", the first is shown";
-    return `${count || "None"} of ${counted(right.length, "attempt")} right${right.length > 1 ? which : ""};`;
+    return `${count || "None"} of ${counted(right.length, "attempt")} right, number ${this.shown + 1} is shown`;
   }
 
   spoken() {
@@ -301,29 +305,23 @@ function fail(error) {
 }
 
 let manifest;
-const models = {};
 
-/** The model of a task, loaded at its first use. */
-function modelOf(task) {
-  models[task] ??= load(task);
-  return models[task];
-}
-
+/** The model of a task, whose way here the page shows. */
 async function load(task) {
-  const { name, bytes, parameters } = manifest.models[task];
-  const size = `${(bytes / 1e6).toFixed(1)} MB`;
+  const bar = element("progress");
   element("loading").hidden = false;
-  element("progress").max = bytes;
-  const model = await loadModel(manifest.models[task], (done) => (element("progress").value = done));
-  element("loading").hidden = true;
-  element("about").textContent = `${name}: ${(parameters / 1e6).toFixed(1)} million parameters, ${size}.`;
-  return model;
+  try {
+    return await loadModel(manifest, task, (done, all) => Object.assign(bar, { max: all, value: done }));
+  } finally {
+    element("loading").hidden = true;
+  }
 }
 
 /** Show the task that the address names, and do it. */
 function open() {
   const address = new URLSearchParams(location.hash.slice(1));
   const current = desks[address.get("task")] ?? desks.text;
+  element("error").hidden = true;
   for (const desk of Object.values(desks)) {
     desk.runs++;
     desk.form.hidden = desk !== current;
@@ -343,7 +341,8 @@ try {
   document.addEventListener("input", tellOutputs);
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.target !== document.body) return;
-    Object.values(desks).find((desk) => !desk.form.hidden).form.requestSubmit();
+    const { form, button } = Object.values(desks).find((desk) => !desk.form.hidden);
+    form.requestSubmit(button);
   });
   await open();
 } catch (error) {
