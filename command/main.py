@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from . import card, convert, demo, evaluate, export_official, finetune, generate, push, train
+from . import card, convert, demo, evaluate, export, export_official, finetune, generate, push, train
 
 # In the order of `--help`.
-SUBCOMMANDS = (train, finetune, generate, evaluate, convert, export_official, push, card, demo)
+SUBCOMMANDS = (train, finetune, generate, evaluate, convert, export, export_official, push, card, demo)
 BROKEN_PIPE = 141  # as the shell has it of a command that its reader left: 128 + SIGPIPE
 
 

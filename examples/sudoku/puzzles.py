@@ -100,9 +100,7 @@ def dig(grid: np.ndarray, clues: int, rng: np.random.Generator, attempts: int = 
         if left == clues:
             return puzzle
         fewest = min(fewest, left)
-    raise ValueError(
-        f"no puzzle of {clues} clues was found on this grid in {attempts} attempts, but of {fewest}."
-    )
+    raise ValueError(f"no puzzle of {clues} clues was found on this grid in {attempts} attempts, but of {fewest}.")
 
 
 def held_out_grids(count: int | None = None) -> np.ndarray:

@@ -1,0 +1,148 @@
+"""Text from an exported flow map with onnxruntime, numpy and tokenizers alone: no torch, no transformers.
+
+    flm export hub_cards/fmlm-english-small --output exported
+    python examples/onnx_generate.py exported --num-steps 4 --seed 0
+    python examples/onnx_generate.py exported --prompt "In the beginning" --count 3
+
+The same seeds give the ids of `model.generate`: `white_noise` draws the numbers that torch draws on a CPU.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+
+class FlowMap:
+    """An exported flow map.
+
+    ```python
+    flow_map = FlowMap("exported")
+    ids = flow_map.generate(seeds=[0, 1], num_steps=1)  # (2, length)
+    ```
+
+    Args:
+        folder (`str` or `Path`): what `flm export` wrote.
+        threads (`int`): that compute, 0 for as many as there are cores.
+    """
+
+    def __init__(self, folder: str | Path, threads: int = 0):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        path = str(Path(folder) / "model.onnx")
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.about = self.session.get_modelmeta().custom_metadata_map
+        self.steps = json.loads(self.about["steps"])
+        self.length = int(self.about["length"])
+        shapes = {entry.name: entry.shape for entry in self.session.get_inputs()}
+        self.state_width, self.noise_width = shapes["state"][2], shapes["noise"][2]
+
+    def generate(
+        self,
+        seeds: list[int],
+        num_steps: int = 1,
+        input_ids: np.ndarray | None = None,
+        given: np.ndarray | None = None,
+        length: int | None = None,
+    ) -> np.ndarray:
+        """Ids (batch, length), a sequence for each seed.
+
+        Args:
+            seeds (`list[int]`): one per sequence, in [0, 2**64).
+            num_steps (`int`): evaluations of the network, one of those that were exported.
+            input_ids (`np.ndarray`, *optional*): (P,) ids of a prompt, the beginning of every sequence.
+            given (`np.ndarray`, *optional*): (P,) bool, which of them to keep; the others are filled in. Default: all.
+            length (`int`, *optional*): ids per sequence, prompt included. Default: the model's own.
+        """
+        if str(num_steps) not in self.steps:
+            raise ValueError(f"exported were {', '.join(self.steps)} steps, not {num_steps} (flm export --num-steps).")
+        length = length or self.length
+        if not 1 <= length <= self.length:
+            raise ValueError(f"`length` is {length}, but must lie in [1, {self.length}].")
+        ids, kept = np.zeros((len(seeds), length), np.int64), np.zeros((len(seeds), length), bool)
+        if input_ids is not None:
+            ids[:, : len(input_ids)] = input_ids
+            kept[:, : len(input_ids)] = True if given is None else given
+        state = np.zeros((len(seeds), length, self.state_width), np.float32)
+        for number, row in enumerate(self.steps[str(num_steps)]):
+            # At first the noise is all there is; later steps draw new noise where gamma is above 0, one number more a
+            # position, which is for samplers that draw tokens.
+            width = self.noise_width + (number > 0)
+            drawn = [white_noise(step_seed(seed, number), self.length, width)[:length] for seed in seeds]
+            feed = {"state": state, "noise": np.stack(drawn)[..., : self.noise_width], "input_ids": ids, "given": kept}
+            tokens, state = self.session.run(None, feed | {"step": np.array(row, np.float32)})
+        return tokens
+
+
+def white_noise(seed: int, length: int, width: int) -> np.ndarray:
+    """Standard normal numbers (length, width), float32: those of torch's generator for a CPU with this seed.
+
+    The generator is a Mersenne Twister. Sixteen numbers at a time are made of sixteen uniform ones by Box and Muller's
+    transform: sqrt(-2 log(1 - u)) cos(2 pi v), and sin, of the first eight u and the last eight v. What is left at the
+    end is made of the last sixteen anew.
+    """
+    size = length * width
+    if size < 16:
+        raise ValueError(f"torch draws fewer than 16 numbers in another way, and here are {size}.")
+    twister = np.random.RandomState(seed % 2**32)
+    uniform = _uniform(twister, size)
+    whole = size // 16 * 16
+    numbers = np.empty(size, np.float32)
+    numbers[:whole] = _box_muller(uniform[:whole].reshape(-1, 16)).reshape(-1)
+    if whole < size:
+        numbers[-16:] = _box_muller(_uniform(twister, 16)[None])[0]
+    return numbers.reshape(length, width)
+
+
+def _uniform(twister: np.random.RandomState, size: int) -> np.ndarray:
+    """Numbers in [0, 1) of 24 random bits each."""
+    bits = twister.randint(0, 2**32, size, dtype=np.uint32) & np.uint32(2**24 - 1)
+    return bits.astype(np.float32) * np.float32(2**-24)
+
+
+def _box_muller(uniform: np.ndarray) -> np.ndarray:
+    """Normal numbers (n, 16) of uniform ones (n, 16)."""
+    radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - uniform[:, :8]))
+    angle = np.float32(2 * np.pi) * uniform[:, 8:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a step's noise: the sequence's own for the first, numbers unrelated to it later (SplitMix64)."""
+    return seed if step == 0 else _mix((_mix(seed % 2**64) + step * 0x9E3779B97F4A7C15) % 2**64)
+
+
+def _mix(number: int) -> int:
+    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    number = (number ^ (number >> 27)) * 0x94D049BB133111EB % 2**64
+    return number ^ (number >> 31)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write text with an exported flow map, by onnxruntime.")
+    parser.add_argument("folder", help="what `flm export` wrote")
+    parser.add_argument("--num-steps", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--prompt", help="text that every sample begins with; its blanks (<mask>) are filled in")
+    parser.add_argument("--count", type=int, default=1, help="samples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first sample (default: %(default)s)")
+    options = parser.parse_args()
+    flow_map, tokenizer = FlowMap(options.folder), Tokenizer.from_file(str(Path(options.folder, "tokenizer.json")))
+    ids = given = None
+    if options.prompt:
+        ids = np.array(tokenizer.encode(options.prompt).ids)  # with BOS, where the tokenizer has one
+        blank = flow_map.about["mask_token_id"]
+        given = ids != int(blank) if blank else None
+    before = time.perf_counter()
+    tokens = flow_map.generate(range(options.seed, options.seed + options.count), options.num_steps, ids, given)
+    seconds = time.perf_counter() - before
+    for text in tokenizer.decode_batch(tokens.tolist()):
+        print(text.strip(), end="\n\n")
+    print(f"{tokens.size} tokens in {1000 * seconds:.0f} ms, {options.num_steps} evaluations of the network.")
+
+
+if __name__ == "__main__":
+    main()

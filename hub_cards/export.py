@@ -1,0 +1,253 @@
+"""A flow map as an ONNX graph, which writes text where there is no Python: `flm export`.
+
+One graph is one step of sampling, for one evaluation of the network or several:
+
+    x          = state + sigma * (noise @ factor)             embedded noise: all of it at first, gamma's later
+    x          = E[input_ids] where given
+    delta      = the flow map's prediction for x, from tau to target_tau
+    token_ids  = input_ids where given, else argmax delta
+    next_state = a * x + b * embedding(delta)
+
+The numbers (sigma, tau, target_tau, a, b) of every step stand in the file's metadata as a table for each number of
+steps, so that whoever runs the graph needs neither the clock nor its inverse:
+
+```python
+for row in json.loads(session.get_modelmeta().custom_metadata_map["steps"])["4"]:
+    token_ids, state = session.run(None, {"state": state, "noise": noise, "step": row, ...})
+```
+
+`examples/onnx_generate.py` is a whole program of this kind.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import torch
+from huggingface_hub import ModelCard
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+import modeling_flm  # noqa: F401  registers the model types
+from modeling_flm import FMLMModel
+
+from .push import weights
+
+INPUTS = ("state", "noise", "input_ids", "given", "step")
+OUTPUTS = ("token_ids", "next_state")
+DTYPES = ("float32", "float16", "int8")
+OPSET = 20  # has GELU in its tanh form
+# Settings of generation that the graph does not have: a model whose configuration asks for one is refused.
+NOT_EXPORTED = (
+    *("guidance_scale", "guidance_dropout", "refine_steps", "timesteps", "temperature", "top_k", "top_p"),
+    *("suppress_tokens", "bad_words_ids", "window_overlap"),
+)
+
+
+class SamplingStep(nn.Module):
+    """One step of the `flow_map` sampler, as the graph has it (see the module's docstring).
+
+    Args:
+        model (`FMLMModel`): with the eager attention.
+    """
+
+    factor: Tensor
+
+    def __init__(self, model: FMLMModel):
+        super().__init__()
+        self.model = model
+        config = model.config
+        self.noise_width = min(config.vocab_size, config.hidden_size)
+        with torch.no_grad():
+            factor = model.embed_white_noise(torch.eye(self.noise_width))
+        self.register_buffer("factor", factor)
+
+    def forward(
+        self, state: Tensor, noise: Tensor, input_ids: Tensor, given: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            state (`Tensor`): (batch, length, d) float32, the state after the step before; at first zeros.
+            noise (`Tensor`): (batch, length, n) float32 standard normal; n is V where V <= d, else d.
+            input_ids (`Tensor`): (batch, length) int64, read where `given`.
+            given (`Tensor`): (batch, length) bool.
+            step (`Tensor`): (5,) float32: sigma, tau, target_tau, a, b.
+
+        Returns:
+            token_ids (batch, length) int64, and next_state (batch, length, d) float32.
+        """
+        model = self.model
+        sigma, tau, target_tau, a, b = step.unbind()
+        x = state + sigma * (noise @ self.factor)
+        x = torch.where(given[..., None], model.embed_tokens(input_ids), x)
+        batch = x.shape[0]
+        hidden = model.denoise(x, tau.expand(batch), target_tau.expand(batch))
+        logits = model.lm_head(hidden)
+        token_ids = torch.where(given, input_ids, logits.argmax(-1))
+        cap = model.config.final_logit_softcapping
+        scores = logits if cap is None else cap * torch.tanh(logits / cap)
+        return token_ids, a * x + b * (scores.softmax(-1) @ model.embed_tokens.weight)
+
+
+def step_table(model: FMLMModel, num_steps: int, gamma: float = 0.0) -> list[list[float]]:
+    """The `step` of each of `num_steps` evaluations on an even grid of tau: (num_steps, 5).
+
+    Args:
+        gamma (`float`): strength of the noise put back after each jump, in [0, 1], as `renoise="official"` does it.
+    """
+    tau = torch.cat([torch.arange(num_steps) / num_steps, torch.ones(1)])
+    t = model.clock.t(tau)
+    beyond = 1 - (1 - t[1:]) * (1 - gamma**2) ** 0.5
+    target = model.clock.tau(beyond) if gamma else tau[1:]
+    share = (beyond - t[:-1]) / (1 - t[:-1])
+    sigma = torch.cat([torch.ones(1), gamma * (1 - t[1:-1])])
+    return torch.stack([sigma, tau[:-1], target, 1 - share, share + t[1:] - beyond], dim=1).tolist()
+
+
+def load_map(folder: Path) -> FMLMModel:
+    """The flow map in a folder, ready for export.
+
+    Raises:
+        ValueError: it is not a flow map, or its weights are damaged; the message names it.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: it is no model folder.")
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in ("flm", "fmlm"):
+        raise ValueError(f"{folder} is a model of type {config.model_type}, not a flow language model.")
+    if config.model_type == "flm":
+        raise ValueError(f"{folder} is a flow (FLM), which does not write in one step: distil it, and export its map.")
+    weights(folder)
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    settings = model.generation_config
+    asked = [name for name in NOT_EXPORTED if getattr(settings, name) not in (None, 0)]
+    asked += [f"sampler={settings.sampler}"] * (settings.sampler not in (None, "flow_map"))
+    asked += ["renoise=markov"] * (settings.renoise == "markov")
+    if asked:
+        raise ValueError(
+            f"{folder} is to be generated from with {', '.join(asked)} (generation_config.json), which cannot be "
+            "exported: a graph is a step of the flow_map sampler, without guidance, rewards or refinement."
+        )
+    return model
+
+
+def export(
+    folder: Path,
+    output: Path,
+    num_steps: Sequence[int] = (1, 2, 4),
+    gamma: float | None = None,
+    dtype: str = "float32",
+) -> Path:
+    """Write `model.onnx`, with the model's configuration and tokenizer beside it.
+
+    Args:
+        folder (`Path`): a flow map's.
+        output (`Path`): the folder to write.
+        num_steps (`list[int]`): the numbers of evaluations that the metadata has a table for.
+        gamma (`float`, *optional*): of these tables, in [0, 1]; default: that of the generation configuration, or 0.
+        dtype (`str`): of the weights: "float32", "float16" or "int8" (matrices alone, per column, the activations
+            quantised as they come).
+
+    Returns:
+        the path of the graph.
+
+    Raises:
+        ValueError: see [`load_map`]; or an argument outside its range.
+    """
+    if not num_steps or min(num_steps) < 1:
+        raise ValueError(f"`num_steps` must be numbers >= 1, but are {list(num_steps)}.")
+    if gamma is not None and not 0 <= gamma <= 1:
+        raise ValueError(f"`gamma` must be a number in [0, 1], but is {gamma}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, but is {dtype!r}.")
+    model = load_map(folder)
+    if gamma is None:
+        gamma = getattr(model.generation_config, "gamma", None) or 0.0
+    output.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(output)
+    model.generation_config.save_pretrained(output)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(output)
+    graph = _graph(model)
+    graph = _converted(graph, dtype)
+    for name, value in _metadata(folder, model, num_steps, gamma, dtype).items():
+        entry = graph.metadata_props.add()
+        entry.key, entry.value = name, value
+    path = output / "model.onnx"
+    path.write_bytes(graph.SerializeToString())
+    return path
+
+
+def _graph(model: FMLMModel):
+    """The step as an ONNX model with dynamic batch and length."""
+    step = SamplingStep(model).eval()
+    batch, length, width = 2, model.config.max_position_embeddings, model.config.hidden_size
+    example = (
+        torch.zeros(batch, length, width),
+        torch.zeros(batch, length, step.noise_width),
+        torch.zeros(batch, length, dtype=torch.long),
+        torch.zeros(batch, length, dtype=torch.bool),
+        torch.tensor(step_table(model, 1)[0]),
+    )
+    rows = torch.export.Dim("batch", min=1)
+    columns = torch.export.Dim("length", min=1, max=model.config.max_position_embeddings)
+    shapes = tuple({0: rows, 1: columns} for _ in INPUTS[:-1]) + ({},)
+    program = torch.onnx.export(
+        step,
+        example,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(INPUTS),
+        output_names=list(OUTPUTS),
+        dynamic_shapes=shapes,
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
+
+
+def _converted(graph, dtype: str):
+    """The graph with its weights in another precision; inputs and outputs stay as they are."""
+    if dtype == "float16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        # Tables of angles and the features of time need float32: 1 - tau is a matter of the fourth digit.
+        return convert_float_to_float16(graph, keep_io_types=True, op_block_list=["Cos", "Sin", "Range", "Pow"])
+    if dtype == "int8":
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        with tempfile.TemporaryDirectory() as folder:
+            whole, quantised = Path(folder, "whole.onnx"), Path(folder, "quantised.onnx")
+            whole.write_bytes(graph.SerializeToString())
+            quantize_dynamic(whole, quantised, weight_type=QuantType.QInt8, per_channel=True)
+            return onnx.load(quantised)
+    return graph
+
+
+def _metadata(folder: Path, model: FMLMModel, num_steps: Sequence[int], gamma: float, dtype: str) -> dict[str, str]:
+    """What the file says of itself, and what is needed to run it: all values are strings."""
+    config = model.config
+    readme = folder / "README.md"
+    card = ModelCard.load(readme) if readme.is_file() else None
+    digest = hashlib.sha256()
+    for file in weights(folder):
+        digest.update(file.read_bytes())
+    return {
+        "model_type": config.model_type,
+        "dtype": dtype,
+        "vocab_size": str(config.vocab_size),
+        "length": str(config.max_position_embeddings),
+        "mask_token_id": "" if config.mask_token_id is None else str(config.mask_token_id),
+        "bos_token_id": "" if config.bos_token_id is None else str(config.bos_token_id),
+        "clock": f"tau(t) of a vocabulary of {config.vocab_size}, arXiv 2602.16813, section 3.2",
+        "gamma": str(gamma),
+        "steps": json.dumps({str(n): step_table(model, n, gamma) for n in num_steps}),
+        "tokenizer": "tokenizer.json",
+        "license": (card.data.license if card else None) or "not stated",
+        "source": folder.resolve().name,
+        "source_sha256": digest.hexdigest(),
+        "made_by": f"flow-language-models {version('flow-language-models')}",
+    }

@@ -1,0 +1,163 @@
+"""`flm export`: the graph writes what `model.generate` writes, runs without torch, and says what it is."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tiny import tiny_model
+from transformers import AutoModel
+
+from benchmarks.results import HUB, ROOT
+from command.main import main
+from examples.onnx_generate import FlowMap, step_seed, white_noise
+from hub_cards.export import _converted, export, load_map, step_table
+from modeling_flm.flow_flm import step_seeds
+from modeling_flm.flow_flm import white_noise as torch_noise
+
+MAPS = ("fmlm-shidoku", "fmlm-sudoku", "fmlm-english-small")
+SEEDS = [3, 4, 2**40 + 5]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in MAPS}
+    for name, folder in folders.items():
+        export(HUB / name, folder)
+    return folders
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_the_same_seeds_give_the_same_ids(name, exported):
+    model, flow_map = AutoModel.from_pretrained(HUB / name).eval(), FlowMap(exported[name], threads=1)
+    for gamma in (0.0, 0.8):
+        flow_map.steps = {str(n): step_table(model, n, gamma) for n in (1, 2, 4)}  # the graph is the same
+        for steps in (1, 2, 4):
+            ids = model.generate(num_steps=steps, gamma=gamma, num_return_sequences=3, seed=SEEDS)
+            assert (flow_map.generate(SEEDS, steps) == ids.numpy()).all()
+    prompt, given = ids[0, :9], torch.arange(9) % 3 != 1
+    told = {"conditioning_mask": given[None], "num_return_sequences": 3, "seed": SEEDS, "max_length": 12}
+    for steps in (1, 2):
+        wanted = model.generate(prompt[None], num_steps=steps, gamma=0.8, **told).numpy()
+        assert (flow_map.generate(SEEDS, steps, prompt.numpy(), given.numpy(), length=12) == wanted).all()
+
+
+def test_what_the_file_says_of_itself(exported):
+    about = FlowMap(exported["fmlm-english-small"], threads=1).about
+    assert about["license"] == "apache-2.0" and about["source"] == "fmlm-english-small"
+    assert len(about["source_sha256"]) == 64 and about["vocab_size"] == "4096" and about["gamma"] == "0.0"
+    assert json.loads(about["steps"]).keys() == {"1", "2", "4"}
+    names = {path.name for path in exported["fmlm-english-small"].iterdir()}
+    assert names >= {"model.onnx", "config.json", "generation_config.json", "tokenizer.json"}
+
+
+@pytest.mark.parametrize("dtype, share", [("float16", 0.97), ("int8", 0.5)])
+def test_other_precisions(dtype, share, exported, tmp_path):
+    """Of one step of English: int8 rounds enough to change some of the tokens."""
+    source = exported["fmlm-english-small"]
+    for name in ("tokenizer.json", "model.onnx"):
+        shutil.copy(source / name, tmp_path)
+    onnx.save(_converted(onnx.load(source / "model.onnx"), dtype), tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").stat().st_size < 0.6 * (source / "model.onnx").stat().st_size
+    same = FlowMap(tmp_path, 1).generate(SEEDS) == FlowMap(source, 1).generate(SEEDS)
+    print(dtype, same.mean())
+    assert share <= same.mean()
+
+
+def test_the_noise_is_torchs():
+    for length, width in ((4, 4), (16, 5), (81, 11), (128, 193), (7, 9)):
+        for seed in (0, 77, 2**40 + 5, 2**64 - 1):
+            ours, theirs = white_noise(seed, length, width), torch_noise([seed], length, width, torch.device("cpu"))[0]
+            np.testing.assert_allclose(ours, theirs[0].numpy(), rtol=0, atol=2e-6)
+    assert [step_seed(seed, 3) for seed in SEEDS] == step_seeds(SEEDS, 3)
+    with pytest.raises(ValueError, match="fewer than 16 numbers"):
+        white_noise(0, 3, 5)
+
+
+def test_text_without_torch(exported, tmp_path):
+    script = (
+        "import sys; sys.argv = ['onnx_generate.py', *sys.argv[1:]]; sys.path.insert(0, sys.argv.pop(1)); "
+        "import onnx_generate; onnx_generate.main(); "
+        "assert not {'torch', 'transformers', 'onnx'} & sys.modules.keys()"
+    )
+    arguments = [ROOT / "examples", exported["fmlm-english-small"], "--prompt", "In the beginning", "--count", "2"]
+    command = [sys.executable, "-P", "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("In the beginning") == 2 and "256 tokens in " in done.stdout
+
+
+def test_mistakes_of_who_runs_it(exported):
+    flow_map = FlowMap(exported["fmlm-shidoku"], threads=1)
+    with pytest.raises(ValueError, match="exported were 1, 2, 4 steps, not 3 .flm export --num-steps"):
+        flow_map.generate([0], 3)
+    with pytest.raises(ValueError, match=r"`length` is 17, but must lie in \[1, 16\]"):
+        flow_map.generate([0], length=17)
+
+
+def damaged(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def foreign(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+
+
+def guided(folder: Path) -> None:
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"guidance_scale": 2.0, "refine_steps": 1}))
+
+
+@pytest.mark.parametrize(
+    "kind, change, message",
+    [
+        ("flm", None, "is a flow (FLM), which does not write in one step: distil it, and export its map."),
+        ("fmlm", damaged, "model.safetensors is damaged"),
+        ("fmlm", foreign, "is a model of type gpt2, not a flow language model."),
+        ("fmlm", guided, "with guidance_scale, refine_steps (generation_config.json), which cannot be exported"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(kind, change, message, tmp_path, capsys):
+    folder = tmp_path / "model"
+    tiny_model(kind).save_pretrained(folder)
+    if change:
+        change(folder)
+    assert main(["export", str(folder), "--output", str(tmp_path / "out")]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("flm: ") and message in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"num_steps": []}, "`num_steps` must be numbers >= 1, but are []"),
+        ({"num_steps": [0, 1]}, "`num_steps` must be numbers >= 1"),
+        ({"gamma": 1.5}, "`gamma` must be a number in [0, 1], but is 1.5"),
+        ({"dtype": "int4"}, "`dtype` must be one of float32, float16, int8, but is 'int4'"),
+    ],
+)
+def test_bad_settings(settings, message, tmp_path):
+    with pytest.raises(ValueError) as error:
+        export(HUB / "fmlm-shidoku", tmp_path, **settings)
+    assert message in str(error.value)
+
+
+def test_no_folder_and_no_configuration(tmp_path, capsys):
+    assert main(["export", "./nowhere", "--output", str(tmp_path)]) == 1
+    assert "there is no file or folder ./nowhere" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="has no config.json: it is no model folder"):
+        load_map(tmp_path)
+
+
+def test_a_broken_graph_is_refused_by_onnxruntime(exported, tmp_path):
+    (tmp_path / "model.onnx").write_bytes((exported["fmlm-shidoku"] / "model.onnx").read_bytes()[:10_000])
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf):
+        FlowMap(tmp_path)
