@@ -1,9 +1,9 @@
 """Builds the static Space: what its page loads, libraries and models, beside it. `make space-static`.
 
 The page itself is in `space-static/`. It has no server and loads from nowhere else, so that all it needs lies in two
-folders there, which are made here and not committed: `vendor/`, the files it takes of the npm packages that
-`package-lock.json` pins, and `models/`, the exported models with a manifest: the sum of every file made here, which the
-page checks before it runs a model, and `flm push` before it uploads one.
+folders there, which are made here and not committed: `vendor/`, what it takes of the npm packages that
+`package-lock.json` pins, and `models/`, the exported models and a manifest. That has the sum of every file made here:
+the page checks it before it runs a model, and `flm push` before it uploads one.
 """
 
 import json

@@ -16,6 +16,12 @@ const wait = (milliseconds) => new Promise((done) => setTimeout(done, millisecon
 const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
 const isStill = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
+/** A whole number of the address in a range, or what it is where the address has none. */
+function within(address, name, lowest, highest, otherwise) {
+  const number = Number(address.get(name) ?? NaN);
+  return Number.isInteger(number) && number >= lowest && number <= highest ? number : otherwise;
+}
+
 /** What the user can be told and mend: a text too long, a puzzle without a solution. */
 class Refusal extends Error {}
 
@@ -27,7 +33,7 @@ class Desk {
     this.form = element(name);
     this.figures = this.form.querySelector(".figures");
     this.player = this.form.querySelector(".player");
-    [this.play, this.slider, this.count] = this.player.querySelectorAll("button, input, output");
+    [this.play, this.slider, this.count] = this.player.querySelectorAll("button, input, .value");
     this.drafts = [];
     this.runs = this.plays = 0; // so far: an older one stops when a newer begins
     this.form.addEventListener("submit", (event) => {
@@ -47,10 +53,8 @@ class Desk {
 
   /** Fill the fields from the address. */
   read(address) {
-    const steps = Number(address.get("steps"));
-    if (steps >= 1 && steps <= 8) this.form.steps.value = Math.round(steps);
-    const seed = Number(address.get("seed"));
-    this.form.seed.value = address.has("seed") && Number.isInteger(seed) && seed >= 0 && seed < 2 ** 32 ? seed : anySeed();
+    this.form.steps.value = within(address, "steps", 1, 8, 1);
+    this.form.seed.value = within(address, "seed", 0, 2 ** 32 - 1, anySeed());
   }
 
   /** Fill the address from the fields. */
@@ -58,14 +62,17 @@ class Desk {
     const fields = { task: this.name, ...this.address(), steps: this.form.steps.value, seed: this.form.seed.value };
     const hash = `#${new URLSearchParams(fields)}`;
     history.replaceState(null, "", hash);
+    element(`to-${this.name}`).href = hash; // back from the other task, all is as it was
     // A Space is shown in a frame of the Hub's page, which keeps the address.
     if (window.parent !== window) window.parent.postMessage({ hash }, "https://huggingface.co");
   }
 
   async run() {
     const run = ++this.runs;
-    tellOutputs();
+    showValues();
     this.remember();
+    this.figures.textContent = "";
+    this.form.classList.remove("refused");
     try {
       this.model ??= await load(this.name);
       if (run !== this.runs) return;
@@ -86,7 +93,6 @@ class Desk {
       const took = `${Math.round(1000 * seconds).toLocaleString("en")} ms`;
       const cost = `${counted(drafts.length, "evaluation")} of the network, ${took}, ${speed} ${this.unit} a second.`;
       this.tell(`${this.outcome()}: ${cost}`, this.spoken());
-      this.form.classList.remove("refused");
       this.player.hidden = drafts.length === 1;
       this.slider.max = drafts.length;
       if (drafts.length > 1 && !isStill()) this.replay();
@@ -231,8 +237,7 @@ class SudokuDesk extends Desk {
 
   read(address) {
     super.read(address);
-    const attempts = Number(address.get("attempts"));
-    if (attempts >= 1 && attempts <= 32) this.form.attempts.value = Math.round(attempts);
+    this.form.attempts.value = within(address, "attempts", 1, 32, 8);
     this.puzzle =
       fromText(address.get("puzzle") ?? "") ?? newPuzzle(manifest.solutions, this.form.clues.valueAsNumber);
     this.clear();
@@ -293,9 +298,9 @@ class SudokuDesk extends Desk {
   }
 }
 
-/** The numbers beside the sliders. */
-function tellOutputs() {
-  for (const output of document.querySelectorAll(".field output")) output.value = element(output.htmlFor).value;
+/** The numbers beside the sliders, for the eye: who hears the page is told them by the sliders. */
+function showValues() {
+  for (const shown of document.querySelectorAll("[data-of]")) shown.textContent = element(shown.dataset.of).value;
 }
 
 function fail(error) {
@@ -338,7 +343,7 @@ try {
   manifest = await loadManifest();
   desks = { text: new TextDesk(), sudoku: new SudokuDesk() };
   window.addEventListener("hashchange", open);
-  document.addEventListener("input", tellOutputs);
+  document.addEventListener("input", showValues);
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.target !== document.body) return;
     const { form, button } = Object.values(desks).find((desk) => !desk.form.hidden);
