@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/$(if $(findstring --web,$(ARGS)),.web-ready,.demo-ready)
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: demo test shidoku docs lint constraints clean
+.PHONY: demo test shidoku docs space-static lint constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO_READY)
@@ -40,6 +40,10 @@ shidoku: $(READY)
 docs: export NO_MKDOCS_2_WARNING := true
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
+
+# What the static Space carries beside its page: libraries from npm, exported models. The old ones go once all is made.
+space-static: $(READY)
+	$(BIN)/python -m hub_cards.space_static
 
 lint: $(READY)
 	$(BIN)/ruff check .
