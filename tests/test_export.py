@@ -18,8 +18,8 @@ from benchmarks.results import HUB, ROOT
 from command.main import main
 from examples.onnx_generate import FlowMap, step_seed, white_noise
 from hub_cards.export import _converted, export, load_map, step_table
-from modeling_flm.flow_flm import step_seeds
-from modeling_flm.flow_flm import white_noise as torch_noise
+from modeling_flm.noise_flm import step_seeds
+from modeling_flm.noise_flm import white_noise as torch_noise
 
 MAPS = ("fmlm-shidoku", "fmlm-sudoku", "fmlm-english-small")
 SEEDS = [3, 4, 2**40 + 5]
