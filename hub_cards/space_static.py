@@ -101,4 +101,6 @@ def vendor(folder: Path, into: Path) -> None:
 
 
 if __name__ == "__main__":
-    build(checkout() / FOLDER)
+    page = checkout() / FOLDER
+    build(page)
+    print(f"{page} is built: `python -m http.server -d {page}` shows it, `flm push` puts it on the Hub.")

@@ -73,8 +73,11 @@ class Desk {
     this.remember();
     this.figures.textContent = "";
     this.form.classList.remove("refused");
+    this.form.ariaBusy = true;
+    element("error").hidden = true;
     try {
-      this.model ??= await load(this.name);
+      this.loading ??= load(this.name);
+      this.model = await this.loading;
       if (run !== this.runs) return;
       const asked = this.ask(this.model);
       const drafts = [];
@@ -98,10 +101,21 @@ class Desk {
       if (drafts.length > 1 && !isStill()) this.replay();
       else this.show(drafts.length - 1);
     } catch (error) {
+      if (!this.model) this.loading = null; // the next run tries again
+      if (run !== this.runs) return;
       if (!(error instanceof Refusal)) return fail(error);
       this.form.classList.add("refused");
       this.tell(error.message, "");
+    } finally {
+      if (run === this.runs) this.form.ariaBusy = false;
     }
+  }
+
+  /** Leave what is being written or played. */
+  stop() {
+    this.runs++;
+    this.plays++;
+    this.form.ariaBusy = false;
   }
 
   async replay() {
@@ -226,11 +240,11 @@ class SudokuDesk extends Desk {
     });
     const moves = { ArrowUp: -9, ArrowDown: 9, ArrowLeft: -1, ArrowRight: 1 };
     input.addEventListener("keydown", (event) => {
-      const to = cell + moves[event.key];
-      const sameRow = Math.abs(moves[event.key]) === 9 || Math.floor(to / 9) === Math.floor(cell / 9);
-      if (!(event.key in moves)) return;
+      const move = moves[event.key];
+      if (!move) return;
       event.preventDefault();
-      if (sameRow) this.cells[to]?.focus();
+      const isBeside = Math.abs(move) === 9 || Math.floor((cell + move) / 9) === Math.floor(cell / 9);
+      if (isBeside) this.cells[cell + move]?.focus();
     });
     return input;
   }
@@ -249,8 +263,7 @@ class SudokuDesk extends Desk {
 
   /** Show the puzzle alone. */
   clear() {
-    this.runs++;
-    this.plays++;
+    this.stop();
     this.drafts = [];
     this.player.hidden = true;
     this.figures.textContent = "";
@@ -325,10 +338,9 @@ async function load(task) {
 /** Show the task that the address names, and do it. */
 function open() {
   const address = new URLSearchParams(location.hash.slice(1));
-  const current = desks[address.get("task")] ?? desks.text;
-  element("error").hidden = true;
-  for (const desk of Object.values(desks)) {
-    desk.runs++;
+  const current = desks.find((desk) => desk.name === address.get("task")) ?? desks[0];
+  for (const desk of desks) {
+    desk.stop();
     desk.form.hidden = desk !== current;
     const link = element(`to-${desk.name}`);
     if (desk === current) link.setAttribute("aria-current", "page");
@@ -338,15 +350,15 @@ function open() {
   return current.run();
 }
 
-let desks = {};
+let desks = [];
 try {
   manifest = await loadManifest();
-  desks = { text: new TextDesk(), sudoku: new SudokuDesk() };
+  desks = [new TextDesk(), new SudokuDesk()];
   window.addEventListener("hashchange", open);
   document.addEventListener("input", showValues);
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.target !== document.body) return;
-    const { form, button } = Object.values(desks).find((desk) => !desk.form.hidden);
+    const { form, button } = desks.find((desk) => !desk.form.hidden);
     form.requestSubmit(button);
   });
   await open();

@@ -82,12 +82,16 @@ async function fetched(path, progress = () => {}) {
   }
   if (!answer.ok) throw new Error(`${path} is missing (status ${answer.status}). ${MEND}`);
   const chunks = [];
+  let size = 0;
   const reader = answer.body.getReader();
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
     chunks.push(part.value);
+    size += part.value.length;
     progress(part.value.length);
   }
-  return new Uint8Array(await new Blob(chunks).arrayBuffer());
+  const content = new Uint8Array(size);
+  chunks.reduce((place, chunk) => (content.set(chunk, place), place + chunk.length), 0);
+  return content;
 }
 
 /** The SHA-256 of some bytes, in hexadecimal digits. */
