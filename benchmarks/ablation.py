@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.few_step import GRIDS, unconditional
 from benchmarks.results import HUB, ROOT, Row, measure_parts, over_seeds, show, table
 from modeling_flm import FLMModel
-from modeling_flm.flow_flm import Clock
+from modeling_flm.clock_flm import Clock
 from trainers import FLMTrainer
 from trainers.recipe import Recipe, load_recipe
 from trainers.train import build_distiller, build_trainer
@@ -120,6 +120,7 @@ def measure(name: str) -> list[Row]:
         return {"valid": drawn["valid"]}
 
     rows = [{"map": name, "steps": n} | over_seeds(partial(valid, n), TRAINING_SEEDS) for n in STEPS]
+    rows = [row | {"trainings": len(TRAINING_SEEDS)} for row in rows]
     for row in rows:
         show(row)
     return rows
@@ -131,15 +132,19 @@ def report(results: dict[str, list[Row]]) -> str:
         if name in results:
             cells = {f"valid, {row['steps']}": row["valid"] for row in results[name]}
             spread = {f"valid, {row['steps']}_sd": row["valid_sd"] for row in results[name]}
-            rows.append({"map": name} | cells | spread | {"what": NOTES.get(name, f"the {name} objective")})
+            said = {
+                "trainings": results[name][0].get("trainings", 1),
+                "what": NOTES.get(name, f"the {name} objective"),
+            }
+            rows.append({"map": name} | cells | spread | said)
     return (
         "\n".join(
             [
                 "# Ablation",
                 "",
                 f"`python -m benchmarks.ablation`: maps of 4x4 Sudoku, {TRAINING_STEPS} steps of {BATCH} grids each",
-                f"(long: {LONG:,}, as the shipped map). Share of valid grids at 1 to 8 evaluations: means over",
-                f"{len(TRAINING_SEEDS)} trainings of different seeds, of {3 * GRIDS:,} grids each, ± their deviation.",
+                f"(long: {LONG:,}, as the shipped map). Share of valid grids at 1 to 8 evaluations, {GRIDS} grids for",
+                "each of three seeds. ± is the standard deviation: over the trainings, or the seeds of a single one.",
                 "",
                 table(rows),
             ]

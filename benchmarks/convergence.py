@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 
 from modeling_flm import FLMModel
-from modeling_flm.flow_flm import NoiseLaw, white_noise
+from modeling_flm.noise_flm import NoiseLaw, white_noise
 from trainers import FLMTrainer, fmlm_trainer
 from trainers.recipe import load_recipe
 from trainers.train import build_distiller, build_trainer

@@ -20,7 +20,7 @@ from functools import partial
 import torch
 
 from modeling_flm import FLMConfig, FLMModel, losses_flm
-from modeling_flm.flow_flm import NoiseLaw
+from modeling_flm.noise_flm import NoiseLaw
 from trainers import FLMTrainer
 
 from .results import ROOT, Row, measure_parts

@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
-from modeling_flm.flow_flm import interpolate, softcap
+from modeling_flm.flow_flm import interpolate
+from modeling_flm.vocabulary_flm import softcap
 from trainers import FLMTrainer, FLMTrainingArguments, FMLMTrainer, FMLMTrainingArguments
 
 from .results import ROOT, Row, measure_parts

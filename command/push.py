@@ -1,4 +1,4 @@
-"""`flm push`: a model or the Space to the Hub."""
+"""`flm push`: a model or a Space to the Hub."""
 
 import argparse
 import sys
@@ -8,9 +8,12 @@ from pathlib import Path
 def add(commands) -> None:
     """Add the subcommand to those of the parser."""
     command = commands.add_parser(
-        "push", help="upload a model or the Space to the Hub", description="Upload a model or the Space to the Hub."
+        "push", help="upload a model or a Space to the Hub", description="Upload a model or a Space to the Hub."
     )
-    command.add_argument("folder", help="a model repository, such as hub_cards/fmlm-english-small, or hub_cards/space")
+    command.add_argument(
+        "folder",
+        help="a model repository, such as hub_cards/fmlm-english-small, hub_cards/space or hub_cards/space-static",
+    )
     command.add_argument("name", help="organisation/name; it is made if it is not there")
     command.add_argument(
         "--dry-run", action="store_true", help="only show what would be uploaded and shown there, without network"

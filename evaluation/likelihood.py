@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from modeling_flm import FLMModel
-from modeling_flm.flow_flm import as_seeds, expected_embedding, step_seeds, white_noise
 from modeling_flm.losses_flm import chunked_cross_entropy
+from modeling_flm.noise_flm import as_seeds, step_seeds, white_noise
+from modeling_flm.vocabulary_flm import expected_embedding
 
 Denoised = Callable[[Tensor, float], Tensor]  # D of states u (batch, length, r) at m
 Trace = Callable[[Tensor, Tensor, int], Tensor]  # tr dD/du from D, u and the number of the node: (batch,)

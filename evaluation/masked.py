@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from modeling_flm.flow_flm import softcap
+from modeling_flm.vocabulary_flm import softcap
 
 
 @torch.no_grad()

@@ -195,16 +195,17 @@ def _graph(model: FMLMModel):
     rows = torch.export.Dim("batch", min=1)
     columns = torch.export.Dim("length", min=1, max=model.config.max_position_embeddings)
     shapes = tuple({0: rows, 1: columns} for _ in INPUTS[:-1]) + ({},)
-    program = torch.onnx.export(
-        step,
-        example,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=list(INPUTS),
-        output_names=list(OUTPUTS),
-        dynamic_shapes=shapes,
-        verbose=False,
-    )
+    with torch.no_grad():
+        program = torch.onnx.export(
+            step,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
     assert program is not None
     return program.model_proto
 

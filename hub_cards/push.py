@@ -1,5 +1,6 @@
-"""A model folder, or the Space, to the Hub: `flm push`."""
+"""A model folder, or a Space, to the Hub: `flm push`."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ SPACE_TAKES = (
     "hub_cards/page.html",
     "examples/sudoku/9x9/validation.parquet",
 )
+STATIC_NEEDED = ("README.md", "index.html")
+MANIFEST = "models/manifest.json"  # of what `make space-static` makes: the sum of every file
 LEFT_OUT = (".*", *PICKLED)
 LARGE = 5 * 10**9  # bytes
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -32,7 +35,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 def to_upload(folder: Path) -> dict[str, Path]:
     """The files that go to the Hub, by their paths there: those at the top of the folder that are neither hidden nor
-    pickled, and with the Space what it takes from elsewhere in this repository.
+    pickled, and with a Space what it takes from elsewhere in this repository, or what was built for it.
 
     Raises:
         ValueError: something that a repository needs is missing or damaged; the message names it.
@@ -41,8 +44,10 @@ def to_upload(folder: Path) -> dict[str, Path]:
         raise ValueError(f"there is no file or folder {folder}.")
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder.")
-    is_space = "sdk" in _head(folder)
-    for name in SPACE_NEEDED if is_space else NEEDED:
+    sdk = _head(folder).get("sdk")
+    is_space = sdk is not None
+    needed = NEEDED if not is_space else STATIC_NEEDED if sdk == "static" else SPACE_NEEDED
+    for name in needed:
         if not (folder / name).is_file():
             what = "Space" if is_space else "model repository"
             help = ": `flm card` writes it" if name in WRITTEN and not is_space else ""
@@ -52,10 +57,34 @@ def to_upload(folder: Path) -> dict[str, Path]:
         check_links(folder)
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     files = {name: path for name, path in files.items() if not any(path.match(left) for left in LEFT_OUT)}
-    if is_space:
+    if sdk == "static":
+        files |= built(folder)
+    elif is_space:
         root = checkout()
         files |= {name: root / name for name in SPACE_TAKES}
     return files
+
+
+def built(folder: Path) -> dict[str, Path]:
+    """The files that `make space-static` made in the folder of the static Space, by their paths there.
+
+    Raises:
+        ValueError: it has not been built, or one of them is not as it was made.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} has not been built: `make space-static` makes its models and libraries.")
+    files = {MANIFEST: folder / MANIFEST}
+    for name, made in json.loads(files[MANIFEST].read_text())["files"].items():
+        files[name] = folder / name
+        if not files[name].is_file() or sha256(files[name]) != made["sha256"]:
+            raise ValueError(f"{files[name]} is not as it was built: `make space-static` makes it anew.")
+    return files
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights(folder: Path) -> list[Path]:
@@ -164,7 +193,7 @@ def remarks(card: str, files: Mapping[str, Path], name: str) -> list[str]:
 
 
 def push(folder: Path, name: str, create_pr: bool = False, private: bool = False) -> str:
-    """Upload a model repository, or the Space, in one commit, with the card that it has there (see [`card_in`]).
+    """Upload a model repository, or a Space, in one commit, with the card that it has there (see [`card_in`]).
 
     Args:
         folder (`Path`): the repository; it is a Space where the head of its README names an `sdk`.

@@ -23,8 +23,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
+from .checks_flm import check_ids
 from .configuration_flm import is_integer
-from .flow_flm import as_seeds, step_seeds
 from .generation_config_flm import HONOURED, FlowGenerationConfig, as_ids, set_values
 from .guidance_flm import (
     ClassifierFree,
@@ -34,6 +34,7 @@ from .guidance_flm import (
     Predictor,
     reward_gradient,
 )
+from .noise_flm import as_seeds, step_seeds
 from .samplers_flm import SAMPLERS, SETTINGS, Bridge, Sampler
 
 logger = logging.get_logger(__name__)
@@ -494,7 +495,7 @@ class FlowGenerationMixin(GenerationMixin):
         if not suppressed:
             return None
         allowed = torch.ones(self.config.vocab_size, dtype=torch.bool)
-        self._check_ids("suppress_tokens", torch.tensor(suppressed))
+        check_ids(self.config, "suppress_tokens", torch.tensor(suppressed))
         allowed[suppressed] = False
         if not allowed.any():
             raise ValueError("`suppress_tokens` and `bad_words_ids` leave no token to write.")
@@ -528,7 +529,7 @@ class FlowGenerationMixin(GenerationMixin):
             if mask is not None and getattr(mask, "shape", None) != input_ids.shape:
                 raise ValueError(f"`{name}` must be a tensor as `input_ids`, of shape {tuple(input_ids.shape)}.")
         ids = input_ids.to("cpu", torch.long)
-        self._check_ids("input_ids", ids)
+        check_ids(self.config, "input_ids", ids)
         if conditioning_mask is not None:
             keep = conditioning_mask.to("cpu").bool()
         else:
@@ -570,13 +571,13 @@ class FlowGenerationMixin(GenerationMixin):
     def _padding(self, config: FlowGenerationConfig) -> int:
         """The id behind the shorter sequences."""
         padding = config.pad_token_id or 0
-        self._check_ids("pad_token_id", torch.tensor(padding))
+        check_ids(self.config, "pad_token_id", torch.tensor(padding))
         return padding
 
     def _ends(self, config: FlowGenerationConfig) -> Tensor:
         """The ids that end a text, if padding is to follow them."""
         ends = torch.tensor(as_ids(config.eos_token_id))
-        self._check_ids("eos_token_id", ends)
+        check_ids(self.config, "eos_token_id", ends)
         self._padding(config)
         return ends.to(self.device)
 

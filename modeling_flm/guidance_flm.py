@@ -19,17 +19,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .flow_flm import (
+from .flow_flm import interpolate
+from .noise_flm import embedded_noise, step_seeds, white_noise
+from .vocabulary_flm import (
     draw_token,
-    embedded_noise,
     expected_embedding,
-    interpolate,
     most_likely_of_mixture,
     most_likely_token,
     softcap,
-    step_seeds,
     token_probability,
-    white_noise,
 )
 
 _CPU_TOKENS = 1 << 11  # evaluated at a time on a CPU: of more the activations leave the cache, and all gets slower

@@ -8,7 +8,7 @@ import torch
 from tiny import random_ids, tiny_config, tiny_model
 from transformers import GenerationConfig
 
-from modeling_flm import FlowGenerationConfig, flow_flm
+from modeling_flm import FlowGenerationConfig, vocabulary_flm
 
 IDS = random_ids(2, 12)
 PROMPT = IDS[:, :4]
@@ -313,8 +313,8 @@ def test_generate_with_broken_weights(weight, bad, num_steps):
 
 
 def test_generate_finds_one_broken_block_of_the_vocabulary(monkeypatch):
-    monkeypatch.setattr(flow_flm, "_CPU_BLOCK", 1)
-    monkeypatch.setattr(flow_flm, "_COLUMNS", 64)
+    monkeypatch.setattr(vocabulary_flm, "_CPU_BLOCK", 1)
+    monkeypatch.setattr(vocabulary_flm, "_COLUMNS", 64)
     model = tiny_model(vocab_size=200)
     with torch.no_grad():
         model.lm_head.bias[100] = NAN

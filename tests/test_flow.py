@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_flm.flow_flm import Clock, flow_map_step, interpolate, semigroup_weight, velocity
+from modeling_flm.clock_flm import Clock
+from modeling_flm.flow_flm import flow_map_step, interpolate, semigroup_weight, velocity
 
 TIME = st.floats(0, 0.99)
 VOCABULARY = st.sampled_from([2, 3, 37, 4096, 50257])

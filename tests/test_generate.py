@@ -23,10 +23,10 @@ from modeling_flm import (
     FLMModel,
     FlowGenerationConfig,
     FlowGenerationOutput,
-    flow_flm,
     generation_flm,
     guidance_flm,
     prompt_ids,
+    vocabulary_flm,
 )
 from trainers import FLMTrainer, FLMTrainingArguments
 
@@ -515,7 +515,7 @@ def test_the_trajectory_holds_the_draft_of_every_step(model, sampler):
 
 @pytest.mark.parametrize("cap", [None, 3.0])
 def test_confidence_is_the_probability_of_the_token(cap, monkeypatch):
-    monkeypatch.setattr(flow_flm, "_CPU_BLOCK", 640)  # several blocks of the vocabulary
+    monkeypatch.setattr(vocabulary_flm, "_CPU_BLOCK", 640)  # several blocks of the vocabulary
     model = tiny_model(final_logit_softcapping=cap, vocab_size=200)
     out = model.generate(num_steps=1, num_return_sequences=3, seed=0, output_trajectory=True)
     logits = model(inputs_embeds=model.embed_noise(3, 12, seeds=[0, 1, 2]), timesteps=0.0).logits
@@ -559,8 +559,8 @@ RUNS = [
 def test_what_is_taken_at_a_time_changes_nothing(kind, settings, monkeypatch):
     model = tiny_model(kind, vocab_size=200)
     whole = model.generate(num_steps=5, num_return_sequences=8, seed=0, **settings)
-    monkeypatch.setattr(flow_flm, "_CPU_BLOCK", 1)  # tokens one by one, or
-    monkeypatch.setattr(flow_flm, "_COLUMNS", 64)  # blocks of 64 of the vocabulary
+    monkeypatch.setattr(vocabulary_flm, "_CPU_BLOCK", 1)  # tokens one by one, or
+    monkeypatch.setattr(vocabulary_flm, "_COLUMNS", 64)  # blocks of 64 of the vocabulary
     monkeypatch.setattr(guidance_flm, "_CPU_TOKENS", 3 * model.config.max_position_embeddings)
     calls = spy(monkeypatch, model, "denoise")
     assert torch.equal(whole, model.generate(num_steps=5, num_return_sequences=8, seed=0, **settings))

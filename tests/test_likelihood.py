@@ -12,7 +12,7 @@ from worlds import World, shidoku, two_cities
 
 from benchmarks.baselines import mdlm
 from evaluation.likelihood import _Basis, bits_per, exact_trace, flow_log_density, log_likelihood, probed_trace
-from modeling_flm.flow_flm import step_seeds, white_noise
+from modeling_flm.noise_flm import step_seeds, white_noise
 
 
 def end_of(model, end: float) -> float:

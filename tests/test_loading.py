@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, Generation
 
 import modeling_flm
 from modeling_flm import FLMConfig, FLMModel, FlowGenerationConfig, FMLMConfig, FMLMModel
-from modeling_flm.flow_flm import Clock
+from modeling_flm.clock_flm import Clock
 
 PACKAGE = Path(modeling_flm.__file__).parent
 TYPES = ("flm", "fmlm")

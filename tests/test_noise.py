@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from modeling_flm import FLMConfig, FLMModel
-from modeling_flm.flow_flm import NoiseLaw, embedded_noise, interpolate, white_noise
+from modeling_flm.flow_flm import interpolate
+from modeling_flm.noise_flm import NoiseLaw, embedded_noise, white_noise
 
 DRAWS = 200_000
 

@@ -5,7 +5,8 @@ import torch
 from worlds import World, shidoku, two_cities
 
 from modeling_flm import FLMConfig, FLMModel
-from modeling_flm.flow_flm import interpolate, white_noise
+from modeling_flm.flow_flm import interpolate
+from modeling_flm.noise_flm import white_noise
 
 WORLDS = {"two cities": two_cities, "4x4 Sudoku": shidoku}
 

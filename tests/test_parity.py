@@ -7,7 +7,8 @@ from official import about, official_model, record
 
 from hub_cards.official import convert_state_dict, official_logits
 from modeling_flm.attention_flm import SOFTCAP_ATTENTION
-from modeling_flm.flow_flm import Clock, interpolate
+from modeling_flm.clock_flm import Clock
+from modeling_flm.flow_flm import interpolate
 from modeling_flm.guidance_flm import Predictor
 
 FLEX = pytest.param("flex_attention", marks=pytest.mark.skipif(not flex.IS_SOUND, reason=flex.WHY))

@@ -122,8 +122,6 @@ def assert_same(found: FLMModel, expected: FLMModel) -> None:
         for question in ({"input_ids": ids, "timesteps": 0.3}, {"labels": ids, "noise_seed": [1, 2, 3]}):
             for a, b in zip(found(**question).to_tuple(), expected(**question).to_tuple(), strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-        hidden = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
-        assert torch.equal(found.decode_prediction(hidden), expected.decode_prediction(hidden))
     for name, settings in GENERATIONS.items():
         settings = {"num_steps": 3, "seed": 0} | settings
         if "input_ids" in settings:

@@ -16,10 +16,12 @@ from worlds import shidoku, two_cities
 
 from command.generate import GENERATION_SETTINGS
 from command.main import _parser
-from modeling_flm import FLMModel, FlowGenerationConfig, flow_flm
-from modeling_flm.flow_flm import bridge_step, draw_token, renoise, step_seeds
+from modeling_flm import FLMModel, FlowGenerationConfig, vocabulary_flm
+from modeling_flm.flow_flm import bridge_step, renoise
 from modeling_flm.guidance_flm import Predictor
+from modeling_flm.noise_flm import step_seeds
 from modeling_flm.samplers_flm import SAMPLERS, SETTINGS
+from modeling_flm.vocabulary_flm import draw_token
 
 CITIES = two_cities()
 SPREAD = (0.7 * 0.3) ** 0.5  # of one draw of the first city
@@ -186,7 +188,7 @@ def head(vocab_size: int = 61, seed: int = 0):
 
 
 def test_tokens_are_drawn_by_their_probability(monkeypatch):
-    monkeypatch.setattr(flow_flm, "_CPU_BLOCK", 200)  # three rows at a time
+    monkeypatch.setattr(vocabulary_flm, "_CPU_BLOCK", 200)  # three rows at a time
     hidden, weight, bias = head()
     count = 20_000
     uniform = (torch.arange(count) + 0.5) / count  # even: the counts are the probabilities, to one in `count`

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel, flow_flm, losses_flm
-from modeling_flm.flow_flm import expected_embedding, most_likely_of_mixture, most_likely_token, softcap
+from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel, losses_flm, vocabulary_flm
 from modeling_flm.losses_flm import chunked_cross_entropy
 from modeling_flm.samplers_flm import SAMPLERS
+from modeling_flm.vocabulary_flm import expected_embedding, most_likely_of_mixture, most_likely_token, softcap
 
 CAPS = [None, 30.0, 2.0]
 
@@ -25,8 +25,8 @@ def layer(tokens: int = 37, width: int = 16, vocab_size: int = 101, scale: float
 def blocks(request, monkeypatch):
     """Blocks of one token or 64 entries of the vocabulary, of a few, and all at once."""
     monkeypatch.setattr(losses_flm, "_CHUNK", request.param)
-    monkeypatch.setattr(flow_flm, "_CPU_BLOCK", request.param)
-    monkeypatch.setattr(flow_flm, "_COLUMNS", 64)
+    monkeypatch.setattr(vocabulary_flm, "_CPU_BLOCK", request.param)
+    monkeypatch.setattr(vocabulary_flm, "_COLUMNS", 64)
 
 
 @pytest.mark.parametrize("cap", CAPS)

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from modeling_flm.flow_flm import NoiseLaw, to_where_text_begins
+from modeling_flm.noise_flm import NoiseLaw, to_where_text_begins
 
 from .checkpoints import RAW_WEIGHTS, discard, is_whole, last_whole_checkpoint
 from .ema import EMA

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from modeling_flm import FLMModel
-from modeling_flm.flow_flm import NoiseLaw, embedded_noise, interpolate, to_where_text_begins, white_noise
+from modeling_flm.flow_flm import interpolate
 from modeling_flm.losses_flm import chunked_cross_entropy, chunked_distillation_loss
 from modeling_flm.modeling_flm import FLMOutput
+from modeling_flm.noise_flm import NoiseLaw, embedded_noise, to_where_text_begins, white_noise
 
 from .flm_trainer import FLMTrainer
 from .flow_map_times import draw_time_pairs

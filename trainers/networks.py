@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 
 from modeling_flm import FLMModel
-from modeling_flm.flow_flm import expected_embedding, flow_map_step
+from modeling_flm.flow_flm import flow_map_step
 from modeling_flm.losses_flm import Target, posterior
+from modeling_flm.vocabulary_flm import expected_embedding
 
 
 @dataclass

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from evaluation.masked import sample_masked
 from modeling_flm import FLMModel
-from modeling_flm.flow_flm import softcap
 from modeling_flm.losses_flm import chunked_cross_entropy
+from modeling_flm.vocabulary_flm import softcap
 from trainers import FLMTrainer
 from trainers.recipe import load_recipe
 from trainers.train import build_trainer, run_training

@@ -11,7 +11,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from modeling_flm.flow_flm import Clock, flow_map_step, velocity
+from modeling_flm.clock_flm import Clock
+from modeling_flm.flow_flm import flow_map_step, velocity
 
 DECIDED = torch.tensor(1 - 1e-6, dtype=torch.float64)  # tau
 

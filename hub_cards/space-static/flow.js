@@ -1,0 +1,146 @@
+// A flow map in the browser: its exported graph, and the loop of `model.generate` around it.
+
+import { whiteNoise } from "./noise.js";
+
+const MEND = "Load the page again; if it says the same, the Space has to be built anew (make space-static).";
+const PARTS = ["model.onnx", "tokenizer.json", "tokenizer_config.json"];
+
+const asJson = (content) => JSON.parse(new TextDecoder().decode(content));
+
+/** What the Space was built with: sizes and sums of its `files`, its `models` by task, `solutions` of puzzles. */
+export async function loadManifest() {
+  return asJson(await fetched("models/manifest.json"));
+}
+
+/**
+ * The model of a task, whole and as it was when the Space was built.
+ *
+ * `progress(done, all)` is told how many bytes have come. An Error names what is missing or damaged.
+ */
+export async function loadModel(manifest, task, progress) {
+  const about = manifest.models[task];
+  const paths = PARTS.map((part) => `models/${about.name}/${part}`);
+  let [done, all] = [0, 0];
+  const load = async (path) => {
+    const { bytes, sha256 } = manifest.files[path];
+    all += bytes;
+    const content = await fetched(path, (more) => progress((done += more), all));
+    if ((await sum(content)) !== sha256) {
+      throw new Error(`${path} is damaged: it is not the file that this page was built with. ${MEND}`);
+    }
+    return content;
+  };
+  const [{ ort, Tokenizer }, graph, ...ofTokenizer] = await Promise.all([libraries(load), ...paths.map(load)]);
+  let session;
+  try {
+    // More optimisation takes longer than it saves: the text is there before it would be done.
+    session = await ort.InferenceSession.create(graph, { graphOptimizationLevel: "basic" });
+  } catch (error) {
+    throw new Error(`This browser cannot run ${about.name}: ${error.message}`);
+  }
+  return new FlowMap(ort, session, Tokenizer, ...ofTokenizer.map(asJson), about);
+}
+
+let imported;
+
+/** What is in vendor/, once: imported here, and not above, so that a missing library is a message on the page. */
+function libraries(load) {
+  imported ??= importAll(load).catch((error) => {
+    imported = null;
+    throw error;
+  });
+  return imported;
+}
+
+async function importAll(load) {
+  const [binary, ort, { Tokenizer }] = await Promise.all([
+    load("vendor/ort-wasm-simd-threaded.wasm"),
+    library("./vendor/ort.wasm.bundle.min.mjs"),
+    library("./vendor/tokenizers.min.mjs"),
+  ]);
+  ort.env.wasm.wasmBinary = binary.buffer;
+  // Threads share memory, which a page has only where its server isolates it.
+  ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
+  return { ort, Tokenizer };
+}
+
+async function library(path) {
+  try {
+    return await import(path);
+  } catch (error) {
+    throw new Error(`${path} is missing or damaged (${error.message}). ${MEND}`);
+  }
+}
+
+/** The bytes of a file of this Space. `progress` is told how many more have come. */
+async function fetched(path, progress = () => {}) {
+  let answer;
+  try {
+    answer = await fetch(new URL(path, import.meta.url));
+  } catch {
+    throw new Error(`${path} did not come: the network is gone. ${MEND}`);
+  }
+  if (!answer.ok) throw new Error(`${path} is missing (status ${answer.status}). ${MEND}`);
+  const chunks = [];
+  let size = 0;
+  const reader = answer.body.getReader();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    chunks.push(part.value);
+    size += part.value.length;
+    progress(part.value.length);
+  }
+  const content = new Uint8Array(size);
+  chunks.reduce((place, chunk) => (content.set(chunk, place), place + chunk.length), 0);
+  return content;
+}
+
+/** The SHA-256 of some bytes, in hexadecimal digits. */
+async function sum(content) {
+  if (!crypto.subtle) throw new Error("A browser checks files over https or from localhost alone: open the page so.");
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** A flow map, with the tokenizer whose ids it writes. */
+export class FlowMap {
+  constructor(ort, session, Tokenizer, tokenizer, settings, about) {
+    this.ort = ort;
+    this.session = session;
+    this.tokenizer = new Tokenizer(tokenizer, settings);
+    this.special = new Set(tokenizer.added_tokens.filter((token) => token.special).map((token) => token.id));
+    this.blank = settings.mask_token; // as it stands in a text
+    this.about = about;
+  }
+
+  /**
+   * The drafts of sequences from these seeds, one an evaluation of the network; the last ones are the sequences, the
+   * same as those of `model.generate(sampler="flow_map")`.
+   *
+   * `ids` are those of every sequence, kept where they are `given`, an array of booleans. A draft has `ids`, an array for
+   * each seed, and the `seconds` that it took.
+   */
+  async *write({ ids, given, seeds, steps }) {
+    const { length: longest, width, noise_width } = this.about;
+    const { Tensor } = this.ort;
+    const shape = [seeds.length, ids.length];
+    const each = (values) => seeds.flatMap(() => values);
+    let before = performance.now();
+    const feed = {
+      state: new Tensor("float32", new Float32Array(seeds.length * ids.length * width), [...shape, width]),
+      // Of the first step: the later ones put none back.
+      noise: new Tensor("float32", whiteNoise(seeds, ids.length, noise_width, longest), [...shape, noise_width]),
+      input_ids: new Tensor("int64", BigInt64Array.from(each(ids), BigInt), shape),
+      given: new Tensor("bool", Uint8Array.from(each(given)), shape),
+    };
+    for (const row of this.about.steps[steps]) {
+      feed.step = new Tensor("float32", Float32Array.from(row), [5]);
+      const { token_ids, next_state } = await this.session.run(feed);
+      feed.state = next_state;
+      const drawn = Array.from(token_ids.data, Number);
+      const draft = seeds.map((_, row) => drawn.slice(row * ids.length, (row + 1) * ids.length));
+      const seconds = (performance.now() - before) / 1000;
+      yield { ids: draft, seconds };
+      before = performance.now();
+    }
+  }
+}

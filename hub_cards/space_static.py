@@ -1,0 +1,106 @@
+"""Builds the static Space: what its page loads, libraries and models, beside it. `make space-static`.
+
+The page itself is in `space-static/`. It has no server and loads from nowhere else, so that all it needs lies in two
+folders there, which are made here and not committed: `vendor/`, what it takes of the npm packages that
+`package-lock.json` pins, and `models/`, the exported models and a manifest. That has the sum of every file made here:
+the page checks it before it runs a model, and `flm push` before it uploads one.
+"""
+
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+from datasets import load_dataset
+
+from flm_data.paths import checkout
+from hub_cards.export import export
+from hub_cards.push import MANIFEST, sha256
+
+FOLDER = "hub_cards/space-static"
+MODELS = {"text": "fmlm-english-small", "sudoku": "fmlm-sudoku"}
+PUZZLES = "examples/sudoku/9x9/validation.parquet"
+SOLUTIONS = 200  # so many of them
+STEPS = range(1, 9)
+EXPORTED = ("model.onnx", "tokenizer.json", "tokenizer_config.json")  # what the page takes of `flm export`
+# The runtime for WebAssembly alone, without the ones for graphics cards, and the tokenizer.
+VENDORED = (
+    "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
+    "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
+    "@huggingface/tokenizers/dist/tokenizers.min.mjs",
+)
+
+
+def build(folder: Path) -> None:
+    """Make `vendor/` and `models/` in a folder with the page and its `package-lock.json`; what was there goes once
+    the new ones are complete.
+
+    Raises:
+        ValueError: npm is not there or fails.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as place:
+        made = Path(place)
+        vendor(folder, made / "vendor")
+        models = {task: export_model(name, made / "models" / name) for task, name in MODELS.items()}
+        files = {
+            path.relative_to(made).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(made.rglob("*"))
+            if path.is_file()
+        }
+        grids = load_dataset("parquet", data_files=str(checkout() / PUZZLES), split=f"train[:{SOLUTIONS}]")
+        manifest = {"files": files, "models": models, "solutions": list(grids["text"])}
+        (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for name in ("vendor", "models"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (made / name).rename(folder / name)
+
+
+def export_model(name: str, into: Path) -> dict[str, Any]:
+    """Export a shipped map, and keep of it what the page takes.
+
+    Returns:
+        what a browser needs to know of the graph, which onnxruntime-web does not give of its metadata.
+    """
+    into.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as place:
+        export(checkout() / "hub_cards" / name, Path(place), num_steps=STEPS)
+        for part in EXPORTED:
+            shutil.copy(Path(place, part), into)
+    graph = onnx.load(into / "model.onnx")
+    told = {entry.key: entry.value for entry in graph.metadata_props}
+    width = {entry.name: entry.type.tensor_type.shape.dim[-1].dim_value for entry in graph.graph.input}
+    numbers = {key: int(told[key]) if told[key] else None for key in ("length", "mask_token_id", "bos_token_id")}
+    texts = {key: told[key] for key in ("license", "source_sha256", "made_by")}
+    widths = {"width": width["state"], "noise_width": width["noise"]}
+    return {"name": name, **texts, **numbers, **widths, "steps": json.loads(told["steps"])}
+
+
+def vendor(folder: Path, into: Path) -> None:
+    """Copy what the page takes of the packages that the lock file in `folder` pins. npm checks their sums; none of
+    their scripts is run.
+
+    Raises:
+        ValueError: npm is not there or fails; the message has its last words.
+    """
+    into.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(folder / name, place)
+        command = ["npm", "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund"]
+        try:
+            done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise ValueError("npm is needed to build the static Space: install Node.js 20 or later.") from error
+        if done.returncode:
+            raise ValueError(f"npm ci failed: {' '.join(done.stderr.split())[-500:]}")
+        for path in VENDORED:
+            shutil.copy(Path(place) / "node_modules" / path, into)
+
+
+if __name__ == "__main__":
+    page = checkout() / FOLDER
+    build(page)
+    print(f"{page} is built: `python -m http.server -d {page}` shows it, `flm push` puts it on the Hub.")

@@ -1,0 +1,146 @@
+"""The layers of the transformer (arXiv 2602.16813): time embeddings, attention, blocks that time modulates."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .attention_flm import eager_attention_forward
+from .configuration_flm import FLMConfig
+
+
+class FLMZeroLinear(nn.Linear):
+    """A linear layer that starts at zero, so that what it adds or modulates is absent at first."""
+
+
+class FLMEmbedding(nn.Embedding):
+    """The embedding table: ids (...) to float32 (..., d)."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids.long()).float()
+
+
+class FLMTimeLinear(nn.Linear):
+    """A linear layer that computes in at least float32, whatever its weights are kept in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
+class FLMZeroTimeLinear(FLMTimeLinear, FLMZeroLinear):
+    """One that starts at zero."""
+
+
+class FLMTimeEmbedding(nn.Module):
+    """Features of a time tau in [0, 1]: cosines and sines of tau 10000^(-k / n), through a two-layer MLP.
+
+    It computes in float32, under autocast too: bfloat16 would round away the difference of times 1/1000 apart.
+    """
+
+    def __init__(self, config: FLMConfig, last: type[nn.Linear] = FLMTimeLinear):
+        super().__init__()
+        self.num_frequencies = config.time_embedding_size // 2
+        self.linear_1 = FLMTimeLinear(config.time_embedding_size, config.conditioning_size)
+        self.linear_2 = last(config.conditioning_size, config.conditioning_size)
+
+    def forward(self, tau: Tensor) -> Tensor:
+        with torch.autocast(tau.device.type, enabled=False):
+            steps = torch.arange(self.num_frequencies, device=tau.device, dtype=torch.float32)
+            angles = tau.float()[:, None] * 10000.0 ** (-steps / self.num_frequencies)
+            features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+            return self.linear_2(F.silu(self.linear_1(features)))
+
+
+class FLMAttention(nn.Module):
+    """Bidirectional multi-head attention with rotary positions and soft-capped scores."""
+
+    is_causal = False
+    num_key_value_groups = 1
+
+    def __init__(self, config: FLMConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attention_mask: Tensor | None) -> Tensor:
+        batch, length, width = hidden.shape
+        qkv = self.qkv_proj(hidden).view(batch, length, 3, -1, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, _ = attend(
+            self,
+            _rotate(query, *rotary),
+            _rotate(key, *rotary),
+            value,
+            attention_mask,
+            dropout=0.0,
+            scaling=self.head_dim**-0.5,
+            softcap=self.config.attn_logit_softcapping,
+            is_causal=False,
+        )
+        return self.o_proj(output.reshape(batch, length, width))
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on (batch, heads, length, head_dim): a head's two halves are the two axes of its planes."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+class FLMMLP(nn.Module):
+    def __init__(self, config: FLMConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.up_proj(hidden), approximate="tanh"))
+
+
+class FLMBlock(GradientCheckpointingLayer):
+    """A transformer block whose two branches are shifted, scaled and gated by the time condition (adaLN)."""
+
+    def __init__(self, config: FLMConfig):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, bias=False)
+        self.attention = FLMAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, bias=False)
+        self.mlp = FLMMLP(config)
+        self.modulation = FLMZeroLinear(config.conditioning_size, 6 * config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self, hidden: Tensor, condition: Tensor, rotary: tuple[Tensor, Tensor], attention_mask: Tensor | None
+    ) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        branch = self.attention(modulate(self.attention_norm(hidden), shift_a, scale_a), rotary, attention_mask)
+        hidden = torch.addcmul(hidden, gate_a, self.dropout(branch))
+        branch = self.mlp(modulate(self.mlp_norm(hidden), shift_m, scale_m))
+        return torch.addcmul(hidden, gate_m, self.dropout(branch))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class FLMLossWeighting(nn.Module):
+    """The learned loss weight w(tau), of a flow map w(tau_s, tau_t): exp(-w) l + w, (batch,). In float32."""
+
+    def __init__(self, config: FLMConfig):
+        super().__init__()
+        self.time_embedding = FLMTimeEmbedding(config)
+        two_times = config.model_type == "fmlm"
+        self.target_time_embedding = FLMTimeEmbedding(config, last=FLMZeroTimeLinear) if two_times else None
+        self.linear_1 = FLMTimeLinear(config.conditioning_size, 128)
+        self.linear_2 = FLMZeroTimeLinear(128, 1)
+
+    def forward(self, tau: Tensor, target: Tensor | None = None) -> Tensor:
+        embedding = self.time_embedding(tau)
+        if self.target_time_embedding is not None:
+            embedding = embedding + self.target_time_embedding(tau if target is None else target)
+        with torch.autocast(tau.device.type, enabled=False):
+            return self.linear_2(F.gelu(self.linear_1(embedding))).squeeze(-1).float()

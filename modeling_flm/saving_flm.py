@@ -1,0 +1,64 @@
+"""Loading of safetensors alone, and saving that cannot spoil what is there."""
+
+import os
+import re
+import tempfile
+from typing import Any
+
+
+class LoadingAndSaving:
+    """`from_pretrained` and `save_pretrained` of flow language models, before those of `PreTrainedModel`."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = None, **kwargs):
+        """[`~PreTrainedModel.from_pretrained`] of safetensors alone: pickled weights are not read.
+
+        Raises:
+            ValueError: `use_safetensors` is False, the file of the weights is damaged, or they are those of a flow map
+                and this is the class of a flow, which would leave out its second time.
+        """
+        if use_safetensors is False:
+            raise ValueError("`use_safetensors=False`: pickled weights are not read, convert them to safetensors.")
+        name = pretrained_model_name_or_path
+        with_info = kwargs.pop("output_loading_info", False)
+        try:
+            loaded: Any = super().from_pretrained(
+                name, *args, use_safetensors=True, output_loading_info=True, **kwargs
+            )
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise ValueError(f"the weights of {name} are damaged ({error}): download or write them again.") from error
+        if any(key.startswith("target_time_embedding.") for key in loaded[1]["unexpected_keys"]):
+            raise ValueError(f"{name} is a flow map (FMLM), and {cls.__name__} is no class for it: use AutoModel.")
+        return loaded if with_info else loaded[0]
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *,
+        push_to_hub: bool = False,
+        variant: str | None = None,
+        **kwargs,
+    ) -> None:
+        """[`~PreTrainedModel.save_pretrained`] that cannot spoil what is already there.
+
+        Everything is written beside its place first and moved there when all of it is complete: a save that fails (a
+        full disk, say) leaves an earlier model in the same folder as it was. With `push_to_hub` it is not so.
+        """
+        kwargs |= {"is_main_process": is_main_process, "variant": variant}
+        if push_to_hub:
+            return super().save_pretrained(save_directory, push_to_hub=True, **kwargs)
+        os.makedirs(save_directory, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=save_directory, prefix=".saving-") as staging:
+            super().save_pretrained(staging, **kwargs)
+            written = os.listdir(staging)
+            for name in written:
+                os.replace(os.path.join(staging, name), os.path.join(save_directory, name))
+        of = "" if variant is None else re.escape(f".{variant}")
+        weights = rf"model{of}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{of}\.json"
+        if any(re.fullmatch(weights, name) for name in written):  # shards of an earlier save would be loaded as well
+            for name in os.listdir(save_directory):
+                if re.fullmatch(weights, name) and name not in written:
+                    os.remove(os.path.join(save_directory, name))

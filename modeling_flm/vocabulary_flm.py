@@ -1,0 +1,201 @@
+"""Sums over the vocabulary, read in blocks: predictions are embedded, decoded and drawn from without a tensor of size
+tokens x V.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_BLOCK, _CPU_BLOCK = 1 << 22, 1 << 20  # logits held at a time; on a CPU so few that they stay in the cache
+_COLUMNS = 256  # but of no fewer tokens of the vocabulary: the products would be slow
+
+
+def softcap(logits: Tensor, cap: float | None) -> Tensor:
+    """`cap tanh(logits / cap)`; unchanged without a cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def expected_embedding(
+    hidden: Tensor, weight: Tensor, bias: Tensor, table: Tensor, cap: float | None = None
+) -> Tensor:
+    """`softmax(softcap(hidden W^T + b)) @ E`, the embedding of a prediction: attention over the vocabulary.
+    Differentiable with respect to `hidden` alone, and once.
+
+    Args:
+        hidden (`Tensor`): (tokens, d), the queries.
+        weight, bias (`Tensor`): (V, d) and (V,), the output layer: the keys.
+        table (`Tensor`): (V, width), the embedding table: the values.
+        cap (`float`, *optional*): soft cap of the logits. With one, exponentials cannot overflow float32, so that one
+            pass without a running maximum is exact.
+
+    Returns:
+        float32 (tokens, width).
+    """
+    return _ExpectedEmbedding.apply(hidden, weight.detach(), bias.detach(), table.detach(), cap)
+
+
+class _ExpectedEmbedding(torch.autograd.Function):
+    """With p the softmax, y = p @ E and z the capped logits: dL/dz = p * (E dL/dy - <y, dL/dy>)."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, table, cap):
+        tokens = len(hidden)
+        total = torch.zeros(tokens, 1, device=hidden.device)
+        mean = torch.zeros(tokens, table.shape[1], device=hidden.device)
+        highest = torch.full((tokens, 1), -torch.inf if cap is None else 0.0, device=hidden.device)
+        for block in _vocabulary_blocks(hidden, len(weight)):
+            scores = torch.addmm(bias[block], hidden, weight[block].T).float()
+            if cap is not None:
+                scores.div_(cap).tanh_().mul_(cap)
+            else:
+                before, highest = highest, torch.maximum(highest, scores.amax(1, keepdim=True))
+                decay = (before - highest).exp()
+                total, mean = total * decay, mean * decay
+                scores -= highest
+            scores.exp_()
+            total += scores.sum(1, keepdim=True)
+            mean.addmm_(scores, table[block].float())
+        mean /= total
+        ctx.save_for_backward(hidden, weight, bias, table, mean, highest + total.log())
+        ctx.cap = cap
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        hidden, weight, bias, table, mean, normaliser = ctx.saved_tensors
+        along_mean = (mean * gradient).sum(1, keepdim=True)
+        of_hidden = torch.zeros(hidden.shape, device=hidden.device)
+        for block in _vocabulary_blocks(hidden, len(weight)):
+            scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), ctx.cap)
+            change = (scores - normaliser).exp() * (gradient @ table[block].float().T - along_mean)
+            if ctx.cap is not None:
+                change *= 1 - (scores / ctx.cap).square()
+            of_hidden.addmm_(change, weight[block].float())
+        return of_hidden.to(hidden.dtype), None, None, None, None
+
+
+@torch.no_grad()
+def most_likely_token(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`argmax(hidden W^T + b)` as (tokens,) int64: of equal logits the first, and -1 where a largest logit is not
+    finite. A soft cap would not change it.
+    """
+
+    def logits(block: slice) -> Tensor:
+        return torch.addmm(bias[block], hidden, weight[block].T)
+
+    return _argmax_by_blocks(logits, hidden, len(weight))
+
+
+@torch.no_grad()
+def most_likely_of_mixture(
+    parts: Sequence[tuple[float, Tensor, Tensor, Tensor, float | None]],
+) -> Tensor:
+    """`argmax(sum_i share_i softmax(softcap(hidden_i W_i^T + b_i)))` as (tokens,) int64: of equal entries the first,
+    and -1 where they are not finite. Shares may be negative.
+
+    Args:
+        parts: share, hidden (tokens, d_i), W_i (V, d_i), b_i (V,) and the soft cap of each.
+    """
+    normalisers = [_log_normaliser(*part[1:]) for part in parts]
+    _, first, vocabulary, _, _ = parts[0]
+
+    def mixture(block: slice) -> Tensor:
+        entries = torch.zeros(len(first), block.stop - block.start, device=first.device)
+        for (share, hidden, weight, bias, cap), normaliser in zip(parts, normalisers, strict=True):
+            scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
+            entries.add_((scores - normaliser[:, None]).exp_(), alpha=share)
+        return entries
+
+    return _argmax_by_blocks(mixture, first, len(vocabulary))
+
+
+def _argmax_by_blocks(entries: Callable[[slice], Tensor], hidden: Tensor, vocab_size: int) -> Tensor:
+    """The place (tokens,) of the largest of `entries` of the `hidden` states (tokens, d), which are given by blocks of
+    the vocabulary; -1 where it is not finite."""
+    best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+    token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+    for block in _vocabulary_blocks(hidden, vocab_size):
+        value, index = entries(block).max(dim=1)
+        better = value > best
+        best = torch.maximum(best, value)  # which keeps a NaN
+        token = torch.where(better, index + block.start, token)
+    return torch.where(best.isfinite(), token, -1)
+
+
+@torch.no_grad()
+def token_probability(hidden: Tensor, token: Tensor, weight: Tensor, bias: Tensor, cap: float | None = None) -> Tensor:
+    """The probability of `token` (tokens,) in `softmax(softcap(hidden W^T + b))`, float32 (tokens,), blockwise."""
+    own = softcap(((hidden * weight[token]).sum(1) + bias[token]).float(), cap)
+    return (own - _log_normaliser(hidden, weight, bias, cap)).exp()
+
+
+def _log_normaliser(hidden: Tensor, weight: Tensor, bias: Tensor, cap: float | None) -> Tensor:
+    """`logsumexp(softcap(hidden W^T + b))`, float32 (tokens,), blockwise."""
+    normaliser = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+    for block in _vocabulary_blocks(hidden, len(weight)):
+        scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
+        normaliser = torch.logaddexp(normaliser, scores.logsumexp(1))
+    return normaliser
+
+
+@torch.no_grad()
+def draw_token(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    uniform: Tensor,
+    cap: float | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """A token from each `softmax(softcap(hidden W^T + b) / temperature)`, by inversion of its distribution function.
+
+    Rows are taken in chunks, with the whole vocabulary each.
+
+    Args:
+        hidden (`Tensor`): (tokens, d).
+        weight, bias (`Tensor`): (V, d) and (V,), the output layer.
+        uniform (`Tensor`): (tokens,) numbers in [0, 1], one for each draw.
+        cap (`float`, *optional*): soft cap of the logits.
+        temperature (`float`): > 0.
+        top_k (`int`, *optional*): only the so many likeliest tokens.
+        top_p (`float`, *optional*): only the fewest likeliest tokens that have this probability together, in (0, 1].
+
+    Returns:
+        (tokens,) int64, -1 where the distribution is not finite.
+    """
+    parts = []
+    rows = max(1, _logits_at_a_time(hidden.device) // len(weight))
+    filtered = top_p is not None or (top_k is not None and top_k < len(weight))
+    for some, number in zip(hidden.split(rows), uniform.split(rows), strict=True):
+        logits = softcap(torch.addmm(bias, some, weight.T).float(), cap) / temperature
+        probability = logits.softmax(-1)
+        if filtered:
+            probability, order = probability.topk(min(top_k or len(weight), len(weight)), dim=-1)
+            if top_p is not None:
+                before = (probability.double() / probability.double().sum(-1, keepdim=True)).cumsum(-1).roll(1, -1)
+                before[:, 0] = 0
+                probability = probability.where(before < top_p, 0)
+        total = probability.double().cumsum(-1)
+        goal = number.double()[:, None] * total[:, -1:]
+        # The first token whose cumulated probability exceeds the goal; at the very end of it, the last that has any.
+        place = torch.searchsorted(total, goal, right=True)
+        last = torch.searchsorted(total, total[:, -1:].contiguous())
+        place = torch.minimum(place, last)
+        token = order.gather(1, place) if filtered else place
+        parts.append(torch.where(total[:, -1:].isfinite(), token, -1).squeeze(1))
+    return torch.cat(parts)
+
+
+def _vocabulary_blocks(hidden: Tensor, vocab_size: int) -> Iterator[slice]:
+    """Of the vocabulary, for the logits of hidden states (tokens, d)."""
+    size = max(_COLUMNS, _logits_at_a_time(hidden.device) // max(len(hidden), 1))
+    return (slice(start, min(start + size, vocab_size)) for start in range(0, vocab_size, size))
+
+
+def _logits_at_a_time(device: torch.device) -> int:
+    return _CPU_BLOCK if device.type == "cpu" else _BLOCK
