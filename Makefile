@@ -23,7 +23,7 @@ test: export TOKENIZERS_PARALLELISM := false
 test: export PYTHONUNBUFFERED := 1
 test: export OMP_NUM_THREADS := 1
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The 4x4 Sudoku models from scratch, and their measures: what is shipped is overwritten.
 shidoku: export OMP_NUM_THREADS := 1

@@ -1,4 +1,4 @@
-"""Settings every test runs under: no network, one thread, the same hypothesis examples each time."""
+"""Settings every test runs under: no network, one thread, caches of its own, the same hypothesis examples."""
 
 import atexit
 import os
@@ -10,19 +10,38 @@ import tempfile
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Processes that test at the same time would write the same code of models into one cache, half of it while it is read.
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix=f"flm-tests-{worker}-")
-    atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+# Caches (code of models, data sets, compiled graphs) are this process's own: processes that test at the same time
+# would write into one another's, and what an earlier run left would count. A child may be given its own HF_HOME.
+os.environ["FLM_TEST_CACHES"] = tempfile.mkdtemp(prefix="flm-tests-")
+os.environ["HF_HOME"] = os.environ["FLM_TEST_CACHES"] + "/huggingface"
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.environ["FLM_TEST_CACHES"] + "/inductor"
 
 import pytest
 import torch
 from hypothesis import settings
 
+atexit.register(shutil.rmtree, os.environ["FLM_TEST_CACHES"], ignore_errors=True)
 torch.set_num_threads(1)  # the models are tiny: a second thread waits more than it works
 
 settings.register_profile("flm", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("flm")
+
+# Files that train, compile, start processes or write many texts, the slowest first. All others are the quick set.
+SLOW = """
+fixed_point distributed faults examples export space_static convert guidance snippets faults_of_pushing push
+end_to_end parity model space data sharded oracle compiled_training first_loading on_a_device compare fmlm_trainer flm_trainer
+likelihood resume samplers shipped vocabulary metrics any_arguments generate loading package pipeline
+cli plain_trainer sudoku evaluation_loss lm_eval lora ema card page
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the quick tests; the slowest files begin first, so that all processes end at about the same time."""
+    rank = {f"test_{name}": place for place, name in enumerate(SLOW)}
+    for item in items:
+        if item.path.stem not in rank:
+            item.add_marker(pytest.mark.quick)
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +54,9 @@ def progress_bars():
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """What one test compiled (flex attention does) shall not make another's shapes dynamic."""
+    """What one test compiled (flex attention does) shall not make another's shapes dynamic. The number of threads is
+    compiled in: what a test or an example sets is taken back."""
     yield
+    torch.set_num_threads(1)
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()

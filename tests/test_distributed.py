@@ -1,14 +1,12 @@
 """Two processes train as one does, with whole parameters (DDP) and with sharded ones (FSDP2)."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from accelerate.utils import FullyShardedDataParallelPlugin, TorchDynamoPlugin
+from children import HELPERS, TORCHRUN, WITH_HELPERS, run_python
 from safetensors.torch import load_file
 from several_processes import CASES, COMPILED, GLOBAL_BATCH_SIZE, RESUMED_FROM, run, run_all
 from training import distance, fresh_model, weights
@@ -17,9 +15,6 @@ from transformers import AutoModel
 from modeling_flm import FLMModel, FMLMModel
 from trainers.checkpoints import RAW_WEIGHTS
 from trainers.sharding import sharded_by_blocks
-
-HERE = Path(__file__).parent
-
 
 LAYOUTS = ("whole", "sharded")
 
@@ -36,10 +31,8 @@ def one(folders) -> dict:
 
 def run_several(processes: int, folder: Path, *arguments: str) -> dict:
     """What that many processes logged."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE / 'helpers'}", "OMP_NUM_THREADS": "1"}
-    program = [HERE / "helpers" / "several_processes.py", folder, *arguments]
-    subprocess.run([*command, *program], env=environment, check=True, timeout=300, cwd=folder)
+    program = [HELPERS / "several_processes.py", folder, *arguments]
+    run_python(*TORCHRUN, processes, *program, cwd=folder, PYTHONPATH=WITH_HELPERS, OMP_NUM_THREADS="1")
     return json.loads((folder / "results.json").read_text())
 
 

@@ -1,19 +1,15 @@
 """Runs that are killed, or meet a full disk, at any moment go on to the losses of a run that was not."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from children import HELPERS, WITH_HELPERS, run_python
 from interrupted_runs import FULL_DISKS, KILLS, RANDOM_KILLS, make
 from training import by_step, same, weights
 
 from modeling_flm import FLMModel
 from trainers.checkpoints import is_whole, last_whole_checkpoint
-
-HERE = Path(__file__).parent
 
 # The checkpoint that is left to go on from, where it is not that of step 2.
 LEFT = {"before the first checkpoint": None, "while an old checkpoint is removed": 4}
@@ -30,9 +26,7 @@ def uninterrupted(tmp_path_factory):
 def interrupted(tmp_path_factory) -> tuple[Path, dict]:
     """The folder of the runs, and how each of them ended."""
     root = tmp_path_factory.mktemp("interrupted")
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE / 'helpers'}"}
-    command = [sys.executable, HERE / "helpers" / "interrupted_runs.py", root]
-    subprocess.run(command, env=environment, check=True, timeout=600, capture_output=True)
+    run_python(HELPERS / "interrupted_runs.py", root, cwd=root, PYTHONPATH=WITH_HELPERS)
     return root, json.loads((root / "ends.json").read_text())
 
 

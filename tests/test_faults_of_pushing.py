@@ -2,21 +2,18 @@
 pushing again succeeds."""
 
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from children import HELPERS, WITH_HELPERS, run_python
 from interrupted_pushes import FAILURES, FOLDER, PUSHES, TRAININGS, names
 from local_hub import ARRIVED, BEFORE_THE_ANSWER, HALFWAY, Cut, local_hub
 
 from trainers.pushes import PICKLED
 
-HERE = Path(__file__).parent
 STEPS = (2, 4, 6)
 
 LOAD = """
@@ -42,10 +39,7 @@ def interrupted(tmp_path_factory) -> tuple[Path, dict, dict]:
     """The folder of the pushes, how each of them ended, and the revisions of each repository: their files. A card
     names its repository; here all are called the same, so that they can be compared."""
     root = tmp_path_factory.mktemp("interrupted")
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE / 'helpers'}"}
-    command = [sys.executable, HERE / "helpers" / "interrupted_pushes.py", root]
-    done = subprocess.run(command, env=environment, timeout=600, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_python(HELPERS / "interrupted_pushes.py", root, cwd=root, PYTHONPATH=WITH_HELPERS)
     repositories = pickle.loads((root / "hub.pickle").read_bytes())
     revisions = {
         name: [{path: unnamed(file) for path, file in files.items()} for _, _, files in of_name]
@@ -183,9 +177,6 @@ def test_what_was_pushed_loads_from_the_hub(interrupted, tmp_path):
         wanted.append(f"checkpoint/model@{commit}@{weights}")
     with local_hub() as (address, hub):
         hub.repositories = repositories
-        environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-        environment |= dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_HUB_DISABLE_XET="1")
-        command = [sys.executable, "-P", "-c", LOAD, *wanted]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+        environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_HUB_DISABLE_XET="1")
+        done = run_python("-P", "-c", LOAD, *wanted, cwd=tmp_path, HF_HUB_OFFLINE="0", **environment)
     assert done.stdout.strip() == f"{len(wanted)} loaded" and len(wanted) >= 6

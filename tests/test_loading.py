@@ -7,13 +7,13 @@ import math
 import os
 import pickle
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from children import HELPERS, run_python
 from fresh_process import AUTO_CLASSES, examine
 from tiny import random_ids, randomise, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, GenerationConfig
@@ -46,19 +46,8 @@ def far_away(tmp_path_factory) -> dict[str, dict]:
     home = tmp_path_factory.mktemp("far_away")
     for name in TYPES:
         eight_step_model(name).save_pretrained(home / "models" / name)
-    command = [
-        sys.executable,
-        "-I",
-        Path(__file__).with_name("helpers") / "fresh_process.py",
-        home / "models",
-        home / "results",
-    ]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(home / "hf"), "HF_MODULES_CACHE": str(home / "hf" / "modules")}
-    child = subprocess.run(
-        [*command, str(torch.get_num_threads())], cwd=home, env=environment, capture_output=True, text=True
-    )
-    assert child.returncode == 0, child.stderr[-3000:]
+    command = ["-I", HELPERS / "fresh_process.py", home / "models", home / "results", torch.get_num_threads()]
+    run_python(*command, cwd=home, HF_HOME=str(home / "hf"))
     return torch.load(home / "results", weights_only=True)
 
 

@@ -2,14 +2,12 @@
 
 import hashlib
 import math
-import os
-import subprocess
-import sys
 
 import evaluate
 import numpy as np
 import pytest
 import torch
+from children import run_python
 from hypothesis import given
 from hypothesis import strategies as st
 from local_hub import local_hub
@@ -136,11 +134,9 @@ def test_a_model_on_the_hub_is_pinned_by_its_commit_and_nothing_pickled_is_fetch
             hub.commit(key, {"config.json": b"{}", "model.safetensors": weights, "pytorch_model.bin": b"pickle"})
             for weights in (b"old", b"new")
         )
-        environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-        command = [sys.executable, "-c", FROM_THE_HUB, f"org/model@{first}", "org/model"]
-        shown = subprocess.run(
-            command, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
-        ).stdout
+        environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="0", PYTHONPATH=str(ROOT))
+        command = ["-P", "-c", FROM_THE_HUB, f"org/model@{first}", "org/model"]
+        shown = run_python(*command, cwd=tmp_path, **environment).stdout
     expected = [
         f"{commit} {hashlib.sha256(weights).hexdigest()} config.json model.safetensors"
         for commit, weights in ((first, b"old"), (second, b"new"))

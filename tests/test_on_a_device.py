@@ -2,23 +2,16 @@
 accelerator can tell: on a pretended device, with the CPU's results."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from children import HELPERS, ROOT, WITH_HELPERS, run_python
 from on_a_device import CASES
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory) -> dict[str, str]:
     file = tmp_path_factory.mktemp("device") / "wrong.json"
-    environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE / 'helpers'}"}
-    command = [sys.executable, HERE / "helpers" / "on_a_device.py", file]
-    subprocess.run(command, env=environment, check=True, timeout=300, cwd=HERE.parent)
+    run_python(HELPERS / "on_a_device.py", file, cwd=ROOT, PYTHONPATH=WITH_HELPERS)
     return json.loads(file.read_text())
 
 

@@ -1,16 +1,15 @@
 """The package as it is installed: what the wheel holds, what it does away from the checkout, what `make` installs."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from children import run_python
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -53,8 +52,7 @@ def wheel(tmp_path_factory):
     for package in PACKAGES:
         left_out = shutil.ignore_patterns("flm-*", "fmlm-*", "space", "__pycache__")
         shutil.copytree(ROOT / Path(*package.split(".")), source / Path(*package.split(".")), ignore=left_out)
-    done = subprocess.run([sys.executable, "-c", BUILD, str(built)], cwd=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_python("-c", BUILD, built, cwd=source)
     [file] = built.glob("*.whl")
     with zipfile.ZipFile(file) as archive:
         archive.extractall(built / "installed")
@@ -73,10 +71,7 @@ def test_the_wheel_has_every_module_and_what_they_read(wheel):
 
 
 def test_the_wheel_works_away_from_the_checkout_and_in_one(wheel, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(wheel)}
-    command = [sys.executable, "-P", "-c", USE, str(wheel), str(ROOT)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = run_python("-P", "-c", USE, wheel, ROOT, cwd=tmp_path, PYTHONPATH=str(wheel))
     said = [line for line in done.stderr.splitlines() if line.startswith("flm: ")]
     assert len(said) == 3 and all(
         "lie in a checkout of the repository, not in the installed package" in s for s in said

@@ -72,7 +72,7 @@ def test_a_browser_shows_the_drafts(tmp_path, moment, step):
         [*command, f"--user-data-dir={tmp_path}/profile", f"file://{path}{moment}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     ).stdout
     assert f"{step} of 3 evaluations" in page
     shown = [html.unescape(text) for text in re.findall(r"<span[^>]*>(.*?)</span>", page)]

@@ -1,8 +1,8 @@
 """Weights, inputs and outputs of the official implementation, reproduced within the tolerances recorded with them."""
 
+import flex
 import pytest
 import torch
-from flex import flex_is_right
 from official import about, official_model, record
 
 from hub_cards.official import convert_state_dict, official_logits
@@ -11,7 +11,8 @@ from modeling_flm.clock_flm import Clock
 from modeling_flm.flow_flm import interpolate
 from modeling_flm.guidance_flm import Predictor
 
-ATTENTION = ["eager", SOFTCAP_ATTENTION, "flex_attention"]
+FLEX = pytest.param("flex_attention", marks=pytest.mark.skipif(not flex.IS_SOUND, reason=flex.WHY))
+ATTENTION = ["eager", SOFTCAP_ATTENTION, FLEX]
 
 
 def cases(name: str):
@@ -33,17 +34,9 @@ def cases(name: str):
         yield case, x, times, io[out], io[f"out.{case}.logp_cap30"]
 
 
-def shape_of_attention(name: str) -> tuple[int, int, int]:
-    """Heads, length and width of a head."""
-    sizes = about(name)["sizes"]
-    return sizes["heads"], sizes["L"], sizes["head_dim"]
-
-
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("name", ["dit_flm", "dit_fmlm"])
 def test_logits(name, attention):
-    if attention == "flex_attention" and not flex_is_right(*shape_of_attention(name)):
-        pytest.skip("torch's flex_attention is wrong at this shape on this CPU")
     plain, capped = (official_model(name, cap, attention) for cap in (None, 30.0))
     tolerance = about(name)["tolerance"]["logits_atol"]
     seen = []

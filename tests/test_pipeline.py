@@ -1,11 +1,10 @@
 """`pipeline("text-generation")`: the one that a repository brings, and transformers' own, as their users call them."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from children import run_python
 from tiny import tiny_model
 from transformers import AutoModel, AutoTokenizer, GenerationConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
@@ -50,10 +49,8 @@ def texts_of(written) -> list[str]:
 
 def test_a_repository_brings_it_and_nothing_is_said(tmp_path):
     folder = shutil.copytree(HUB / "fmlm-english-small", tmp_path / "fmlm")
-    command = [sys.executable, "-P", "-c", FRESH, folder, tmp_path / "again"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "written", done.stderr[-2000:]
-    assert done.stderr == ""
+    done = run_python("-P", "-c", FRESH, folder, tmp_path / "again", cwd=tmp_path)
+    assert (done.stdout.strip(), done.stderr) == ("written", "")
 
 
 def test_it_writes_what_generate_writes(write):

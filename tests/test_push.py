@@ -1,15 +1,13 @@
 """`flm push`, and what a user of the Hub then loads: against a Hub on loopback, in fresh processes."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from fnmatch import fnmatch
 
 import pytest
 import yaml
+from children import run_python
 from local_hub import local_hub
 
 from benchmarks.cards import card
@@ -142,11 +140,8 @@ def folders(tmp_path_factory):
 
 
 def run(script: str, cwd, *arguments, **environment: str) -> str:
-    left = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=left | environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    environment = dict(HF_HUB_OFFLINE="0", OMP_NUM_THREADS="1") | environment
+    return run_python("-P", "-c", script, *arguments, cwd=cwd, **environment).stdout
 
 
 def test_pushed_and_loaded_from_the_hub(folders, tmp_path):
@@ -206,10 +201,9 @@ def test_a_dry_run_shows_what_the_hub_will_have_and_asks_nobody(folders, tmp_pat
         requests = []
         hub.watch = lambda moment, request: requests.append(request)
         environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any")
-        command = [sys.executable, "-m", "command.main", "push", folders / "fmlm-shidoku", "me/map", "--dry-run"]
-        left = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-        done = subprocess.run(command, cwd=ROOT, env=left | environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0 and requests == [] and hub.repositories == {}
+        command = ["-m", "command.main", "push", folders / "fmlm-shidoku", "me/map", "--dry-run"]
+        done = run_python(*command, cwd=ROOT, HF_HUB_OFFLINE="0", **environment)
+        assert requests == [] and hub.repositories == {}
     lines = done.stdout.split("\n\n")
     files = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in lines[0].splitlines()[:-1]}
     assert files.keys() == to_upload(FOLDER).keys()

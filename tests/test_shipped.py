@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
+from children import run_python
 from transformers import AutoModel
 
 from benchmarks import (
@@ -94,10 +93,8 @@ def test_the_arithmetic_of_scaling_is_up_to_date():
 
 def test_every_repository_loads_in_a_fresh_process_from_its_folder_alone(tmp_path):
     folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in FOLDERS]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", FRESH, *folders], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.stdout.strip() == f"loaded {len(FOLDERS)}", done.stderr[-2000:]
+    done = run_python("-P", "-c", FRESH, *folders, cwd=tmp_path)
+    assert done.stdout.strip() == f"loaded {len(FOLDERS)}"
 
 
 SHIDOKU = {(row["model"], row["sampler"], row["steps"]): row["valid"] for row in MEASURED["shidoku"]}

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from children import run_python
 from local_hub import local_hub
 from playwright.sync_api import Page, sync_playwright
 from transformers import AutoModelForCausalLM
@@ -270,18 +271,11 @@ print(filled.fn(puzzle, 1, 16, 0)[0])
 """
 
 
-def run(script: str, cwd: Path, *arguments, **environment: str) -> str:
-    left = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "PYTHONPATH")}
-    command = [sys.executable, "-P", "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=left | environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 def test_a_pushed_space_runs_alone(tmp_path):
     with local_hub() as (address, hub):
         environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any", HF_HUB_DISABLE_XET="1")
-        shown = run(PUSH, tmp_path, SPACE, tmp_path / "space", PYTHONPATH=str(ROOT), **environment)
+        environment |= dict(HF_HUB_OFFLINE="0", PYTHONPATH=str(ROOT))
+        shown = run_python("-P", "-c", PUSH, SPACE, tmp_path / "space", cwd=tmp_path, **environment).stdout
         assert "validation.parquet" in shown and "/spaces/org/play/commit/" in shown
         (key,) = hub.repositories
         _, files = hub.head(key)
@@ -293,7 +287,8 @@ def test_a_pushed_space_runs_alone(tmp_path):
     models = ["org/fmlm-english-small", "org/fmlm-sudoku", "org/ar-english-small"]
     assert yaml.safe_load(head) == yaml.safe_load(own_head) | {"models": models} and text.strip() == own_text.strip()
     folders = {variable: str(ROOT / folder) for variable, folder in app.MODELS.items()}
-    assert re.match(r"\*\*\d+ of 16 attempts right", run(RUN, tmp_path / "space", HF_HUB_OFFLINE="1", **folders))
+    shown = run_python("-P", "-c", RUN, cwd=tmp_path / "space", **folders).stdout
+    assert re.match(r"\*\*\d+ of 16 attempts right", shown)
 
 
 def test_a_space_that_is_not_whole_is_refused(tmp_path):
@@ -322,7 +317,7 @@ def served(tmp_path):
             command, cwd=tmp_path, env=environment, stdout=log, stderr=log, preexec_fn=take_interrupts
         )
         try:
-            address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
+            address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 900
             while True:
                 assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
                 try:
@@ -332,7 +327,7 @@ def served(tmp_path):
                     time.sleep(0.3)
             yield address
             process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 0 and "Traceback" not in (tmp_path / "log").read_text()
+            assert process.wait(600) == 0 and "Traceback" not in (tmp_path / "log").read_text()
         finally:
             process.kill()
             process.wait()
@@ -347,7 +342,7 @@ def test_in_a_browser(served, tmp_path):
     pictures, elsewhere = Path(os.environ.get("SCREENSHOTS", tmp_path)).resolve(), []
     with sync_playwright() as play, play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"]) as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 860})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(600_000)
         page.on("request", lambda request: elsewhere.append(request.url) if "://" in request.url else None)
         page.goto(served)
         text_is_written(page, pictures)

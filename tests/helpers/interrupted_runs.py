@@ -1,5 +1,6 @@
 """What test_faults.py runs: `interrupted_runs.py FOLDER` trains once for each fault, in a child process each."""
 
+import itertools
 import json
 import os
 import random
@@ -7,8 +8,6 @@ import resource
 import shutil
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,17 +99,30 @@ KILLS: dict[str, tuple[int, Callable[[], object], dict]] = {
 RANDOM_KILLS = 20
 
 
-def time_undisturbed(folder: Path) -> None:
-    """Write down how many seconds a run takes from the end of its first step, saving after every step."""
-    starts: list[float] = []
-    train_until(folder, 1, lambda: starts.append(time.perf_counter()), save_steps=1)
-    (folder / "seconds").write_text(str(time.perf_counter() - starts[0]))
+def count_calls(then: Callable[[int], object]) -> Callable[[], None]:
+    """From when this is called: tell `then` the number of each call of a function, in Python or in C, as it begins.
+    The number says how far a run has come, whatever the machine's speed."""
+    calls = itertools.count()
+
+    def count(frame, event: str, argument) -> None:
+        if event in ("call", "c_call"):
+            then(next(calls))
+
+    return lambda: sys.setprofile(count)
 
 
-def kill_any_time(seed: int, usually: float) -> Callable[[], None]:
-    """From when this is called: SIGKILL at a random moment of a run that usually takes so many seconds from there."""
-    wait = random.Random(seed).uniform(0, usually)
-    return lambda: threading.Timer(wait, kill).start()
+def count_undisturbed(folder: Path) -> None:
+    """Write down how many calls a run makes from the end of its first step, saving after every step."""
+    last = [0]
+    train_until(folder, 1, count_calls(lambda number: last.__setitem__(0, number)), save_steps=1)
+    sys.setprofile(None)
+    (folder / "calls").write_text(str(last[0]))
+
+
+def kill_any_time(seed: int, calls: int) -> Callable[[], None]:
+    """From when this is called: SIGKILL at a random call of a run that makes so many from there."""
+    fatal = random.Random(seed).randrange(calls)
+    return count_calls(lambda number: kill() if number == fatal else None)
 
 
 def fill_disk(limit: int) -> None:
@@ -143,11 +155,11 @@ if __name__ == "__main__":
     ends = {}
     for name, (step, action, changes) in KILLS.items():
         ends[name] = in_child(lambda: train_until(root / name, step, action, **changes))  # noqa: B023
-    in_child(lambda: time_undisturbed(root / "undisturbed"))
-    usually = float((root / "undisturbed" / "seconds").read_text())
+    in_child(lambda: count_undisturbed(root / "undisturbed"))
+    calls = int((root / "undisturbed" / "calls").read_text())
     for seed in range(RANDOM_KILLS):
         folder = root / f"random {seed}"
-        arm = kill_any_time(seed, usually)
+        arm = kill_any_time(seed, calls)
         end = in_child(lambda: train_until(folder, 1, arm, save_steps=1))  # noqa: B023
         left = last_whole_checkpoint(folder)
         ends[folder.name] = end | {"left": left and left.name}
