@@ -28,10 +28,10 @@ settings.load_profile("flm")
 
 # Files that train, compile, start processes or write many texts, the slowest first. All others are the quick set.
 SLOW = """
-fixed_point distributed faults examples convert guidance snippets faults_of_pushing push end_to_end parity
-model space data sharded oracle compiled_training first_loading on_a_device compare fmlm_trainer flm_trainer
-likelihood resume samplers shipped vocabulary metrics readme any_arguments generate loading package pipeline
-cli plain_trainer export sudoku evaluation_loss lm_eval lora ema card page
+fixed_point distributed faults examples export space_static convert guidance snippets faults_of_pushing
+push end_to_end parity model space data sharded oracle compiled_training first_loading on_a_device
+compare fmlm_trainer flm_trainer likelihood resume samplers shipped vocabulary metrics any_arguments
+generate loading package pipeline cli plain_trainer sudoku evaluation_loss lm_eval lora ema card page
 """.split()
 
 
