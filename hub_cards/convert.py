@@ -257,7 +257,7 @@ def _compare(source: Source, config, folder: Path) -> float:
     length = min(16, config.max_position_embeddings)
     state = torch.randn(2, length, config.vocab_size, generator=torch.Generator().manual_seed(0))
     tau = torch.tensor([0.2, 0.7])
-    target_tau = torch.tensor([0.6, 1.0]) if config.model_type == "fmlm" else None
+    target_tau = torch.tensor([0.6, 1.0]) if config.two_times else None
     expected = official_logits(
         source.weights, config.num_attention_heads, state, tau, target_tau, config.final_logit_softcapping
     )

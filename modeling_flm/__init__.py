@@ -6,8 +6,9 @@ Importing the package registers both model types with transformers' Auto classes
 from transformers import AutoConfig, AutoModel
 
 from .configuration_flm import FLMConfig, FMLMConfig
+from .drafts_flm import DraftStreamer
 from .generation_config_flm import FlowGenerationConfig
-from .generation_flm import DraftStreamer, FlowGenerationOutput, prompt_ids
+from .generation_flm import FlowGenerationOutput, prompt_ids
 from .guidance_flm import Lookahead
 from .modeling_flm import FLMModel, FLMOutput, FLMPreTrainedModel, FMLMModel
 

@@ -1,6 +1,7 @@
 """Configurations of the flow language model (FLM) and of its flow map (FMLM)."""
 
 import math
+import numbers
 
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -42,6 +43,7 @@ class FLMConfig(PreTrainedConfig):
     """
 
     model_type = "flm"
+    two_times = False  # whether the network is told a second time, that of the end of a jump
     model_class = "FLMModel"  # the class the Auto classes build from a repository's own code
 
     vocab_size: int = 50258
@@ -91,13 +93,13 @@ class FLMConfig(PreTrainedConfig):
         _require(self.time_embedding_size % 2 == 0, "time_embedding_size", self.time_embedding_size, "even")
         for field in ("attn_logit_softcapping", "final_logit_softcapping"):
             value = getattr(self, field)
-            valid = value is None or (_is_number(value) and 0 < value <= 80)
+            valid = value is None or (is_number(value) and 0 < value <= 80)
             _require(valid, field, value, "None or a number in (0, 80], so that its exponential fits float32")
         dropout = self.hidden_dropout
-        _require(_is_number(dropout) and 0 <= dropout < 1, "hidden_dropout", dropout, "a number in [0, 1)")
+        _require(is_number(dropout) and 0 <= dropout < 1, "hidden_dropout", dropout, "a number in [0, 1)")
         for field in ("rope_theta", "initializer_range"):
             value = getattr(self, field)
-            _require(_is_number(value) and 0 < value < math.inf, field, value, "a positive number")
+            _require(is_number(value) and 0 < value < math.inf, field, value, "a positive number")
         for field in ("learned_positions", "loss_weighting"):
             _require(isinstance(getattr(self, field), bool), field, getattr(self, field), "true or false")
         for field in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id"):
@@ -112,6 +114,7 @@ class FMLMConfig(FLMConfig):
     """Configuration of [`FMLMModel`], the two-time denoiser (flow map); the same fields as [`FLMConfig`]."""
 
     model_type = "fmlm"
+    two_times = True
     model_class = "FMLMModel"
 
 
@@ -120,8 +123,9 @@ def is_integer(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_number(value) -> bool:
+    """Whether a value is a real number, which True is not here."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 FLMConfig.register_for_auto_class()

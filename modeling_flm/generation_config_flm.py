@@ -2,38 +2,55 @@
 
 import itertools
 import math
-import numbers
+from collections.abc import Callable
 from typing import Any
 
 from transformers.generation import GenerationConfig
 
-from .configuration_flm import is_integer
-from .samplers_flm import SAMPLERS, SETTINGS
+from .configuration_flm import is_integer, is_number
+from .samplers_flm import SAMPLERS
 
-# What `generate` makes use of; it refuses every other argument, so that none is ignored in silence.
-HONOURED = {
-    "num_steps",
-    "timesteps",
-    "sampler",
-    *SETTINGS,
-    "guidance_scale",
-    "guidance_dropout",
-    "reward_scale",
-    "refine_steps",
-    "refine_fraction",
-    "suppress_tokens",
-    "bad_words_ids",
-    "compile_config",
-    "window_overlap",
-    "pad_after_eos",
-    "do_sample",
-    "max_length",
-    "max_new_tokens",
-    "num_return_sequences",
-    "return_dict_in_generate",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
+Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and whether it is
+
+
+def _integer(lowest: int) -> Rule:
+    return f"be an integer >= {lowest}", lambda value: is_integer(value) and value >= lowest
+
+
+def _number(range_: str, within: Callable[[float], bool]) -> Rule:
+    return f"be a number {range_}", lambda value: is_number(value) and within(value)
+
+
+def _one_of(*names: str) -> Rule:
+    return f"be one of {', '.join(names)}", lambda value: value in names
+
+
+def _is_grid(tau: Any) -> bool:
+    """Whether these are times of evaluations."""
+    if not (isinstance(tau, list | tuple) and len(tau) > 0 and all(map(is_number, tau))):
+        return False
+    return tau[0] == 0 and all(now < then for now, then in itertools.pairwise([*tau, 1]))
+
+
+# The rule of each setting; None is always allowed.
+RULES: dict[str, Rule] = {
+    "num_steps": _integer(1),
+    "timesteps": ("ascend from 0 and stay below 1 (tau)", _is_grid),
+    "num_return_sequences": _integer(1),
+    "max_length": _integer(1),
+    "max_new_tokens": _integer(1),
+    "window_overlap": _integer(0),
+    "sampler": _one_of(*SAMPLERS),
+    "temperature": _number(">= 0", lambda x: 0 <= x < math.inf),
+    "top_k": _integer(1),
+    "top_p": _number("in (0, 1]", lambda x: 0 < x <= 1),
+    "gamma": _number("in [0, 1]", lambda x: 0 <= x <= 1),
+    "renoise": _one_of("official", "markov"),
+    "guidance_scale": _number(">= 0", lambda x: 0 <= x < math.inf),
+    "guidance_dropout": _number("in (0, 1)", lambda x: 0 < x < 1),
+    "reward_scale": _number("that is finite", math.isfinite),
+    "refine_steps": _integer(0),
+    "refine_fraction": _number("in (0, 1]", lambda x: 0 < x <= 1),
 }
 
 
@@ -85,22 +102,41 @@ class FlowGenerationConfig(GenerationConfig):
         ValueError: a value is not allowed; the message names it.
     """
 
+    # The settings that transformers does not have, each None where it is not set. To add one: a line here, its entry
+    # above, its rule in RULES.
+    num_steps: int
+    timesteps: list[float]
+    sampler: str
+    gamma: float
+    renoise: str
+    guidance_dropout: float
+    reward_scale: float
+    refine_steps: int
+    refine_fraction: float
+    window_overlap: int
+    pad_after_eos: bool
+
     def __init__(self, **kwargs):
-        self.num_steps = kwargs.pop("num_steps", None)
-        self.timesteps = kwargs.pop("timesteps", None)
-        self.sampler = kwargs.pop("sampler", None)
-        self.gamma = kwargs.pop("gamma", None)
-        self.renoise = kwargs.pop("renoise", None)
-        self.guidance_dropout = kwargs.pop("guidance_dropout", None)
-        self.reward_scale = kwargs.pop("reward_scale", None)
-        self.refine_steps = kwargs.pop("refine_steps", None)
-        self.refine_fraction = kwargs.pop("refine_fraction", None)
-        self.window_overlap = kwargs.pop("window_overlap", None)
-        self.pad_after_eos = kwargs.pop("pad_after_eos", None)
+        for name in OWN:
+            setattr(self, name, kwargs.pop(name, None))
         kwargs.setdefault("do_sample", True)  # noise makes every generation a sample
         super().__init__(**kwargs)
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
+        self._check_tokens()  # before transformers does, which knows other rules for some of them
+        super().validate(strict=strict, user_set_attributes=user_set_attributes)
+        self._check_ends()
+        if not self.do_sample:
+            raise ValueError(
+                "`do_sample=False` is not possible: a flow starts from noise. Fix `seed` for a repeatable text."
+            )
+        for name, (said, allowed) in RULES.items():
+            value = getattr(self, name)
+            if value is not None and not allowed(value):
+                raise ValueError(f"`{name}` must {said}, but is {value!r}.")
+
+    def _check_tokens(self) -> None:
+        """Ids that are not to be written."""
         words = self.bad_words_ids
         if words is not None and not (
             isinstance(words, list | tuple) and all(isinstance(w, list | tuple) and len(w) == 1 for w in words)
@@ -114,12 +150,9 @@ class FlowGenerationConfig(GenerationConfig):
                 "`suppress_tokens` and `bad_words_ids` must list integers, but are "
                 f"{self.suppress_tokens!r} and {words!r}."
             )
-        super().validate(strict=strict, user_set_attributes=user_set_attributes)
-        at_least_one = ("num_steps", "num_return_sequences", "max_length", "max_new_tokens", "top_k")
-        for name, lowest in (*((name, 1) for name in at_least_one), ("window_overlap", 0), ("refine_steps", 0)):
-            value = getattr(self, name)
-            if value is not None and not (is_integer(value) and value >= lowest):
-                raise ValueError(f"`{name}` must be an integer >= {lowest}, but is {value!r}.")
+
+    def _check_ends(self) -> None:
+        """Ids that end a text, and follow its end."""
         for name, ids in (("eos_token_id", as_ids(self.eos_token_id)), ("pad_token_id", [self.pad_token_id])):
             if getattr(self, name) is not None and not (ids and all(is_integer(x) and x >= 0 for x in ids)):
                 several = " or a list of some" if name == "eos_token_id" else ""
@@ -129,36 +162,6 @@ class FlowGenerationConfig(GenerationConfig):
                 "`pad_after_eos` needs `eos_token_id` and `pad_token_id`, but there are not both: set them, or give "
                 "`tokenizer`."
             )
-        if not self.do_sample:
-            raise ValueError(
-                "`do_sample=False` is not possible: a flow starts from noise. Fix `seed` for a repeatable text."
-            )
-        for name, names in (("sampler", tuple(SAMPLERS)), ("renoise", ("official", "markov"))):
-            value = getattr(self, name)
-            if value is not None and value not in names:
-                raise ValueError(f"`{name}` must be one of {', '.join(names)}, but is {value!r}.")
-        for name, rule, allowed in (
-            ("temperature", ">= 0", lambda x: 0 <= x < math.inf),
-            ("top_p", "in (0, 1]", lambda x: 0 < x <= 1),
-            ("gamma", "in [0, 1]", lambda x: 0 <= x <= 1),
-            ("guidance_scale", ">= 0", lambda x: 0 <= x < math.inf),
-            ("guidance_dropout", "in (0, 1)", lambda x: 0 < x < 1),
-            ("reward_scale", "that is finite", math.isfinite),
-            ("refine_fraction", "in (0, 1]", lambda x: 0 < x <= 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and allowed(value)):
-                raise ValueError(f"`{name}` must be a number {rule}, but is {value!r}.")
-        if self.timesteps is not None:
-            grid = self.timesteps
-            if not (
-                isinstance(grid, list | tuple)
-                and all(_is_number(tau) for tau in grid)
-                and len(grid) > 0
-                and grid[0] == 0
-                and all(now < then for now, then in itertools.pairwise([*grid, 1]))
-            ):
-                raise ValueError(f"`timesteps` must ascend from 0 and stay below 1 (tau), but is {grid!r}.")
 
     @property
     def suppressed(self) -> list[int]:
@@ -178,6 +181,14 @@ class FlowGenerationConfig(GenerationConfig):
         return cls(num_steps=64, sampler="euler", **ids)
 
 
+OWN = tuple(FlowGenerationConfig.__annotations__)
+# What `generate` makes use of; it refuses every other argument, so that none is ignored in silence.
+HONOURED = {
+    *(*OWN, *RULES, "suppress_tokens", "bad_words_ids", "compile_config", "do_sample", "return_dict_in_generate"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+}
+
+
 def set_values(config: GenerationConfig) -> dict:
     """The values of a configuration that are set, without its bookkeeping."""
     return {
@@ -190,7 +201,3 @@ def set_values(config: GenerationConfig) -> dict:
 def as_ids(ids: int | list[int] | None) -> list[int]:
     """Ids that a configuration gives as one or as a list."""
     return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -373,7 +373,7 @@ def reward_gradient(
     model = predictor.model
     with torch.enable_grad():
         own = state[..., : model.config.hidden_size].detach().requires_grad_()
-        end = torch.ones_like(tau) if model.config.model_type == "fmlm" else None
+        end = torch.ones_like(tau) if model.config.two_times else None
         hidden = predictor._hidden(model.denoise, own, tau, end)
         total = torch.zeros((), device=own.device)
         for length in sorted(set(predictor.lengths)):

@@ -133,7 +133,7 @@ class FLMLossWeighting(nn.Module):
     def __init__(self, config: FLMConfig):
         super().__init__()
         self.time_embedding = FLMTimeEmbedding(config)
-        two_times = config.model_type == "fmlm"
+        two_times = config.two_times
         self.target_time_embedding = FLMTimeEmbedding(config, last=FLMZeroTimeLinear) if two_times else None
         self.linear_1 = FLMTimeLinear(config.conditioning_size, 128)
         self.linear_2 = FLMZeroTimeLinear(128, 1)

@@ -282,7 +282,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
             )
         batch = check_shapes(self.config, input_ids, inputs_embeds, labels, attention_mask, conditioning_mask)
         noised = inputs_embeds is None and labels is not None
-        if noised and self.config.model_type == "fmlm" and self.training and torch.is_grad_enabled():
+        if noised and self.config.two_times and self.training and torch.is_grad_enabled():
             raise ValueError(
                 "`labels` train the diagonal of a flow map alone, which spoils its jumps: use FMLMTrainer, with a "
                 "flow as its teacher or, to learn from the data, without one. (To evaluate: `model.eval()`.)"
