@@ -31,6 +31,7 @@ VENDORED = (
     "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
     "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
     "@huggingface/tokenizers/dist/tokenizers.min.mjs",
+    "@huggingface/tokenizers/LICENSE",  # the other's is at the head of its file
 )
 
 

@@ -29,6 +29,7 @@ from command.main import main
 from evaluation.sudoku import is_valid
 from hub_cards.push import MANIFEST, sha256, to_upload
 from hub_cards.space_static import build
+from modeling_flm.noise_flm import white_noise
 
 SPACE = HUB / "space-static"
 NODE, BROWSER = shutil.which("node"), shutil.which("chromium")
@@ -69,7 +70,7 @@ def test_the_noise_is_that_of_torch():
         theirs = torch.empty(count).normal_(generator=torch.Generator().manual_seed(seed))
         torch.testing.assert_close(torch.tensor(ours), theirs, atol=2e-6, rtol=0)
     ours = node("Array.from(whiteNoise([3, 4], 5, 10, 81))", "noise.js:whiteNoise")
-    theirs, _ = modeling_flm.flow_flm.white_noise([3, 4], 5, 10, torch.device("cpu"), 81)
+    theirs, _ = white_noise([3, 4], 5, 10, torch.device("cpu"), 81)
     torch.testing.assert_close(torch.tensor(ours), theirs.flatten(), atol=2e-6, rtol=0)
 
 
@@ -344,7 +345,7 @@ def test_the_keyboard_is_enough(go):
 
     page.locator("#write").focus()
     page.keyboard.press("Enter")
-    page.wait_for_url(lambda url: "seed=7" not in url)
+    page.wait_for_url(lambda url: not url.endswith("seed=7"))
     expect(page.locator("#written")).not_to_have_text("")
     page.evaluate("document.activeElement.blur()")
     another = page.url
@@ -353,13 +354,13 @@ def test_the_keyboard_is_enough(go):
 
     page.locator("#text-seed").fill("7")
     page.keyboard.press("Tab")
-    page.wait_for_url(lambda url: "seed=7" in url)
+    page.wait_for_url(lambda url: url.endswith("seed=7"))
     expect(page.locator("#written span").nth(1)).to_have_attribute("data-id", str(before[1]))
     page.locator("#text-steps").focus()
     for _ in range(4):  # asked for before the last is done
         page.keyboard.press("ArrowRight")
     expect(page.locator(".figures").first).to_contain_text("5 evaluations", timeout=WAIT)
-    assert "steps=5" in page.url and "seed=7" in page.url
+    assert page.url.endswith("steps=5&seed=7")
     page.locator("#prompt").fill("And he")
     page.keyboard.press("Enter")
     expect(page.locator("#written .given")).to_have_count(3, timeout=WAIT)
