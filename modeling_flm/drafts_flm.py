@@ -49,7 +49,7 @@ class Watch:
 
     streamer: BaseStreamer | None
     bar: Any  # of tqdm
-    drafts: list[tuple[Tensor, Tensor]] | None
+    drafts: list[tuple[Tensor, Tensor | None]] | None
 
     @property
     def drafts_wanted(self) -> bool:

@@ -23,9 +23,9 @@ from modeling_flm import (
     FLMModel,
     FlowGenerationConfig,
     FlowGenerationOutput,
-    generation_flm,
     guidance_flm,
     prompt_ids,
+    requests_flm,
     vocabulary_flm,
 )
 from trainers import FLMTrainer, FLMTrainingArguments
@@ -319,7 +319,7 @@ def test_a_temperature_chooses_the_sampler_that_has_one(model):
 
 def test_the_choice_of_a_sampler_is_said_once(monkeypatch):
     said = []
-    monkeypatch.setattr(generation_flm.logger, "warning_once", said.append)
+    monkeypatch.setattr(requests_flm.logger, "warning_once", said.append)
     tiny_model().generate(top_k=4)
     assert len(said) == 1 and '`top_k` is a setting of sampler="bridge", which writes instead of "euler"' in said[0]
     tiny_model().generate(top_k=4, sampler="bridge")

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "evaluation": {"modeling_flm", "flm_data"},
     "hub_cards": {"modeling_flm", "flm_data", "trainers", "evaluation"},
     "command": {"modeling_flm", "flm_data", "trainers", "evaluation", "hub_cards"},
-    "benchmarks": {"modeling_flm", "flm_data", "trainers", "evaluation", "hub_cards", "command"},
+    "benchmarks": {"modeling_flm", "flm_data", "trainers", "evaluation", "hub_cards", "command", "examples"},
     "examples": {"modeling_flm", "flm_data", "trainers", "evaluation"},
 }
 
