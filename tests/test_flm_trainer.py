@@ -1,6 +1,8 @@
 """FLMTrainer: it learns, and what it learns does not depend on how its batches are laid out."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +19,11 @@ from training import (
     rows_of_different_lengths,
     weights,
 )
-from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from modeling_flm import FLMModel, FMLMModel
-from trainers import FLMTrainer
+from trainers import FLMTrainer, FMLMTrainer
+from trainers.publishing import PublishingMixin
 
 # -- learning ---------------------------------------------------------------------------------------------------------
 
@@ -276,3 +279,13 @@ BAD_VALUES = [
 def test_a_bad_argument_is_refused_by_name(tmp_path, name, value):
     with pytest.raises(ValueError, match=name):
         arguments(tmp_path, **{name: value})
+
+
+def test_the_private_methods_that_are_overridden_are_known_and_there():
+    """docs/architecture.md lists them with the version of transformers that they were read in."""
+    ours = (FLMTrainer, FMLMTrainer, PublishingMixin)
+    overridden = {name for kind in ours for name in vars(kind) if name.startswith("_") and hasattr(Trainer, name)}
+    private = {name for name in overridden if not name.startswith("__")}
+    page = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text()
+    listed = set(re.findall(r"`(_\w+)`", page.split("Private methods of transformers' Trainer")[1].split("\n* ")[0]))
+    assert private == listed
