@@ -138,27 +138,9 @@ def compare(
         ValueError: something cannot be loaded, there is too little text, or a model wrote empty samples only.
     """
     began = time.perf_counter()
-    if not scorers or num_samples < 2 or not seeds:
-        raise ValueError("a comparison takes a scorer or more, a seed or more, and two samples or more for each.")
-    for name in scorers:  # what is missing shall be said before anything is loaded
-        check_path(name)
-    for file in (reference, *([training_text] if training_text else [])):
-        if not Path(file).is_file():
-            raise ValueError(f"there is no file {file}.")
-    if KNESER_NEY in scorers and training_text is None:
-        raise ValueError(f"the scorer {KNESER_NEY} is made from a training text, but there is none.")
+    _check_request(scorers, reference, training_text, num_samples, seeds)
     sweep, total = sweep or Sweep(), num_samples * len(seeds)
-    writers = [open_writer(source, device, trust_remote_code) for source in models]
-    first = writers[0]
-    if isinstance(first, FileWriter):
-        raise ValueError(f"{first.name} is a file, but the first model's tokenizer measures all: put a model first.")
-    length = length or first.length
-    common = Common(first.tokenizer, shared=True)
-    for writer in writers:  # what can fail shall fail before samples are written
-        if isinstance(writer, FileWriter):
-            writer.check(total)
-    if not all(writer.tokenizer is not None and common.has_vocabulary_of(writer.tokenizer) for writer in writers):
-        common = Common(first.tokenizer, shared=False)
+    writers, common, length = _opened(models, length, total, device, trust_remote_code)
 
     real, real_protocol = _packed(reference, common.tokenizer, length)
     training, training_protocol = _packed(training_text, common.tokenizer, length) if training_text else (None, None)
@@ -181,17 +163,11 @@ def compare(
             sets.append(_written(writer, settings, num_samples, seeds, length, common))
             say(f"{_title(sets[-1])}: {total} samples in {sets[-1].row['seconds']} s")
 
-    points: Points = {}
-    for judge in judges:
-        for i, samples in enumerate(sets):
-            losses, tokens = judge.score(judge.inputs(samples))
-            if not tokens.sum():
-                raise ValueError(f"all samples of {_title(samples)} are empty: there is nothing to measure.")
-            points[i, judge.name] = Point(losses, tokens, token_entropy(samples.rows))
-        say(f"scored by {judge.name}")
+    points = _scored(judges, sets, say)
     feature_judge = next((judge for judge in judges if judge.features), None)
-    mauve = feature_judge is not None and _version("mauve-text") is not None
-    overlaps = _overlaps(feature_judge, sets, others) if feature_judge and mauve else None
+    if feature_judge is not None and _version("mauve-text") is None:
+        feature_judge = None
+    overlaps = _overlaps(feature_judge, sets, others) if feature_judge else None
     matches = _matches(sets, training, common) if training is not None else None
     known = _known(sets, training_text, common) if training_text else None
     for i, samples in enumerate(sets):
@@ -208,31 +184,82 @@ def compare(
         samples.row["texts"] = samples.texts[:TEXTS_KEPT]
     say("variety and novelty measured")
 
+    protocol = {
+        "models": [writer.description for writer in writers],
+        "scorers": [judge.protocol for judge in judges],
+        "metrics_by": f"ids of the tokenizer of {writers[0].name}, "
+        + ("as they are, special tokens included" if common.shared else "of the texts, without special tokens"),
+        "reference": real_protocol,
+        "training_text": training_protocol,
+        "mauve": f"last hidden states of {feature_judge.name}, against {total} held-out rows that are in no "
+        f"control, {max(2, round(total / 10))} clusters, seed 25"
+        if feature_judge
+        else "not measured: it needs mauve-text and a causal scorer",
+        "self_bleu": f"each sample against the {total - 1} others",
+        "num_samples": num_samples,
+        "seeds": list(seeds),
+        "length": length,
+        "sweep": asdict(sweep),
+        "intervals": f"{COVERAGE:.0%}, percentile bootstrap over samples, {RESAMPLES} resamples",
+        "device": device,
+    }
     return {
-        "protocol": {
-            "models": [writer.description for writer in writers],
-            "scorers": [judge.protocol for judge in judges],
-            "metrics_by": f"ids of the tokenizer of {first.name}, "
-            + ("as they are, special tokens included" if common.shared else "of the texts, without special tokens"),
-            "reference": real_protocol,
-            "training_text": training_protocol,
-            "mauve": f"last hidden states of {feature_judge.name}, against {total} held-out rows that are in no "
-            f"control, {max(2, round(total / 10))} clusters, seed 25"
-            if feature_judge and mauve
-            else "not measured: it needs mauve-text and a causal scorer",
-            "self_bleu": f"each sample against the {total - 1} others",
-            "num_samples": num_samples,
-            "seeds": list(seeds),
-            "length": length,
-            "sweep": asdict(sweep),
-            "intervals": f"{COVERAGE:.0%}, percentile bootstrap over samples, {RESAMPLES} resamples",
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-            "seconds": round(time.perf_counter() - began, 1),
-        },
+        "protocol": protocol | _machine() | {"seconds": round(time.perf_counter() - began, 1)},
         "rows": [samples.row for samples in sets],
         "frontier": _frontier(sets, judges, points, real_protocol["entropy"]),
+    }
+
+
+def _check_request(
+    scorers: Sequence[str], reference: str, training_text: str | None, num_samples: int, seeds: Sequence[int]
+) -> None:
+    """What is missing shall be said before anything is loaded."""
+    if not scorers or num_samples < 2 or not seeds:
+        raise ValueError("a comparison takes a scorer or more, a seed or more, and two samples or more for each.")
+    for name in scorers:
+        check_path(name)
+    for file in (reference, *([training_text] if training_text else [])):
+        if not Path(file).is_file():
+            raise ValueError(f"there is no file {file}.")
+    if KNESER_NEY in scorers and training_text is None:
+        raise ValueError(f"the scorer {KNESER_NEY} is made from a training text, but there is none.")
+
+
+def _opened(
+    models: Sequence[str], length: int | None, total: int, device: str, trust_remote_code: bool
+) -> tuple[list[Writer | FileWriter], Common, int]:
+    """The writers, the tokenizer that measures them all, and the most tokens of a sample. What can fail fails before
+    samples are written."""
+    writers = [open_writer(source, device, trust_remote_code) for source in models]
+    first = writers[0]
+    if isinstance(first, FileWriter):
+        raise ValueError(f"{first.name} is a file, but the first model's tokenizer measures all: put a model first.")
+    common = Common(first.tokenizer, shared=True)
+    for writer in writers:
+        if isinstance(writer, FileWriter):
+            writer.check(total)
+    if not all(writer.tokenizer is not None and common.has_vocabulary_of(writer.tokenizer) for writer in writers):
+        common = Common(first.tokenizer, shared=False)
+    return writers, common, length or first.length
+
+
+def _scored(judges: list[Judge], sets: list[Samples], say: Say) -> Points:
+    """What each judge says of each set of samples."""
+    points: Points = {}
+    for judge in judges:
+        for i, samples in enumerate(sets):
+            losses, tokens = judge.score(judge.inputs(samples))
+            if not tokens.sum():
+                raise ValueError(f"all samples of {_title(samples)} are empty: there is nothing to measure.")
+            points[i, judge.name] = Point(losses, tokens, token_entropy(samples.rows))
+        say(f"scored by {judge.name}")
+    return points
+
+
+def _machine() -> dict:
+    return {
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
     }
 
 

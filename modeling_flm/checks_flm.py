@@ -16,6 +16,15 @@ def checkable(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def check_unknown(name: str, given: dict) -> None:
+    """Raises a `TypeError` for arguments that the class `name` does not know, unless they ask for nothing."""
+    unknown = sorted(key for key, value in given.items() if value is not None and value is not False)
+    if unknown:
+        flattened = " Rows joined by DataCollatorWithFlattening would see each other: pad them."
+        hint = flattened if "position_ids" in unknown else ""
+        raise TypeError(f"{name}.forward() got unexpected arguments {unknown}.{hint}")
+
+
 def check_shapes(
     config: FLMConfig,
     input_ids: Tensor | None,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import CompileConfig, GenerationConfig, GenerationMixin
@@ -167,30 +166,17 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         if tokenizer is not None and not hasattr(tokenizer, "decode"):
             raise ValueError(f"`tokenizer` must be a tokenizer, but is {tokenizer!r}.")
         config = self._merge_generation_config(generation_config, kwargs, tokenizer)
-        blank = self.config.mask_token_id
-        if blank is None:  # the plain Trainer copies the other special ids of its tokenizer into the config, not this
-            blank = getattr(tokenizer, "mask_token_id", None)
-        prompt, given_ids, lengths = self._check_prompt(
-            input_ids, attention_mask, conditioning_mask, batch_size, blank
-        )
-        lengths = self._output_lengths(lengths, given_ids, config, blank)
-        length, longest = int(lengths.max()), self.config.max_position_embeddings
-        prompt, given_ids = (F.pad(x, (0, length - x.shape[1])) for x in (prompt, given_ids))
-        text = torch.arange(length) < lengths[:, None]  # the rest is padding of the shorter sequences
-        if not text.all():
-            prompt = prompt.where(text, self._padding(config))
-        prompt, given_ids, text = (
-            x.repeat_interleave(config.num_return_sequences or 1, dim=0) for x in (prompt, given_ids, text)
-        )
+        prompts = self._check_prompt(input_ids, attention_mask, conditioning_mask, batch_size, tokenizer)
+        prompt, given_ids, text = self._laid_out(*prompts, config, tokenizer)
         keep = given_ids | ~text
         seeds = spread_seeds(seed, generator, len(prompt))
 
-        if length > longest and (output_trajectory or streamer is not None):
+        if prompt.shape[1] > self.config.max_position_embeddings and (output_trajectory or streamer is not None):
             raise ValueError("`output_trajectory` and `streamer` show one window: ask for a text within the context.")
         window_predictor = self._window_predictor(config, bool(given_ids.any()), guidance_model)
         self._check_reward(config, reward_fn)
         tokens = self._writable(config)
-        ends = self._ends(config) if config.pad_after_eos else None
+        ends = self._ends(config)
         jobs = self._jobs(keep, text.sum(1).tolist(), config)
         free = (~keep).sum().item()
         prompt, keep, given_ids, text = (x.to(self.device) for x in (prompt, keep, given_ids, text))
@@ -215,7 +201,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
                 sequences[job.rows] = ids
         if ends is not None:
             written_ends = torch.isin(sequences, ends) & ~keep
-            past = written_ends.cumsum(1) - written_ends.int() > 0
+            past = written_ends.cumsum(1) - written_ends.int() > 0  # after the first of them
             sequences = sequences.masked_fill(past & ~keep, config.pad_token_id)
         if not config.return_dict_in_generate and not output_trajectory:
             return sequences

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .attention_flm import SOFTCAP_ATTENTION
-from .checks_flm import check_ids, check_labels, check_shapes, check_target, check_times, checkable
+from .checks_flm import check_ids, check_labels, check_shapes, check_target, check_times, check_unknown, checkable
 from .clock_flm import Clock
 from .configuration_flm import FLMConfig, FMLMConfig
 from .embedding_flm import EmbeddedSpace
@@ -269,12 +269,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
                 labels that are not the `input_ids`, nothing to score) are checked on a CPU only, and not in compiled
                 code: on an accelerator the check would make the host wait for every step.
         """
-        unknown = sorted(name for name, value in kwargs.items() if value is not None and value is not False)
-        if unknown:
-            hint = " Rows joined by DataCollatorWithFlattening would see each other: pad them." * (
-                "position_ids" in unknown
-            )
-            raise TypeError(f"{type(self).__name__}.forward() got unexpected arguments {unknown}.{hint}")
+        check_unknown(type(self).__name__, kwargs)
         if labels is None and num_items_in_batch is not None:
             raise ValueError(
                 "the Trainer kept the `labels`, which are to be noised here, to itself: leave out "
@@ -311,7 +306,6 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
             clean = labels.clamp(min=0) if input_ids is None else input_ids
             keep = conditioning_mask if input_ids is None else _union(conditioning_mask, labels == -100)
             state, timesteps = self._corrupt(clean, timesteps, keep, attention_mask, noise_seed, generator, noise_law)
-
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         all_hidden: list[Tensor] | None = [] if output_hidden_states else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import GenerationConfig
@@ -169,7 +170,7 @@ class FlowRequests:
         attention_mask: Tensor | None,
         conditioning_mask: Tensor | None,
         batch_size: int | None,
-        blank: int | None,
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The prompts (batch, P), P = 0 without any, each before its padding; where they are kept, bool; and their
         lengths (batch,). On the CPU, where a look at their values costs no wait."""
@@ -195,12 +196,39 @@ class FlowRequests:
         if conditioning_mask is not None:
             keep = conditioning_mask.to("cpu").bool()
         else:
+            blank = self._blank(tokenizer)
             keep = torch.ones_like(ids, dtype=torch.bool) if blank is None else ids != blank
         padding = torch.zeros_like(keep) if attention_mask is None else attention_mask.to("cpu") == 0
         if padding.any():
             order = padding.int().argsort(dim=1, stable=True)  # what is no padding goes to the front of its row
             ids, keep = ids.gather(1, order), (keep & ~padding).gather(1, order)
         return ids, keep, (~padding).sum(1)
+
+    def _blank(self, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+        """The id of a blank. The plain Trainer copies the other special ids of its tokenizer into the configuration,
+        but not this one."""
+        own = self.config.mask_token_id
+        return getattr(tokenizer, "mask_token_id", None) if own is None else own
+
+    def _laid_out(
+        self,
+        prompts: Tensor,
+        keep: Tensor,
+        lengths: Tensor,
+        config: FlowGenerationConfig,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompts (batch, P) of the given lengths at the beginning of the sequences to be written: (n, length) ids,
+        which of them are given, and what is text, the rest being padding of the shorter sequences; bool."""
+        lengths = self._output_lengths(lengths, keep, config, self._blank(tokenizer))
+        length = int(lengths.max())
+        prompts, keep = (F.pad(x, (0, length - x.shape[1])) for x in (prompts, keep))
+        text = torch.arange(length) < lengths[:, None]
+        if not text.all():
+            prompts = prompts.where(text, self._padding(config))
+        copies = config.num_return_sequences or 1
+        prompts, keep, text = (x.repeat_interleave(copies, dim=0) for x in (prompts, keep, text))
+        return prompts, keep, text
 
     def _output_lengths(
         self, prompts: Tensor, keep: Tensor, config: FlowGenerationConfig, blank: int | None
@@ -236,8 +264,10 @@ class FlowRequests:
         check_ids(self.config, "pad_token_id", torch.tensor(padding))
         return padding
 
-    def _ends(self, config: FlowGenerationConfig) -> Tensor:
+    def _ends(self, config: FlowGenerationConfig) -> Tensor | None:
         """The ids that end a text, if padding is to follow them."""
+        if not config.pad_after_eos:
+            return None
         ends = torch.tensor(as_ids(config.eos_token_id))
         check_ids(self.config, "eos_token_id", ends)
         self._padding(config)
