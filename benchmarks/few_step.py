@@ -26,6 +26,7 @@ from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses
 from evaluation.sudoku import is_valid
 from evaluation.text import distinct_n, self_bleu, token_entropy
+from examples.sudoku.puzzles import held_out_grids
 from flm_data import pack
 
 MDLM = BASELINES / "mdlm-english-small"  # trained by `python -m benchmarks.baselines.mdlm`
@@ -76,13 +77,6 @@ def sudoku() -> list[Row]:
             rows.append({"model": name, "sampler": sampler, "steps": steps} | row)
             show(rows[-1])
     return rows
-
-
-def held_out_grids(count: int) -> np.ndarray:
-    """Digits (count, 81) of 9x9 grids that are in no training data."""
-    held_out = ROOT / "examples" / "sudoku" / "9x9" / "validation.parquet"
-    text = load_dataset("parquet", data_files=str(held_out), split="train")["text"]
-    return np.array([[int(digit) for digit in line] for line in text[:count]])
 
 
 def unconditional(model, sampler: str, steps: int, count: int, seed: int, **settings) -> Row:
