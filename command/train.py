@@ -21,7 +21,7 @@ def add(commands) -> None:
 
 
 def add_run(command: argparse.ArgumentParser) -> None:
-    """What all commands that train take."""
+    """Add the arguments that every subcommand that trains has: overrides of the recipe, and `--resume`."""
     command.add_argument("overrides", nargs="*", metavar="section.name=value", help="such as training.max_steps=100")
     command.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint, if there is one")
 

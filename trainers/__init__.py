@@ -1,4 +1,4 @@
-"""Training of flow language models: trainers, their arguments, data packing, recipes and the `flm` command.
+"""Training of flow language models: trainers, their arguments and recipes.
 
 The names are imported on first use, so that `flm --help` does not wait for torch.
 """
