@@ -39,9 +39,15 @@ def in_ort(dtype: str) -> str:
 
 
 @cache
+def place() -> tempfile.TemporaryDirectory:
+    """Where this process puts what it exports; it goes with the process."""
+    return tempfile.TemporaryDirectory(prefix="flm-deploy-")
+
+
+@cache
 def exported(dtype: str) -> Path:
     """The folder of the exported map."""
-    folder = Path(tempfile.mkdtemp(prefix=f"flm-{dtype}-"))
+    folder = Path(place().name, dtype)
     export(MAP, folder, dtype=dtype)
     return folder
 
@@ -78,7 +84,7 @@ def exported_gpt2() -> Path:
         dynamic_shapes=({}, {3: past}, {3: past}),
         verbose=False,
     )
-    path = Path(tempfile.mkdtemp(prefix="gpt2-")) / "model.onnx"
+    path = Path(place().name, "gpt2.onnx")
     assert program is not None
     program.save(path)
     return path
@@ -103,9 +109,8 @@ def _gpt2_in_ort():
     rng = np.random.default_rng(0)
 
     def write(length: int = 128, bos: int = 0) -> list[int]:
-        keys = values = np.zeros(
-            (blocks, 1, heads, 1, width), np.float32
-        )  # of a first position that is left out below
+        # The graph wants a position before the first: an empty one, which costs what any costs.
+        keys = values = np.zeros((blocks, 1, heads, 1, width), np.float32)
         ids = [bos]
         while len(ids) < length:
             logits, keys, values = session.run(None, {"ids": [[ids[-1]]], "keys": keys, "values": values})

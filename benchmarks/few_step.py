@@ -9,7 +9,7 @@ per sample, distinct-2 and self-BLEU, for the flow, its map, masked diffusion, t
 text. Every figure is a mean over seeds with their standard deviation; every sample counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -172,12 +172,12 @@ def write(model, steps: int, seed: int) -> torch.Tensor:
 # -- report -----------------------------------------------------------------------------------------------------------
 
 
-def matched(rows: list[Row], steps: int) -> list[str]:
-    """For each few-step map: what masked diffusion at `steps` steps reaches at the map's entropy, by interpolation."""
+def matched(rows: list[Row], steps: int) -> Iterator[tuple[Row, dict[str, float], bool]]:
+    """Of each few-step map its row, the perplexities of masked diffusion at `steps` steps at the map's entropy, by
+    interpolation, and whether that entropy lies within the sweep of the latter."""
     curve = [row for row in rows if row["model"] == "mdlm-english-small" and row["steps"] == steps]
     curve.sort(key=lambda row: number(row["entropy"]))
     entropies = [number(row["entropy"]) for row in curve]
-    lines = []
     for row in rows:
         if row["model"] != "fmlm-english-small" or number(row["steps"]) > 8:
             continue
@@ -186,12 +186,7 @@ def matched(rows: list[Row], steps: int) -> list[str]:
             k: float(np.exp(np.interp(entropy, entropies, [np.log(number(point[k])) for point in curve])))
             for k in ("gppl_ar", "gppl_ngram")
         }
-        outside = "" if entropies[0] <= entropy <= entropies[-1] else " (beyond the sweep: its nearest end)"
-        lines.append(
-            f"| {row['steps']} | {entropy:.3f} | {row['gppl_ar']:.1f} | {at['gppl_ar']:.1f} | "
-            f"{row['gppl_ngram']:.1f} | {at['gppl_ngram']:.1f} |{outside}"
-        )
-    return lines
+        yield row, at, entropies[0] <= entropy <= entropies[-1]
 
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
@@ -245,7 +240,12 @@ def report(results: dict[str, list[Row]]) -> str:
             "",
             "| map's steps | entropy | map, gppl ar | MDLM, gppl ar | map, gppl ngram | MDLM, gppl ngram |",
             "| --- | --- | --- | --- | --- | --- |",
-            *matched(results["english"], 8),
+            *(
+                f"| {row['steps']} | {row['entropy']:.3f} | {row['gppl_ar']:.1f} | {at['gppl_ar']:.1f} | "
+                f"{row['gppl_ngram']:.1f} | {at['gppl_ngram']:.1f} |"
+                + ("" if within else " (beyond the sweep: its nearest end)")
+                for row, at, within in matched(results["english"], 8)
+            ),
         ]
     elif "english" in results:
         text.append("Masked diffusion on the same data, the other baseline: not measured.")

@@ -50,15 +50,15 @@ def models(results: dict[str, list[Row]]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
     english = results["english"]
     held_out, gpt2 = (next(r for r in english if r["model"] == m) for m in ("held-out text", "ar-english-small"))
-    _, entropy, of_map, of_masked, *_ = (cell.strip() for cell in matched(english, 8)[0].strip("|").split("|"))
+    one_step, of_masked, _ = next(matched(english, 8))
     return "\n".join(
         [
             *lines,
             "",
             f"Perplexity is under a GPT-2 of the same size. Held-out text has {_of(held_out, 'gppl_ar')} at an "
             f"entropy of {_entropy(held_out)} nats, that GPT-2 itself {_of(gpt2, 'gppl_ar')} at {_entropy(gpt2)} in "
-            f"{gpt2['steps']} evaluations, and masked diffusion with 8 steps {float(of_masked):.0f} where the map "
-            f"with 1 step has {float(of_map):.0f} (entropy {float(entropy):.2f}).",
+            f"{gpt2['steps']} evaluations, and masked diffusion with 8 steps {of_masked['gppl_ar']:.0f} where "
+            f"the map with 1 step has {_of(one_step, 'gppl_ar')} (entropy {_entropy(one_step)}).",
         ]
     )
 

@@ -34,6 +34,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import modeling_flm  # noqa: F401  registers the model types
 from modeling_flm import FMLMModel
+from modeling_flm.vocabulary_flm import softcap
 
 from .push import weights
 
@@ -88,8 +89,7 @@ class SamplingStep(nn.Module):
         hidden = model.denoise(x, tau.expand(batch), target_tau.expand(batch))
         logits = model.lm_head(hidden)
         token_ids = torch.where(given, input_ids, logits.argmax(-1))
-        cap = model.config.final_logit_softcapping
-        scores = logits if cap is None else cap * torch.tanh(logits / cap)
+        scores = softcap(logits, model.config.final_logit_softcapping)
         return token_ids, a * x + b * (scores.softmax(-1) @ model.embed_tokens.weight)
 
 

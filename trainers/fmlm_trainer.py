@@ -160,16 +160,16 @@ class FMLMTrainer(FLMTrainer):
             if name == "diagonal" and self.teacher is None:
                 labels = inputs["labels"][index].flatten().clamp(min=0)
                 part, losses = chunked_cross_entropy(*head, labels, token_weights, cap)
+            elif name == "diagonal":
+                target = teacher.predictions(teacher.hidden(teacher_states.rows(index), start[index]))
+                # Squared error is for targets that leave the simplex, and these do not.
+                kind = self.args.loss_type if self.objective.on_simplex else "ce"
+                part, losses = chunked_distillation_loss(*head, target, token_weights, cap, kind)
             else:
                 both = own_states.rows(index), teacher_states.rows(index)
                 jumps = Jumps(own, teacher, *both, start[index], middle[index], end[index])
-                if name == "diagonal":
-                    target = teacher.predictions(teacher.hidden(jumps.teacher_states, jumps.start))
-                else:
-                    target = self.objective.target(jumps)
-                eulerian = self.args.objective == "eulerian"  # "mse" is for the targets that leave the simplex
-                kind = "ce" if eulerian and name == "diagonal" else self.args.loss_type
-                part, losses = chunked_distillation_loss(*head, target, token_weights, cap, kind)
+                target = self.objective.target(jumps)
+                part, losses = chunked_distillation_loss(*head, target, token_weights, cap, self.args.loss_type)
                 if jumps.projected:
                     self._count("projected", torch.stack(jumps.projected).sum(), len(losses))
             self._count(f"loss_{name}", losses @ scored[index].flatten().float(), scored[index].sum())

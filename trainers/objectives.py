@@ -58,6 +58,7 @@ class Objective(ABC):
 
     boundary = True  # some pairs are exactly (0, 1), the jump of one-step generation
     latest = 1.0  # the latest tau of a jump
+    on_simplex = True  # targets are probabilities; others take squared error
 
     @abstractmethod
     def target(self, jumps: Jumps) -> Target:
@@ -114,6 +115,7 @@ class Eulerian(Objective):
 
     boundary = False
     latest = 0.999
+    on_simplex = False
 
     def target(self, jumps: Jumps) -> Target:
         s, _, t = jumps.interpolation_times()
