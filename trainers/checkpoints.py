@@ -1,8 +1,8 @@
-"""Which checkpoints of a training run are whole.
+"""Whether a checkpoint is whole, or a save that was interrupted.
 
-The Trainer writes `trainer_state.json` after everything else. A checkpoint is whole when that file can be read and
-names the step of its folder: a run that was killed, or that met a full disk, in the middle of a save is found out that
-way. On the Hub the newest one is called `last-checkpoint` (`hub_strategy="checkpoint"`), whatever its step.
+The Trainer writes `trainer_state.json` last. A checkpoint is whole if that file can be read and names the step of its
+folder, `checkpoint-500` for example. A save that was cut short, by a kill or a full disk, fails this test. The folder
+`last-checkpoint`, which `hub_strategy="checkpoint"` keeps on the Hub, may hold any step.
 """
 
 import json
@@ -10,10 +10,11 @@ import shutil
 from pathlib import Path
 
 STATE = "trainer_state.json"
-RAW_WEIGHTS = "raw_weights.safetensors"  # raw and averaged, in float32: what training resumes from
+RAW_WEIGHTS = "raw_weights.safetensors"  # raw and averaged weights in float32, from which training resumes
 
 
 def is_whole(checkpoint: Path) -> bool:
+    """Whether the folder is a checkpoint that was written to its end."""
     try:
         state = json.loads((checkpoint / STATE).read_text())
     except (OSError, ValueError):
@@ -22,12 +23,12 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest whole `checkpoint-N` folder of a run, None if there is none."""
+    """The whole `checkpoint-N` folder with the largest N in `output_dir`, or None."""
     whole = [path for path in Path(output_dir).glob("checkpoint-*") if is_whole(path)]
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove a checkpoint that is to be written anew; one that is half removed is not whole."""
+    """Remove a checkpoint. The state goes first: if the removal is interrupted, what is left is not whole."""
     (checkpoint / STATE).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)

@@ -10,11 +10,15 @@ from .sharding import gather_anew, part_like
 
 
 class EMA:
-    """A float32 average of a module's trainable parameters, where they are: of sharded ones each process has its part.
+    """An exponential moving average of a module's trainable parameters, in float32 and on their devices.
+
+    After optimiser step n the average a of a parameter p becomes `d a + (1 - d) p`, where d is the smaller of `decay`
+    and (1 + n) / (10 + n), so that the initial weights are soon forgotten. If parameters are sharded, each process
+    averages its own part.
 
     Args:
-        module (`nn.Module`): whose parameters are followed, and replaced for a while in `applied`.
-        decay (`float`): in (0, 1).
+        module (`nn.Module`): the module whose parameters are averaged.
+        decay (`float`): d, in (0, 1).
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -24,33 +28,33 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters after optimiser step `step` (from 1 on)."""
+        """Add the current parameters to the average, after optimiser step `step` (from 1 on)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter.float(), 1 - decay)
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Make the current parameters the average."""
+        """Set the average to the current parameters."""
         for name, parameter in self.parameters.items():
             self.average[name].copy_(parameter)
 
     @torch.no_grad()
     def load(self, average: dict[str, Tensor]) -> None:
-        """Take over a saved average: whole tensors, of the same names."""
+        """Set the average to saved, unsharded tensors, given by parameter name."""
         for name, tensor in self.average.items():
             tensor.copy_(part_like(average[name], tensor))
 
     @torch.no_grad()
     def write(self, values: dict[str, Tensor]) -> None:
-        """Give the parameters these values, by name: whole tensors, or of sharded parameters each process's part."""
+        """Set the parameters to values given by name: unsharded tensors, or this process's parts of sharded ones."""
         for name, parameter in self.parameters.items():
             parameter.copy_(part_like(values[name], parameter))
         gather_anew(self.module)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the context the module carries the average."""
+        """A context in which the module's parameters are the averaged ones."""
         raw = {name: p.detach().clone() for name, p in self.parameters.items()}
         try:
             self.write(self.average)

@@ -9,21 +9,22 @@ from transformers.utils import strtobool
 
 @dataclass
 class FLMTrainingArguments(TrainingArguments):
-    """[`~transformers.TrainingArguments`] with the defaults of the paper's recipe, and what a flow adds to them.
+    """[`~transformers.TrainingArguments`] with arguments for training a flow and the defaults of the paper's recipe.
 
     Args:
-        ema_decay (`float`): decay of the exponential moving average of the weights, in [0, 1); 0 for none. At step n
-            the decay is at most (1 + n) / (10 + n), so that the average forgets the initial weights.
-        learned_loss_weighting (`bool`): give the model a learned weight w(tau): its training loss l becomes
-            exp(-w) l + w. Evaluation losses stay unweighted.
-        conditioning_rate (`float`): share of the sequences, in [0, 1], that are trained conditionally: a part of their
-            positions, itself uniform in [0, 1], is kept clean and carries no loss. Needed for prompts and infilling.
-        sample_num_steps (`list[int]`): numbers of steps to draw samples with at each evaluation, from fixed seeds.
-            They are printed, and appended to `samples.jsonl` in the output directory.
-        num_samples (`int`): samples for each number of steps; 0 for none.
+        ema_decay (`float`): decay of the exponential moving average of the weights, in [0, 1); 0 for no average. At
+            step n the decay is at most (1 + n) / (10 + n), so that the initial weights are soon forgotten.
+        learned_loss_weighting (`bool`): weight the training loss by a learned function w of the time tau: a loss l at
+            tau becomes exp(-w(tau)) l + w(tau). Evaluation losses stay unweighted.
+        conditioning_rate (`float`): share of the sequences, in [0, 1], that are trained with given tokens, as prompts
+            and infilling need it. Of such a sequence a random share of the positions, uniform in [0, 1], is kept
+            clean and carries no loss.
+        sample_num_steps (`list[int]`): at each evaluation samples are drawn with each of these numbers of sampling
+            steps, from fixed seeds. They are printed, and appended to `samples.jsonl` in the output directory.
+        num_samples (`int`): number of samples for each entry of `sample_num_steps`; 0 for none.
 
     Raises:
-        ValueError: a value outside its range, `label_smoothing_factor` (a flow's labels are its data), or DeepSpeed.
+        ValueError: if a value is out of range, `label_smoothing_factor` is set or DeepSpeed is enabled.
     """
 
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of AdamW."})
@@ -31,19 +32,19 @@ class FLMTrainingArguments(TrainingArguments):
         default="constant_with_warmup", metadata={"help": "Learning rate schedule."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Replace a loss that is not finite in the log instead of stopping."}
+        default=False, metadata={"help": "Hide losses that are not finite from the log, instead of stopping at them."}
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Passed to DistributedDataParallel; every parameter is used in every step."}
     )
     ema_decay: float = field(
-        default=0.9999, metadata={"help": "Decay of the moving average of the weights, in [0, 1); 0 for none."}
+        default=0.9999, metadata={"help": "Decay of the moving average of the weights, in [0, 1); 0 for no average."}
     )
     learned_loss_weighting: bool = field(
-        default=False, metadata={"help": "Train with a learned loss weight w(tau): exp(-w) loss + w."}
+        default=False, metadata={"help": "Train with a learned weight w(tau): loss l becomes exp(-w) l + w."}
     )
     conditioning_rate: float = field(
-        default=0.0, metadata={"help": "Share of the sequences with a random part of their positions kept clean."}
+        default=0.0, metadata={"help": "Share of the sequences, in [0, 1], that are trained with given tokens."}
     )
     sample_num_steps: list[int] = field(
         default_factory=lambda: [1, 8, 64], metadata={"help": "Numbers of steps to sample with at each evaluation."}
@@ -71,7 +72,7 @@ class FLMTrainingArguments(TrainingArguments):
 
     @property
     def n_gpu(self) -> int:
-        """At most 1: several GPUs take a process each (`torchrun`), never threads of one (`nn.DataParallel`)."""
+        """At most 1, so that the Trainer never uses `nn.DataParallel`: run one process per GPU (`torchrun`)."""
         return min(1, super().n_gpu)
 
 
