@@ -34,6 +34,7 @@ RECIPE = ROOT / "recipes" / "tinystories.yaml"
 RESULTS = ROOT / "benchmarks" / "ingredients.json"
 RUNS = ROOT / "runs" / "ingredients"
 TRAINING_STEPS, LENGTH = 1500, 128
+MASKED = 1000  # of these steps, where a flow starts from masked diffusion
 TEXTS, HELD_OUT = 64, 256  # written by each model; rows that its loss is taken on
 STEPS = (8, 64)  # evaluations of a flow and of masked diffusion
 TAUS = (0.2, 0.6, 0.99)
@@ -47,10 +48,13 @@ class Variant:
     Args:
         kind (`str`): "flow", "masked" or "gpt2".
         overrides (`list[str]`): as for `flm train`.
+        masked (`str`, *optional*): the variant of masked diffusion whose weights it starts from, trained for MASKED of
+            the TRAINING_STEPS: the flow has the rest.
     """
 
     kind: str
     overrides: list[str] = field(default_factory=list)
+    masked: str | None = None
 
     @property
     def suffix(self) -> str:
@@ -73,6 +77,7 @@ VARIANTS = {
     **_rates("flow", "1.5e-3", "3e-3"),
     **_rates("masked", "1e-3", "2e-3", "4e-3"),
     **_rates("gpt2", "1e-3", "2e-3", "4e-3"),
+    "flow-from-masked": Variant("flow", masked="masked-lr-2e-3"),
     # A part of a sequence clean, uniform in [0, 1], in that share of the sequences; the recipe has a tenth.
     **{f"flow-clean-{share}": Variant("flow", [f"training.conditioning_rate={share}"]) for share in ("0", "0.5")},
 }
@@ -138,13 +143,17 @@ def measure(stories: Stories, name: str, seeds: list[int]) -> list[Row]:
     return rows
 
 
-def train(stories: Stories, name: str, seed: int) -> Path:
+def train(stories: Stories, name: str, seed: int, steps: int = TRAINING_STEPS) -> Path:
     """The folder of a variant, trained if it is not yet."""
     variant = VARIANTS[name]
-    output = RUNS / f"{name}-{seed}"
+    output = RUNS / (f"{name}-{seed}" if steps == TRAINING_STEPS else f"{name}-{seed}-{steps}")
     folder = output.with_name(output.name + variant.suffix)
     if not (folder / "model.safetensors").exists():
-        overrides = [f"training.max_steps={TRAINING_STEPS}", f"training.seed={seed}", f"training.output_dir={output}"]
+        start = ["model.masked=null"]
+        if variant.masked is not None:
+            start = [f"model.masked={train(stories, variant.masked, seed, MASKED)}"]
+            steps -= MASKED
+        overrides = [f"training.max_steps={steps}", f"training.seed={seed}", f"training.output_dir={output}", *start]
         overrides += ["training.eval_strategy=no", "training.num_samples=0"]
         overrides += [f"data.{split}={_as_yaml(getattr(stories, split))}" for split in ("train", "validation")]
         command = [sys.executable, "-m", *variant.command, *overrides, *variant.overrides]
@@ -186,8 +195,10 @@ def report(results: dict[str, list[Row]]) -> str:
         "",
         "`python -m benchmarks.ingredients`: flows, masked diffusion and GPT-2 on TinyStories, rows of 128 tokens,",
         f"{TRAINING_STEPS:,} steps of 24 rows each ({TRAINING_STEPS * 24 * LENGTH / 1e6:.1f} M tokens), with an entry",
-        "of `recipes/tinystories.yaml` changed. Means over trainings of different seeds, ± standard deviation where",
-        f"there are several. {TEXTS} texts of each model, at temperature 1, flows by Euler's scheme.",
+        "of `recipes/tinystories.yaml` changed. `flow-from-masked` has the weights of masked diffusion after",
+        f"{MASKED:,} of the steps, and learns as a flow in the others. Means over trainings of different seeds,",
+        f"± standard deviation where there are several. {TEXTS} texts of each model, at temperature 1, flows",
+        "by Euler's scheme.",
         "",
         "* `gppl ngram`: perplexity under a Kneser-Ney 4-gram of the training text; `entropy`: of a text's tokens.",
         "* `words`, `pairs`: shares of words and of neighbouring words that the training text has, too.",

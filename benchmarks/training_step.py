@@ -28,7 +28,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 from modeling_flm.flow_flm import interpolate
-from modeling_flm.vocabulary_flm import softcap
 from trainers import FLMTrainer, FLMTrainingArguments, FMLMTrainer, FMLMTrainingArguments
 
 from .results import ROOT, Row, measure_parts
@@ -76,7 +75,7 @@ def masked_lm(model: FLMModel, ids: Tensor) -> Tensor:
 
 
 def _all_logits(model: FLMModel, state: Tensor, tau: Tensor) -> Tensor:
-    return softcap(model.lm_head(model.denoise(state, tau)), model.config.final_logit_softcapping).float()
+    return model.logits(model.denoise(state, tau)).float()
 
 
 LOSSES = {"ours": ours, "dense": dense, "masked LM": masked_lm}

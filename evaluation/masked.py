@@ -4,8 +4,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from modeling_flm.vocabulary_flm import softcap
-
 
 @torch.no_grad()
 def sample_masked(
@@ -38,4 +36,4 @@ def _logits(model, ids: Tensor, wanted: Tensor) -> Tensor:
     if model.config.model_type != "flm":
         return model(input_ids=ids).logits[wanted]
     hidden = model.denoise(model.embed_state(ids), torch.zeros(len(ids), device=ids.device))  # the time is not told
-    return softcap(model.lm_head(hidden[wanted]), model.config.final_logit_softcapping)
+    return model.logits(hidden[wanted])

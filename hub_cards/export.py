@@ -34,7 +34,6 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import modeling_flm  # noqa: F401  registers the model types
 from modeling_flm import FMLMModel
-from modeling_flm.vocabulary_flm import softcap
 
 from .push import weights
 
@@ -87,10 +86,9 @@ class SamplingStep(nn.Module):
         x = torch.where(given[..., None], model.embed_tokens(input_ids), x)
         batch = x.shape[0]
         hidden = model.denoise(x, tau.expand(batch), target_tau.expand(batch))
-        logits = model.lm_head(hidden)
+        logits = model.logits(hidden)
         token_ids = torch.where(given, input_ids, logits.argmax(-1))
-        scores = softcap(logits, model.config.final_logit_softcapping)
-        return token_ids, a * x + b * (scores.softmax(-1) @ model.embed_tokens.weight)
+        return token_ids, a * x + b * (logits.softmax(-1) @ model.embed_tokens.weight)
 
 
 def step_table(model: FMLMModel, num_steps: int, gamma: float = 0.0) -> list[list[float]]:

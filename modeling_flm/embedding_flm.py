@@ -8,7 +8,7 @@ from torch import Tensor
 from .checks_flm import check_ids
 from .matrices_flm import matrix_of, table_of
 from .noise_flm import NoiseLaw, as_seeds, embedded_noise, to_where_text_begins, white_noise
-from .vocabulary_flm import expected_embedding
+from .vocabulary_flm import expected_embedding, softcap
 
 
 class EmbeddedSpace:
@@ -28,6 +28,10 @@ class EmbeddedSpace:
         the parameters themselves at V d^2 of work a call."""
         weight, bias = matrix_of(self.lm_head, self.config.hidden_size, self.dtype)
         return weight.to(self.device), bias.to(self.device)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The soft-capped logits (..., V) of the last hidden states (..., d)."""
+        return softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
 
     # -- the ways into the embedded space and out of it ---------------------------------------------------------------
 

@@ -26,7 +26,6 @@ from .vocabulary_flm import (
     expected_embedding,
     most_likely_of_mixture,
     most_likely_token,
-    softcap,
     token_probability,
 )
 
@@ -355,8 +354,7 @@ class Lookahead:
     @property
     def probabilities(self) -> Tensor:
         """The prediction over the vocabulary, float32 (batch, length, V): the only thing here of that size."""
-        logits = softcap(self.model.lm_head(self.hidden), self.model.config.final_logit_softcapping)
-        return logits.to(self.hidden.device, torch.float32).softmax(-1)
+        return self.model.logits(self.hidden).to(self.hidden.device, torch.float32).softmax(-1)
 
 
 def reward_gradient(

@@ -37,7 +37,6 @@ from .losses_flm import chunked_cross_entropy
 from .matrices_flm import place_of
 from .noise_flm import NoiseLaw, seeds_of
 from .saving_flm import LoadingAndSaving
-from .vocabulary_flm import softcap
 
 
 @dataclass
@@ -315,8 +314,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         if labels is None and not output_logits:
             output = FLMOutput(hidden_states=hidden_states, last_hidden_state=hidden)
         elif labels is None:
-            logits = softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
-            output = FLMOutput(logits=logits, hidden_states=hidden_states)
+            output = FLMOutput(logits=self.logits(hidden), hidden_states=hidden_states)
         else:
             loss, losses = self._loss(hidden, labels, scored, timesteps, num_items_in_batch)
             output = FLMOutput(loss, None, losses, scored.long(), timesteps, hidden_states)

@@ -1,7 +1,8 @@
 """Recipes: what `flm train recipe.yaml` and `flm distill recipe.yaml` read, and `flm finetune` makes of its options.
 
     model: {type: flm, hidden_size: 768, ...}   fields of FLMConfig; vocabulary and special ids are the tokenizer's;
-                                                attn_implementation: as in `from_pretrained`, of the teacher, too
+                                                attn_implementation: as in `from_pretrained`, of the teacher, too;
+                                                masked: a masked diffusion model whose weights a flow starts from
            {from: org/model}                    or the weights to go on from, a Hub name or a path: to train, those of
                                                 a flow; to distil, those of a map. Beside it, attn_implementation only
     teacher: ../runs/lm1b                       to distil: a Hub name or a path; gives the model's fields, too
@@ -194,6 +195,8 @@ def _recipe(content: Any, folder: Path, overrides: Sequence[str], where: str) ->
 
 
 def _model(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if model.get("masked") is not None:
+        model = model | {"masked": _located(str(model["masked"]), folder)}
     if "from" not in model:
         return model
     if useless := sorted(model.keys() - {"from", "attn_implementation"}):

@@ -15,6 +15,7 @@ from .flm_trainer import FLMTrainer
 from .fmlm_arguments import FMLMTrainingArguments
 from .fmlm_trainer import FMLMTrainer
 from .recipe import Recipe
+from .start import start_from_masked
 
 _CLASSES = {"flm": (FLMConfig, FLMModel), "fmlm": (FMLMConfig, FMLMModel)}
 
@@ -37,7 +38,11 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
                 "distil the map from that (flm distill, with `teacher:` the flow and `model: {from: ...}` the map)."
             )
     else:
-        model = build_model(recipe.model, tokenizer, args.seed)
+        fields = dict(recipe.model)
+        masked = fields.pop("masked", None)
+        model = build_model(fields, tokenizer, args.seed)
+        if masked is not None:
+            start_from_masked(model, load_model(masked, None, tokenizer))
     trainer = trainer_class(
         model, args, **load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
     )

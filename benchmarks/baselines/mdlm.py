@@ -15,7 +15,6 @@ from torch import Tensor
 from evaluation.masked import sample_masked
 from modeling_flm import FLMModel
 from modeling_flm.losses_flm import chunked_cross_entropy
-from modeling_flm.vocabulary_flm import softcap
 from trainers import FLMTrainer
 from trainers.recipe import load_recipe
 from trainers.train import build_trainer, run_training
@@ -67,7 +66,7 @@ def log_likelihood(model: FLMModel, ids: Tensor, num_draws: int, seed: int) -> T
         order = torch.rand(count, scored, generator=generator).argsort(dim=1).argsort(dim=1)
         masked = torch.cat([torch.zeros(count, 1, dtype=torch.bool), order < n[:, None]], dim=1)
         state = model.embed_state(ids.masked_fill(masked, model.config.mask_token_id))
-        logits = softcap(model.lm_head(model.denoise(state, torch.zeros(count))), model.config.final_logit_softcapping)
+        logits = model.logits(model.denoise(state, torch.zeros(count)))
         logits[..., model.config.mask_token_id] = -torch.inf  # as in `sample`
         log_p = logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1).double()
         total += scored * (log_p * masked).sum(1) / n
@@ -78,6 +77,7 @@ def main() -> None:
     recipe = load_recipe(sys.argv[1], sys.argv[2:])
     recipe.training |= {"eval_strategy": "no", "conditioning_rate": 0.0}  # a masked model is conditional anyway
     recipe.training["output_dir"] += "-mdlm"
+    recipe.model.pop("masked", None)  # what a flow of this recipe starts from is trained here
     trainer = build_trainer(recipe, MDLMTrainer)
     model = trainer.model
     assert isinstance(model, FLMModel)

@@ -1,0 +1,37 @@
+"""A flow's start from the weights of a masked diffusion model."""
+
+import torch
+
+from modeling_flm import FLMModel
+
+# What the shapes of the weights follow from.
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "conditioning_size"),
+    *("time_embedding_size", "learned_positions", "num_attention_heads", "max_position_embeddings"),
+)
+
+
+@torch.no_grad()
+def start_from_masked(model: FLMModel, masked: FLMModel) -> None:
+    """Give a flow the weights of a masked diffusion model of the same sizes.
+
+    That has learned to predict a token from those around it, some of which are hidden: what words go together. A flow
+    learns it later, since it sees all tokens at once, each a little.
+
+    Args:
+        model (`FLMModel`): changed in place. Its time embedding becomes that of tau = 0 at all times, which is what
+            the masked model was told; training tells them apart.
+        masked (`FLMModel`): as `python -m benchmarks.baselines.mdlm` trains it.
+
+    Raises:
+        ValueError: sizes differ (the message names them), or the model's configuration does not say that it is one of
+            masked diffusion.
+    """
+    if not getattr(masked.config, "masked_diffusion", False):
+        raise ValueError("`model.masked` is no masked diffusion model: its configuration lacks `masked_diffusion`.")
+    if different := [name for name in SIZES if getattr(model.config, name) != getattr(masked.config, name)]:
+        raise ValueError(f"the flow and the masked model it is to start from differ in {', '.join(different)}.")
+    model.load_state_dict(masked.state_dict(), strict=False)  # a flow may have a loss weight of its own beside
+    last = model.time_embedding.linear_2
+    last.bias.copy_(masked.time_embedding(torch.zeros(1))[0])
+    last.weight.zero_()
