@@ -1,4 +1,4 @@
-"""What judges samples: metric modules for `evaluate`, the frontier of quality and diversity, `flm evaluate`."""
+"""The evaluation of samples: metrics for `evaluate.load`, the comparison of `flm evaluate`, and likelihood bounds."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ METRICS = (
 
 
 def path(metric: str) -> str:
-    """Where a metric module is, for `evaluate.load(evaluation.path("self_bleu"))`.
+    """The path of a metric module, such as `evaluate.load(evaluation.path("self_bleu"))` takes.
 
     Raises:
         ValueError: there is no such metric.

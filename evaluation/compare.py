@@ -1,23 +1,23 @@
-"""The comparison behind `flm evaluate`: models, scorers and controls, and everything that the figures depend on.
+"""The comparison behind `flm evaluate`: samples of models next to controls, measured in many ways.
 
-[`compare`] gives one plain structure, which `evaluation.json` is:
+[`compare`] returns one plain structure, which is written as `evaluation.json`:
 
-    protocol   how everything was measured: models and scorers with the SHA-256 of their weights, texts with that of
-               their files, settings, seeds, numbers of samples, lengths, versions, device, times
+    protocol   everything that the figures depend on: models and scorers with the SHA-256 of their weights, texts with
+               the SHA-256 of their files, settings, seeds, numbers of samples, lengths, versions, device, times
     rows       one for each set of samples:
                {"model": name, "kind": "flow" | "causal" | "masked" | "file" | "control", "settings": {...},
-                "evaluations": of the network for one sample, or null, "seconds": of writing all, or null,
+                "evaluations": of the network for one sample, or null, "seconds": to write all of them, or null,
                 "samples": number, "empty_samples": number,
                 "metrics": {name: {"mean": number, "interval": [low, high] or null}}, "texts": the first two}
-    frontier   one for each sweep and scorer: the perplexity at the data's entropy, see `frontier.py`:
-               {"model", "settings": what is held fixed, "varied": setting, "values": [...], "metric": "gppl ...",
-                "entropies": [lowest, highest], "entropy": the data's, "perplexity": number or null (not reached),
+    frontier   one for each sweep and scorer: the perplexity at the entropy of real text, see `frontier.py`:
+               {"model", "settings": those held fixed, "varied": setting, "values": [...], "metric": "gppl ...",
+                "entropies": [lowest, highest], "entropy": of real text, "perplexity": number or null (not reached),
                 "interval": [low, high] or null, "reached": share of the resamples that reach it}
 
-The metrics: "gppl S" for each scorer S; "entropy" (within a sample), "pool entropy", "distinct 2", "self-BLEU",
-"repetition 4", "memorised 8", "longest run", "known words" and "known pairs" (with a training text), "mauve" (with
-mauve-text). docs/evaluation.md says what each is. Intervals are 95 % percentile bootstraps over samples; metrics of
-the pool have none, as a resample holds copies, which is what they measure.
+The metrics are "gppl S" for each scorer S, "entropy" (within a sample), "pool entropy", "distinct 2", "self-BLEU" and
+"repetition 4"; with a training text "memorised 8", "longest run", "known words" and "known pairs"; with mauve-text
+"mauve". docs/evaluation.md defines them. Intervals are 95 % percentile bootstraps over samples. Metrics of all samples
+together have none: a resample holds copies, and copies are what these metrics measure.
 """
 
 import hashlib
@@ -57,20 +57,20 @@ from .writers import FileWriter, Sweep, Writer, open_writer
 
 KNESER_NEY = "kneser-ney"
 LONGEST_GRAM = 4  # of the Kneser-Ney model
-COPIED = 8  # tokens of an n-gram that counts as memorised
+COPIED = 8  # number of tokens of an n-gram that counts as memorised
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "sacrebleu", "mauve-text")
-SWEPT = ("temperature", "gamma", "num_steps")
-TEXTS_KEPT = 2  # of a set of samples
-PIECE_OF_TEXT = 2**20  # tokens of the training text that are searched together
+SWEPT = ("temperature", "gamma", "num_steps")  # the first of these that a model was given is its sweep
+TEXTS_KEPT = 2  # of each set of samples
+PIECE_OF_TEXT = 2**20  # number of tokens of the training text that are searched at once
 
 Say = Callable[[str], object]
-Points = dict[tuple[int, str], Point]  # by the place of the samples and the name of the scorer
+Points = dict[tuple[int, str], Point]  # by the index of the set of samples and the name of the scorer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Samples:
-    """A set of samples: `rows` of the common tokenizer's ids, by which everything but perplexity is measured, their
-    `texts`, and the `row` of the result that they become."""
+    """A set of samples: its row of the result, ids by the common tokenizer, and texts without special tokens. All
+    metrics but perplexity are computed from the ids."""
 
     row: dict
     rows: Rows
@@ -79,27 +79,44 @@ class Samples:
 
 @dataclass(frozen=True)
 class Common:
-    """The tokenizer by which all are compared; `shared`, if all models have it. Else samples are compared as texts,
-    without special tokens, that it tokenises anew."""
+    """The tokenizer that all samples are compared by, and whether all models share its vocabulary. If they do not,
+    samples are compared as texts without special tokens, which this tokenizer tokenizes anew."""
 
     tokenizer: PreTrainedTokenizerBase
     shared: bool
 
     def samples(self, row: dict, ids: Rows) -> Samples:
-        """Ids of this tokenizer."""
+        """A set of samples from ids of this tokenizer."""
         texts = self.tokenizer.batch_decode(list(ids), skip_special_tokens=True)
         return Samples(row, ids, texts) if self.shared else self.samples_of_texts(row, texts)
 
     def samples_of_texts(self, row: dict, texts: list[str]) -> Samples:
+        """A set of samples from texts."""
         return Samples(row, self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], texts)
 
+    @property
+    def described(self) -> str:
+        """Which ids of the tokenizer are compared, for the protocol."""
+        return "as they are, special tokens included" if self.shared else "of the texts, without special tokens"
+
     def has_vocabulary_of(self, other: PreTrainedTokenizerBase) -> bool:
+        """Whether both tokenizers give every token the same id."""
         return self.tokenizer.get_vocab() == other.get_vocab()
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """The text of a file, its rows (n, length) of ids, packed as for training, and what the protocol says of it."""
+
+    file: str
+    rows: np.ndarray
+    protocol: dict
+
+
+@dataclass(frozen=True)
 class Judge:
-    """A scorer: `score` of what `inputs` makes of samples, each row with a first token that is context only."""
+    """A scorer. `inputs` makes rows of its ids, whose first token is context only, from samples. `score` gives their
+    sums of -log p in nats and their numbers of scored tokens, `features` their features (n, d) for MAUVE."""
 
     name: str
     inputs: Callable[[Samples], Rows]
@@ -122,17 +139,29 @@ def compare(
     trust_remote_code: bool = False,
     say: Say = lambda line: None,
 ) -> dict:
-    """Write samples with all `models` and measure them, next to controls: see the head of this file.
+    """Write samples with all `models` and measure them, next to controls.
+
+    ```python
+    result = compare(["hub_cards/fmlm-english-small", "samples.txt"], scorers=["gpt2"], reference="test.parquet")
+    ```
 
     Args:
-        models: see [`open_writer`]. The first one's tokenizer is that of all metrics but perplexity; it is no file.
-        scorers: causal language models (folders or names on the Hub), and "kneser-ney" for an n-gram model of
-            `training_text`. The features of MAUVE are those of the first causal one.
-        reference: a file of real, held-out text.
-        training_text (*optional*): a file with the text that the models were trained on.
-        num_samples: for each of `seeds`.
-        length (*optional*): most tokens of a sample, default the first model's context.
-        say: is told what goes on, a line at a time.
+        models (`list[str]`): what [`open_writer`] opens: models, or files of samples. The first one must be a model:
+            its tokenizer is that of all metrics but perplexity.
+        scorers (`list[str]`): causal language models (folders or names on the Hub), and "kneser-ney" for an n-gram
+            model of `training_text`. The first causal one gives the features of MAUVE.
+        reference (`str`): a file of real, held-out text.
+        training_text (`str`, *optional*): a file with the text that the models were trained on.
+        sweep (`Sweep`, *optional*): the settings to write with; default: each model's own.
+        num_samples (`int`): number of samples for each of `seeds`, >= 2.
+        seeds (`list[int]`): seeds of the samples. The first one also draws the controls.
+        length (`int`, *optional*): most tokens of a sample; default: the first model's context.
+        device (`str`): where models and scorers run.
+        trust_remote_code (`bool`): whether to run code that comes with the models and scorers.
+        say (`Callable`): is given a line for each thing that is done.
+
+    Returns:
+        the structure that the head of this file describes.
 
     Raises:
         ValueError: something cannot be loaded, there is too little text, or a model wrote empty samples only.
@@ -141,60 +170,27 @@ def compare(
     _check_request(scorers, reference, training_text, num_samples, seeds)
     sweep, total = sweep or Sweep(), num_samples * len(seeds)
     writers, common, length = _opened(models, length, total, device, trust_remote_code)
-
-    real, real_protocol = _packed(reference, common.tokenizer, length)
-    training, training_protocol = _packed(training_text, common.tokenizer, length) if training_text else (None, None)
-    if len(real) < 2 * total:
-        raise ValueError(
-            f"{reference} fills {len(real)} rows of {length} tokens, but {total} samples need twice as many: one half "
-            "to compare, the other to compare with. Ask for fewer samples."
-        )
-    real_protocol["entropy"] = float(token_entropy(common.samples({}, real).rows).mean())
-    real = np.random.default_rng(seeds[0]).permutation(real)
-    others = common.samples({}, real[:total])
+    training = _packed(training_text, common.tokenizer, length) if training_text else None
+    real = _packed(reference, common.tokenizer, length)
+    others, sets = _held_out(real, training, total, seeds[0], common)
     judges = _judges(scorers, common, training, device, trust_remote_code)
 
-    sets = []
-    for name, rows in controls(real[total:], training, total, seeds[0]).items():
-        row: dict = {"model": name, "kind": "control", "settings": {}, "evaluations": None, "seconds": None}
-        sets.append(common.samples(row, rows))
     for writer in writers:
         for settings in writer.settings(sweep):
             sets.append(_written(writer, settings, num_samples, seeds, length, common))
             say(f"{_title(sets[-1])}: {total} samples in {sets[-1].row['seconds']} s")
-
     points = _scored(judges, sets, say)
-    feature_judge = next((judge for judge in judges if judge.features), None)
-    if feature_judge is not None and _version("mauve-text") is None:
-        feature_judge = None
-    overlaps = _overlaps(feature_judge, sets, others) if feature_judge else None
-    matches = _matches(sets, training, common) if training is not None else None
-    known = _known(sets, training_text, common) if training_text else None
-    for i, samples in enumerate(sets):
-        metrics = {f"gppl {judge.name}": _gppl(points[i, judge.name]) for judge in judges} | _variety(samples.rows)
-        if matches is not None:
-            metrics[f"memorised {COPIED}"] = _mean(memorised(matches[i], COPIED))
-            metrics["longest run"] = _plain(max(int(match.max(initial=0)) for match in matches[i]))
-        if known is not None:
-            metrics |= {name: _mean(shares[i]) for name, shares in known.items()}
-        if overlaps is not None:
-            metrics["mauve"] = _plain(overlaps[i])
-        empty = sum(not text.strip() for text in samples.texts)
-        samples.row |= {"samples": total, "empty_samples": empty, "metrics": metrics}
-        samples.row["texts"] = samples.texts[:TEXTS_KEPT]
+    feature_judge = next((judge for judge in judges if judge.features and _version("mauve-text")), None)
+    _measure(sets, others, training, common, judges, points, feature_judge)
     say("variety and novelty measured")
 
     protocol = {
         "models": [writer.description for writer in writers],
         "scorers": [judge.protocol for judge in judges],
-        "metrics_by": f"ids of the tokenizer of {writers[0].name}, "
-        + ("as they are, special tokens included" if common.shared else "of the texts, without special tokens"),
-        "reference": real_protocol,
-        "training_text": training_protocol,
-        "mauve": f"last hidden states of {feature_judge.name}, against {total} held-out rows that are in no "
-        f"control, {max(2, round(total / 10))} clusters, seed 25"
-        if feature_judge
-        else "not measured: it needs mauve-text and a causal scorer",
+        "metrics_by": f"ids of the tokenizer of {writers[0].name}, {common.described}",
+        "reference": real.protocol,
+        "training_text": training and training.protocol,
+        "mauve": _mauve_protocol(feature_judge, total),
         "self_bleu": f"each sample against the {total - 1} others",
         "num_samples": num_samples,
         "seeds": list(seeds),
@@ -202,18 +198,18 @@ def compare(
         "sweep": asdict(sweep),
         "intervals": f"{COVERAGE:.0%}, percentile bootstrap over samples, {RESAMPLES} resamples",
         "device": device,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "seconds": round(time.perf_counter() - began, 1),
     }
-    return {
-        "protocol": protocol | _machine() | {"seconds": round(time.perf_counter() - began, 1)},
-        "rows": [samples.row for samples in sets],
-        "frontier": _frontier(sets, judges, points, real_protocol["entropy"]),
-    }
+    frontier = _frontier(sets, judges, points, real.protocol["entropy"])
+    return {"protocol": protocol, "rows": [samples.row for samples in sets], "frontier": frontier}
 
 
 def _check_request(
     scorers: Sequence[str], reference: str, training_text: str | None, num_samples: int, seeds: Sequence[int]
 ) -> None:
-    """What is missing shall be said before anything is loaded."""
+    """Refuse a request that lacks something, before anything is loaded."""
     if not scorers or num_samples < 2 or not seeds:
         raise ValueError("a comparison takes a scorer or more, a seed or more, and two samples or more for each.")
     for name in scorers:
@@ -228,8 +224,8 @@ def _check_request(
 def _opened(
     models: Sequence[str], length: int | None, total: int, device: str, trust_remote_code: bool
 ) -> tuple[list[Writer | FileWriter], Common, int]:
-    """The writers, the tokenizer that measures them all, and the most tokens of a sample. What can fail fails before
-    samples are written."""
+    """The writers, the common tokenizer and the most tokens of a sample. A file with fewer than `total` texts is
+    refused here, before any samples are written."""
     writers = [open_writer(source, device, trust_remote_code) for source in models]
     first = writers[0]
     if isinstance(first, FileWriter):
@@ -238,44 +234,40 @@ def _opened(
     for writer in writers:
         if isinstance(writer, FileWriter):
             writer.check(total)
-    if not all(writer.tokenizer is not None and common.has_vocabulary_of(writer.tokenizer) for writer in writers):
-        common = Common(first.tokenizer, shared=False)
+        if writer.tokenizer is None or not common.has_vocabulary_of(writer.tokenizer):
+            common = Common(first.tokenizer, shared=False)
     return writers, common, length or first.length
 
 
-def _scored(judges: list[Judge], sets: list[Samples], say: Say) -> Points:
-    """What each judge says of each set of samples."""
-    points: Points = {}
-    for judge in judges:
-        for i, samples in enumerate(sets):
-            losses, tokens = judge.score(judge.inputs(samples))
-            if not tokens.sum():
-                raise ValueError(f"all samples of {_title(samples)} are empty: there is nothing to measure.")
-            points[i, judge.name] = Point(losses, tokens, token_entropy(samples.rows))
-        say(f"scored by {judge.name}")
-    return points
-
-
-def _machine() -> dict:
-    return {
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-    }
-
-
-# -- samples and scorers ----------------------------------------------------------------------------------------------
+# -- samples ----------------------------------------------------------------------------------------------------------
 
 
 def _documents(file: str) -> Dataset:
     return load_text(DataSource.parse(str(Path(file).resolve()), "."))
 
 
-def _packed(file: str, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[np.ndarray, dict]:
-    """Rows (n, length) of a file of text, as a model of this tokenizer is trained on; and which file it was."""
+def _packed(file: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Corpus:
     path = Path(file)
     rows = np.array(pack(_documents(file), tokenizer, length).with_format("numpy")["input_ids"][:])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return rows, {"file": path.name, "sha256": digest, "rows": len(rows), "length": length}
+    return Corpus(file, rows, {"file": path.name, "sha256": digest, "rows": len(rows), "length": length})
+
+
+def _held_out(
+    real: Corpus, training: Corpus | None, total: int, seed: int, common: Common
+) -> tuple[Samples, list[Samples]]:
+    """`total` held-out rows for MAUVE, and controls that are made from the others."""
+    count, length = real.rows.shape
+    if count < 2 * total:
+        raise ValueError(
+            f"{real.file} fills {count} rows of {length} tokens, but {total} samples need twice as many: one half to "
+            "compare, the other to compare with. Ask for fewer samples."
+        )
+    real.protocol["entropy"] = float(token_entropy(common.samples({}, real.rows).rows).mean())
+    rows = np.random.default_rng(seed).permutation(real.rows)
+    row: dict = {"kind": "control", "settings": {}, "evaluations": None, "seconds": None}
+    sets = controls(rows[total:], training.rows if training else None, total, seed)
+    return common.samples({}, rows[:total]), [common.samples({"model": name} | row, ids) for name, ids in sets.items()]
 
 
 def _written(
@@ -295,13 +287,16 @@ def _written(
     return common.samples_of_texts(row, written.texts)
 
 
+# -- scorers ----------------------------------------------------------------------------------------------------------
+
+
 def _judges(
-    scorers: Sequence[str], common: Common, training: np.ndarray | None, device: str, trust_remote_code: bool
+    scorers: Sequence[str], common: Common, training: Corpus | None, device: str, trust_remote_code: bool
 ) -> list[Judge]:
     judges = []
     for name in dict.fromkeys(scorers):
         if name == KNESER_NEY and training is not None:
-            judges.append(_ngram_judge(common, training))
+            judges.append(_ngram_judge(common, training.rows))
         else:
             scorer = CausalScorer(name, device=device, trust_remote_code=trust_remote_code)
             judges.append(_causal_judge(scorer, common))
@@ -331,27 +326,76 @@ def _causal_judge(scorer: CausalScorer, common: Common) -> Judge:
     )
 
 
+def _scored(judges: list[Judge], sets: list[Samples], say: Say) -> Points:
+    """Each judge's scores of each set of samples."""
+    points: Points = {}
+    for judge in judges:
+        for i, samples in enumerate(sets):
+            losses, tokens = judge.score(judge.inputs(samples))
+            if not tokens.sum():
+                raise ValueError(f"all samples of {_title(samples)} are empty: there is nothing to measure.")
+            points[i, judge.name] = Point(losses, tokens, token_entropy(samples.rows))
+        say(f"scored by {judge.name}")
+    return points
+
+
+# -- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def _measure(
+    sets: list[Samples],
+    others: Samples,
+    training: Corpus | None,
+    common: Common,
+    judges: list[Judge],
+    points: Points,
+    feature_judge: Judge | None,
+) -> None:
+    """Complete the row of each set of samples: its metrics, how many samples it has, and the first texts."""
+    overlaps = _overlaps(feature_judge, sets, others) if feature_judge else None
+    matches = _matches(sets, training.rows, common) if training else None
+    known = _known(sets, training.file, common) if training else {}
+    for i, samples in enumerate(sets):
+        metrics = {f"gppl {judge.name}": _gppl(points[i, judge.name]) for judge in judges} | _variety(samples.rows)
+        if matches is not None:
+            metrics[f"memorised {COPIED}"] = _mean(memorised(matches[i], COPIED))
+            metrics["longest run"] = _plain(max(int(match.max(initial=0)) for match in matches[i]))
+        metrics |= {name: _mean(shares[i]) for name, shares in known.items()}
+        if overlaps is not None:
+            metrics["mauve"] = _plain(overlaps[i])
+        empty = sum(not text.strip() for text in samples.texts)
+        samples.row.update(samples=len(samples.texts), empty_samples=empty, metrics=metrics)
+        samples.row["texts"] = samples.texts[:TEXTS_KEPT]
+
+
 def _overlaps(judge: Judge, sets: list[Samples], others: Samples) -> list[float]:
-    """MAUVE of each set against other real text. An empty sample has the features of the token 0."""
+    """MAUVE of each set of samples against real text. An empty sample is given the features of the token 0."""
 
-    def inputs(samples: Samples) -> Rows:
-        return [row if len(row) else [0] for row in judge.inputs(samples)]
+    def features(samples: Samples) -> np.ndarray:
+        assert judge.features is not None
+        return judge.features([row if len(row) else [0] for row in judge.inputs(samples)])
 
-    assert judge.features is not None
-    real = judge.features(inputs(others))
-    return [mauve_score(real, judge.features(inputs(samples)))[0] for samples in sets]
+    real = features(others)
+    return [mauve_score(real, features(samples))[0] for samples in sets]
+
+
+def _mauve_protocol(judge: Judge | None, total: int) -> str:
+    if judge is None:
+        return "not measured: it needs mauve-text and a causal scorer"
+    against = f"against {total} held-out rows that are in no control"
+    return f"last hidden states of {judge.name}, {against}, {max(2, round(total / 10))} clusters, seed 25"
 
 
 def _matches(sets: list[Samples], training: np.ndarray, common: Common) -> list[list[np.ndarray]]:
-    """[`longest_matches`] of each set's samples, without the BOS, EOS and padding around them, in the training text as
-    one stream, as its rows begin and end anywhere."""
+    """[`longest_matches`] of the samples of each set, in the training text as one stream, since its rows begin and end
+    anywhere. BOS, EOS and padding at the ends of a sample are left out."""
     tokenizer = common.tokenizer
     around = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     stream = training[:, 1:-1].ravel()
     if not common.shared:
         stream = stream[stream != tokenizer.eos_token_id]
     rows = [_trimmed(row, around) for samples in sets for row in samples.rows]
-    longest = max(map(len, rows))  # pieces overlap by as much, so that no run is cut
+    longest = max(map(len, rows))  # pieces overlap by as much: no run is cut
     pieces = (stream[start : start + PIECE_OF_TEXT + longest] for start in range(0, len(stream), PIECE_OF_TEXT))
     matches = iter(longest_matches(rows, pieces))
     return [[next(matches) for _ in samples.rows] for samples in sets]
@@ -363,8 +407,8 @@ def _trimmed(row: Sequence[int], around: set[int]) -> Sequence[int]:
 
 
 def _known(sets: list[Samples], training_text: str, common: Common) -> dict[str, np.ndarray]:
-    """[`known_words`] of each set's samples, by their names: (sets, samples). The documents of the training text are
-    read whole, as its rows are cut within words."""
+    """[`known_words`] of the samples of each set, (sets, samples) by the name of the metric. The training text is read
+    as whole documents, since its rows are cut within words."""
     documents = filter(None, _documents(training_text)["text"])
     texts = [apart(samples.rows, common.tokenizer) if common.shared else samples.texts for samples in sets]
     words, pairs = known_words([text for some in texts for text in some], documents)
@@ -372,20 +416,19 @@ def _known(sets: list[Samples], training_text: str, common: Common) -> dict[str,
 
 
 def apart(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts of rows of ids, with a space for special tokens: the words on either side of them are two."""
+    """The texts of rows of ids, with a space in place of special tokens, which part words."""
     special = set(tokenizer.all_special_ids)
     parts = ([list(part) for between, part in groupby(row, special.__contains__) if not between] for row in rows)
     return [" ".join(tokenizer.batch_decode(some)) for some in parts]
 
 
-# -- figures ----------------------------------------------------------------------------------------------------------
-
-
 def _plain(value: float) -> dict:
+    """A metric without an interval."""
     return {"mean": value, "interval": None}
 
 
 def _mean(values: np.ndarray) -> dict:
+    """The mean over samples of a metric, with its interval."""
     return {"mean": float(values.mean()), "interval": interval(values[resamples(len(values))].mean(1))}
 
 
@@ -405,8 +448,8 @@ def _variety(rows: Rows) -> dict[str, dict]:
 
 
 def _frontier(sets: list[Samples], judges: list[Judge], points: Points, entropy: float) -> list[dict]:
-    """The perplexity at the data's entropy of every sweep: of the temperature or gamma, whichever a model was given,
-    or else of the number of steps; what else there is held fixed."""
+    """The perplexity at `entropy`, that of real text, of every sweep and under every scorer. A sweep is the sets of
+    samples of one model that differ in one setting, the first one of `SWEPT` that they have."""
     sweeps: dict[tuple, list[int]] = {}
     for i, samples in enumerate(sets):
         settings = samples.row["settings"]

@@ -1,19 +1,20 @@
-"""Sample sets of which everybody knows what they are worth: where a metric ranks them wrongly, it is to blame."""
+"""Controls: sets of samples of known worth. A metric that ranks them wrongly says nothing about models either."""
 
 import numpy as np
 
-PIECE = 8  # tokens of a loop, and of a piece of training text
+PIECE = 8  # number of tokens of a loop, and of a piece of the patchwork
 
 
 def controls(real: np.ndarray, training: np.ndarray | None, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Sets of `count` rows (count, length), by what they are.
+    """Rearrange real text into sets of samples, (count, length) each, by their names.
 
     Args:
-        real (`np.ndarray`): (n, length) rows of held-out text, n >= count. Their first and last tokens (BOS and EOS)
-            stay in place.
-        training (`np.ndarray`, *optional*): (m, length) rows of training text, m >= count.
-        count (`int`): rows of each set.
-        seed (`int`): of every choice.
+        real (`np.ndarray`): (n, length) rows of held-out text, n >= count. The first and the last token of a row, BOS
+            and EOS, stay in place.
+        training (`np.ndarray`, *optional*): (m, length) rows of training text, m >= count. Without it there are
+            neither copies nor a patchwork of it.
+        count (`int`): number of rows of each set.
+        seed (`int`): seed of all random choices.
 
     Raises:
         ValueError: there are fewer than `count` rows of a text.

@@ -1,9 +1,9 @@
 """Quality at equal diversity: the perplexity that a sweep of settings reaches at the data's entropy.
 
-A lower temperature lowers perplexity and entropy together, so one figure of perplexity compares nothing. A sweep draws
-a line through (entropy, log perplexity), straight between neighbouring settings; what counts is where that line has
-the entropy of real text. Between neighbours on either side of it the log of the perplexity is interpolated linearly in
-the entropy; where no two neighbours are on either side it is not reached. Nothing is extrapolated.
+A lower temperature lowers perplexity and entropy together, so perplexities can only be compared at equal entropy. The
+points (entropy, log perplexity) of a sweep, in the order of its setting, are joined by straight lines. The result is
+the perplexity at which this path has the entropy of real text. Nothing is extrapolated: a path that does not have that
+entropy does not reach it.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ COVERAGE = 0.95
 
 @dataclass(frozen=True)
 class Point:
-    """The samples of one setting of a sweep.
+    """The measured samples of one setting of a sweep.
 
     Args:
-        losses (`np.ndarray`): (n,) the sum of -log p in nats over the scored tokens of each sample.
-        tokens (`np.ndarray`): (n,) how many tokens those are.
+        losses (`np.ndarray`): (n,) sum of -log p in nats over the scored tokens of each sample.
+        tokens (`np.ndarray`): (n,) number of scored tokens of each sample.
         entropies (`np.ndarray`): (n,) entropy in nats within each sample.
     """
 
@@ -31,20 +31,20 @@ class Point:
     entropies: np.ndarray
 
     def place(self, picked: np.ndarray | slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
-        """Mean entropy and log perplexity of the samples, or of each row of `picked` (resamples, n)."""
+        """Mean entropy and log perplexity of all samples, or of each resample `picked`, indices (resamples, n)."""
         losses, tokens = self.losses[picked].sum(-1), self.tokens[picked].sum(-1)
-        with np.errstate(invalid="ignore", divide="ignore"):  # no token at all: no perplexity
+        with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 where no sample has a token
             return self.entropies[picked].mean(-1), losses / tokens
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a sweep has an entropy.
+    """The point at which a sweep has a given entropy.
 
     Args:
-        perplexity (`float`, *optional*): None where it is not reached.
-        interval (`tuple`, *optional*): of 95 % of those resamples that reach the entropy.
-        reached (`float`): share of the resamples that do.
+        perplexity (`float`, *optional*): the perplexity there; None if the sweep does not reach the entropy.
+        interval (`tuple[float, float]`, *optional*): middle 95 % of the perplexities of those resamples that reach it.
+        reached (`float`): share of the resamples that reach it, in [0, 1].
     """
 
     perplexity: float | None
@@ -55,8 +55,11 @@ class Crossing:
 def interpolate(
     entropies: Sequence[float] | np.ndarray, log_perplexities: Sequence[float] | np.ndarray, entropy: float
 ) -> float | None:
-    """The log perplexity at `entropy` on the line through the points, in the order of the sweep; None where the line
-    does not have that entropy. Where it has it more than once, the lowest: each is a setting that one may choose."""
+    """The log perplexity at `entropy` on the path through the points, which are in the order of the sweep.
+
+    If the path has that entropy more than once, the lowest counts, as each crossing is a setting that may be chosen. If
+    it never has, the result is None.
+    """
     found = []
     for (e, y), (f, z) in pairwise(zip(entropies, log_perplexities, strict=True)):
         if min(e, f) <= entropy <= max(e, f):
@@ -65,20 +68,20 @@ def interpolate(
 
 
 def resamples(count: int, seed: int = 0) -> np.ndarray:
-    """Places (RESAMPLES, count) of samples drawn with replacement, for the bootstrap."""
+    """Indices (RESAMPLES, count) of samples drawn with replacement, for the bootstrap."""
     return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of resampled values."""
+    """The lower and the upper end of the middle 95 % of `values`, those of the resamples."""
     low, high = np.quantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)
 
 
 def at_entropy(points: Sequence[Point], entropy: float, seed: int = 0) -> Crossing:
-    """The perplexity at `entropy` of a sweep, its points in the order of the setting that varies.
+    """The perplexity at `entropy`, in nats, of a sweep whose points are in the order of the setting that varies.
 
-    The interval is a percentile bootstrap over the samples of each point, drawn independently of the other points'.
+    The interval is a percentile bootstrap over samples. The samples of each point are drawn independently.
 
     Raises:
         ValueError: there are fewer than two points.

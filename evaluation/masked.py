@@ -1,4 +1,4 @@
-"""Ancestral sampling of masked diffusion (MDLM, arXiv 2406.07524), from any model that predicts masked tokens."""
+"""The ancestral sampler of masked diffusion (MDLM, arXiv 2406.07524), for any model that predicts masked tokens."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,19 @@ from transformers import PreTrainedModel
 def sample_masked(
     model: PreTrainedModel, mask: int, count: int, length: int, num_steps: int, temperature: float, seed: int
 ) -> Tensor:
-    """Ids (count, length), from masks only, in at most `num_steps` evaluations of the network.
+    """Write sequences of ids (count, length) from masks, in at most `num_steps` evaluations of the network.
 
-    In each step every masked position is revealed with probability (t - t') / t, by a token drawn from the network's
-    distribution; the draws are exact (probabilities, in float64).
+    The step from time t to t' < t reveals each masked position with probability (t - t') / t. The token is drawn from
+    the network's distribution there, whose probabilities are computed in float64.
 
     Args:
-        model: an [`FLMModel`] trained to fill in masks, or a masked language model whose `logits` (count, length, V)
-            are those of the tokens in place.
+        model (`PreTrainedModel`): an [`FLMModel`] that was trained to fill in masks, or a masked language model with
+            `logits` (count, length, V) of the tokens in place.
         mask (`int`): id of the mask token, which is never drawn.
-        temperature (`float`): of the drawn tokens, > 0.
+        count (`int`), length (`int`): number of sequences, and of tokens in each.
+        num_steps (`int`): number of steps on an even grid of times from 1 to 0, >= 1.
+        temperature (`float`): temperature of the drawn tokens, > 0.
+        seed (`int`): seed of all draws.
     """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.full((count, length), mask)
@@ -32,8 +35,8 @@ def sample_masked(
 
 
 def _logits(model, ids: Tensor, wanted: Tensor) -> Tensor:
-    """Of the `wanted` positions of `ids`: (number of them, V)."""
+    """The logits (n, V) at the n positions of `ids` where `wanted` (count, length) is True."""
     if model.config.model_type != "flm":
         return model(input_ids=ids).logits[wanted]
-    hidden = model.denoise(model.embed_state(ids), torch.zeros(len(ids), device=ids.device))  # the time is not told
+    hidden = model.denoise(model.embed_state(ids), torch.zeros(len(ids), device=ids.device))  # as in training
     return model.logits(hidden[wanted])

@@ -1,38 +1,41 @@
-"""MAUVE: how much the distributions of samples and of real texts overlap, in the feature space of a causal language
-model of your own choice: nothing is downloaded. Figures of different feature models cannot be compared."""
+"""MAUVE: the overlap of the distributions of samples and of real texts, in the feature space of a causal language
+model of your choice. Scores by different feature models cannot be compared."""
 
 from functools import partial
 from unittest import mock
 
-import datasets
 import evaluate
 
+from .metric import information
 from .scorers import CausalScorer
 
 INPUTS = """
 Args:
-    predictions: samples, as ids of the scorer's own tokenizer, or as texts.
-    real: real samples, in the same form and number (hundreds at least: with few, the figure is noisy and biased).
-    scorer: folder or Hub name of a causal language model; the features are its last hidden states at the last token.
-    seed: of the clustering, default 25.
+    predictions: samples, as rows of ids of the scorer's own tokenizer, or as texts.
+    real: real texts in the same form and number. Give hundreds at least: with few, MAUVE is noisy and biased.
+    scorer: folder or Hub name of a causal language model, whose last hidden state at the last token is the feature.
+    seed: seed of the clustering, default 25.
+    device: where the scorer runs, default "cpu".
+    trust_remote_code: whether to run code that comes with the scorer, default False.
 Returns:
-    mauve: in (0, 1], 1 where the two cannot be told apart.
-    num_buckets: clusters of the features, a tenth of the smaller number of samples.
+    mauve: in (0, 1], 1 where samples and real texts cannot be told apart.
+    num_buckets: number of clusters of the features, a tenth of the smaller number of samples.
 """
 
 
 def mauve_score(real_features, features, seed=25) -> tuple[float, int]:
-    """MAUVE of features (n, d) against those of real samples (m, d), by its authors' code; and the number of clusters.
+    """MAUVE of features (n, d) against those of real texts (m, d), computed by the authors' package; and the number of
+    clusters.
 
     Raises:
-        ValueError: the package `mauve-text` is not there.
+        ValueError: the package `mauve-text` is not installed.
     """
     try:
         import faiss
         from mauve import compute_mauve
     except ImportError as error:
         raise ValueError("MAUVE needs mauve-text: pip install 'flow-language-models[evaluation]'.") from error
-    # Below 39 points a cluster faiss prints a warning; with a tenth as many clusters as samples that is every time.
+    # faiss warns below 39 points a cluster, which is always so with a tenth as many clusters as samples.
     quiet = partial(faiss.Kmeans, min_points_per_centroid=1)
     with mock.patch.object(faiss, "Kmeans", quiet):
         result = compute_mauve(p_features=real_features, q_features=features, seed=seed, verbose=False)
@@ -41,13 +44,8 @@ def mauve_score(real_features, features, seed=25) -> tuple[float, int]:
 
 class Mauve(evaluate.Metric):
     def _info(self):
-        kinds = (datasets.Sequence(datasets.Value("int64")), datasets.Value("string"))
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="Pillutla et al., MAUVE: Measuring the Gap Between Neural Text and Human Text, NeurIPS 2021",
-            inputs_description=INPUTS,
-            features=[datasets.Features({"predictions": kind}) for kind in kinds],
-        )
+        citation = "Pillutla et al., MAUVE: Measuring the Gap Between Neural Text and Human Text, NeurIPS 2021"
+        return information(__doc__, INPUTS, citation)
 
     def _compute(self, predictions, real, scorer, seed=25, device="cpu", trust_remote_code=False):
         judge = CausalScorer(scorer, device=device, trust_remote_code=trust_remote_code)

@@ -1,6 +1,7 @@
-"""What `flm evaluate` writes of a comparison: evaluation.json, evaluation.md and frontier.png."""
+"""The files that `flm evaluate` writes: evaluation.json, evaluation.md and frontier.png."""
 
 import json
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ it. What each metric is, how it is hacked, and which control shows it, is in `do
 
 
 def write(result: dict, folder: Path) -> None:
-    """Write the three files into `folder`, which is made if need be."""
+    """Write the three files of a comparison, the `result` of [`evaluation.compare.compare`], into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     (folder / "evaluation.md").write_text(markdown(result))
@@ -21,68 +22,67 @@ def write(result: dict, folder: Path) -> None:
 
 
 def markdown(result: dict) -> str:
-    """The comparison as a Markdown page."""
-    protocol, rows, frontier = result["protocol"], result["rows"], result["frontier"]
-    names = list(rows[0]["metrics"])
-    controls = [row for row in rows if row["kind"] == "control"]
-    written = [row for row in rows if row["kind"] != "control"]
-    head = ["settings", "evaluations", *names]
-    lines = ["# Evaluation", ""]
-    if "command" in protocol:
-        lines += ["```", protocol["command"], "```", ""]
-    lines += [
-        f"{rows[0]['samples']} samples a row, {protocol['num_samples']} for each of the seeds "
-        f"{', '.join(map(str, protocol['seeds']))}, of at most {protocol['length']} tokens.",
+    """The comparison as a Markdown page: controls, models, perplexity at the data's entropy, protocol."""
+    protocol, rows = result["protocol"], result["rows"]
+    command = ["```", protocol["command"], "```", ""] if "command" in protocol else []
+    lines = ["# Evaluation", "", *command, *_introduction(result), ""]
+    lines += ["## Controls", "", *_controls([row for row in rows if row["kind"] == "control"]), ""]
+    lines += ["## Models", "", *_models([row for row in rows if row["kind"] != "control"]), ""]
+    lines += ["## Perplexity at the data's entropy", "", *_frontier(protocol["reference"], result["frontier"]), ""]
+    lines += ["![Perplexity against entropy](frontier.png)", ""]
+    lines += ["## Protocol", "", "```json", json.dumps(protocol, indent=1, ensure_ascii=False), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _introduction(result: dict) -> list[str]:
+    protocol = result["protocol"]
+    seeds, length = ", ".join(map(str, protocol["seeds"])), protocol["length"]
+    scorers = {scorer.get("weights_sha256", "") for scorer in protocol["scorers"]}
+    return [
+        f"{result['rows'][0]['samples']} samples a row, {protocol['num_samples']} for each of the seeds {seeds}, "
+        f"of at most {length} tokens.",
         LEGEND,
         *(
             f"{model['model']} is a scorer too: its own perplexity there is a reference, no result."
             for model in protocol["models"]
-            for scorer in protocol["scorers"]
-            if model.get("weights_sha256", 0) == scorer.get("weights_sha256", 1)
+            if model.get("weights_sha256") in scorers
         ),
-        "",
-        "## Controls",
-        "",
-        *_table(["what", *names], [[row["model"], *_figures(row, names)] for row in controls]),
-        "",
-        "## Models",
-        "",
-        *_table(
-            ["model", *head],
-            [
-                [row["model"], _settings(row["settings"]), str(row["evaluations"] or ""), *_figures(row, names)]
-                for row in written
-            ],
-        ),
-        "",
-        "## Perplexity at the data's entropy",
-        "",
-        f"The held-out text ({protocol['reference']['rows']} rows) has an entropy of "
-        f"{protocol['reference']['entropy']:.3f} nats within a row. Along a sweep of one setting the log of the",
+    ]
+
+
+def _controls(rows: list[dict]) -> list[str]:
+    return _table(["what", *rows[0]["metrics"]], [[row["model"], *_figures(row)] for row in rows])
+
+
+def _models(rows: list[dict]) -> list[str]:
+    head = ["model", "settings", "evaluations", *rows[0]["metrics"]]
+    cells = [[row["model"], _settings(row["settings"]), str(row["evaluations"] or ""), *_figures(row)] for row in rows]
+    return _table(head, cells)
+
+
+def _frontier(reference: dict, frontier: list[dict]) -> list[str]:
+    rows, entropy = reference["rows"], reference["entropy"]
+    lines = [
+        f"The held-out text ({rows} rows) has an entropy of {entropy:.3f} nats within a row. Along a sweep of one "
+        "setting the log of the",
         "perplexity is interpolated linearly in the entropy, between neighbours on either side of the data's, and",
         'is "not reached" where there are none. `reached`: share of the bootstrap\'s resamples that do.',
         "",
     ]
-    lines += _table(
-        ["model", "held fixed", "sweep", "entropies", "metric", "at the data's entropy", "reached"],
+    cells = [
         [
-            [
-                entry["model"],
-                _settings(entry["settings"]),
-                f"{entry['varied']} {', '.join(map(str, entry['values']))}",
-                " to ".join(f"{entropy:.3f}" for entropy in entry["entropies"]),
-                entry["metric"],
-                _figure({"mean": entry["perplexity"], "interval": entry["interval"]}),
-                f"{entry['reached']:.0%}",
-            ]
-            for entry in frontier
-        ],
-    )
-    if not frontier:
-        lines.append("No sweep: no setting was given two values.")
-    lines += ["", "![Perplexity against entropy](frontier.png)", "", "## Protocol", "", "```json"]
-    lines += [json.dumps(protocol, indent=1, ensure_ascii=False), "```"]
-    return "\n".join(lines) + "\n"
+            entry["model"],
+            _settings(entry["settings"]),
+            f"{entry['varied']} {', '.join(map(str, entry['values']))}",
+            " to ".join(f"{end:.3f}" for end in entry["entropies"]),
+            entry["metric"],
+            _figure({"mean": entry["perplexity"], "interval": entry["interval"]}),
+            f"{entry['reached']:.0%}",
+        ]
+        for entry in frontier
+    ]
+    head = ["model", "held fixed", "sweep", "entropies", "metric", "at the data's entropy", "reached"]
+    return lines + _table(head, cells) + ([] if frontier else ["No sweep: no setting was given two values."])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -93,8 +93,8 @@ def _settings(settings: dict) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def _figures(row: dict, names: list[str]) -> list[str]:
-    return [_figure(row["metrics"][name]) for name in names]
+def _figures(row: dict) -> list[str]:
+    return [_figure(value) for value in row["metrics"].values()]
 
 
 def _figure(value: dict) -> str:
@@ -110,32 +110,29 @@ def _number(value: float) -> str:
 
 
 def picture(result: dict) -> Figure:
-    """Perplexity against entropy, a panel for each scorer: a line for each sweep; the controls; the data's entropy."""
+    """Perplexity against entropy, a panel for each scorer: lines are sweeps, black marks controls."""
     metrics = [name for name in result["rows"][0]["metrics"] if name.startswith("gppl ")]
     figure = Figure(figsize=(7.5 * len(metrics), 7), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    entropy = result["protocol"]["reference"]["entropy"]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for (name, rows), marker in zip(_lines(result["rows"]).items(), cycle(MARKERS), strict=False):
+            x, y = ([row["metrics"][key]["mean"] for row in rows] for key in ("entropy", metric))
+            of_controls = {"color": "black", "linestyle": "none"} if rows[0]["kind"] == "control" else {}
+            axes.plot(x, y, marker=marker, label=name, **of_controls)
+        axes.axvline(entropy, color="0.7", linestyle=":", label="the data's entropy")
+        axes.set(yscale="log", xlabel="entropy within a sample (nats)", ylabel="generative perplexity", title=metric)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def _lines(rows: list[dict]) -> dict[str, list[dict]]:
+    """The rows of each line of the picture, by its label. A line is a sweep of the temperature or of gamma, or else of
+    the number of steps."""
     lines: dict[str, list[dict]] = {}
-    for row in result["rows"]:
+    for row in rows:
         fixed = {name: value for name, value in row["settings"].items() if name not in ("temperature", "gamma")}
         if len(fixed) == len(row["settings"]):
             fixed.pop("num_steps", None)
         lines.setdefault(", ".join([row["model"], *filter(None, [_settings(fixed)])]), []).append(row)
-    for axes, metric in zip(panels, metrics, strict=True):
-        for place, (name, rows) in enumerate(lines.items()):
-            x, y = ([row["metrics"][key]["mean"] for row in rows] for key in ("entropy", metric))
-            control = rows[0]["kind"] == "control"
-            axes.plot(
-                x,
-                y,
-                marker=MARKERS[place % len(MARKERS)],
-                color="black" if control else None,
-                linestyle="none" if control else "-",
-                label=name,
-            )
-        axes.axvline(
-            result["protocol"]["reference"]["entropy"], color="0.7", linestyle=":", label="the data's entropy"
-        )
-        axes.set(yscale="log", xlabel="entropy within a sample (nats)", ylabel="generative perplexity")
-        axes.set_title(metric)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
-    return figure
+    return lines

@@ -1,10 +1,10 @@
-"""Whether a Sudoku grid is one."""
+"""A check of whether Sudoku grids are valid."""
 
 import numpy as np
 
 
 def is_valid(grids: np.ndarray) -> np.ndarray:
-    """Which of the grids (n, 16) or (n, 81) have every digit once in each row, column and box: (n,) bool."""
+    """Whether each of the grids (n, 16) or (n, 81) has every digit once in each row, column and box: (n,) bool."""
     size = {16: 4, 81: 9}[grids.shape[1]]
     box = {4: 2, 9: 3}[size]
     rows = grids.reshape(-1, size, size)

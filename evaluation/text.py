@@ -1,5 +1,5 @@
-"""How varied samples are, how new, and how far they are made of real words. Samples are rows of tokens: ids
-(n, length), or lists of ids or words of any lengths; or texts, where the letters matter. Every sample counts."""
+"""Metrics of the variety, the novelty and the words of samples. Samples are rows of tokens: an array of ids
+(n, length), or lists of ids or words of any lengths. Every sample counts, empty ones too."""
 
 import re
 from collections import Counter
@@ -9,30 +9,30 @@ import numpy as np
 
 Rows = np.ndarray | Sequence[Sequence]
 
-TOKENS_AT_ONCE = 2**22  # of a training text, when runs are looked for in it
-LETTERS = re.compile(r"[^\W\d_]+")  # of any script, and numerals that are no digits, as Ⅷ
+TOKENS_AT_ONCE = 2**22  # of a training text that is searched for runs
+LETTERS = re.compile(r"[^\W\d_]+")  # of any script; numerals that are no digits, such as Ⅷ, are letters too
 
 
 def words(samples: Sequence) -> Sequence[Sequence]:
-    """Rows of tokens as they are; of texts, their words, between white space."""
+    """Samples as rows of tokens: texts are split into words at white space, rows stay as they are."""
     return [row.split() if isinstance(row, str) else row for row in samples]
 
 
 def _entropy(counts: np.ndarray) -> float:
     share = counts / counts.sum()
-    return float(-(share * np.log(share)).sum()) + 0.0  # no minus zero
+    return float(-(share * np.log(share)).sum()) + 0.0  # 0.0, not -0.0, for a single token
 
 
 def token_entropy(rows: Rows) -> np.ndarray:
-    """Entropy in nats of the distribution of tokens within each sample: (n,), at most log(length); of none 0."""
+    """Entropy in nats of the tokens within each sample: (n,), in [0, log(length)]; 0 for an empty sample."""
     return np.array([_entropy(np.unique(row, return_counts=True)[1]) if len(row) else 0.0 for row in rows])
 
 
 def pool_entropy(rows: Rows) -> float:
-    """Entropy in nats of the distribution of tokens of all samples together.
+    """Entropy in nats of the tokens of all samples together.
 
     Raises:
-        ValueError: there is no token.
+        ValueError: all samples are empty.
     """
     if not sum(map(len, rows)):
         raise ValueError("the samples have no tokens: there is no entropy of their pool.")
@@ -45,23 +45,23 @@ def _grams(row: Sequence, n: int) -> Iterator[tuple]:
 
 
 def distinct_n(rows: Rows, n: int) -> float:
-    """Share of different n-grams among all n-grams of all samples (Li et al., 2016); 0 where there is none."""
+    """Number of different n-grams of all samples, divided by the number of their n-grams (Li et al., 2016): in [0, 1];
+    0 where there is no n-gram."""
     counts = Counter(gram for row in rows for gram in _grams(row, n))
     return len(counts) / max(counts.total(), 1)
 
 
 def repetition(rows: Rows, n: int) -> np.ndarray:
-    """Of each sample, the share of its n-grams that it has already had: 1 - different n-grams / n-grams, (n,).
+    """Share of the n-grams of each sample that occurred earlier in it: (n,), in [0, 1).
 
-    "seq-rep-n" of Welleck et al. (2020), "rep-n" of Su et al. (2022). A sample of fewer than n tokens repeats none.
+    It is 1 - different n-grams / n-grams ("seq-rep-n" of Welleck et al., 2020; "rep-n" of Su et al., 2022), and 0 for
+    a sample of fewer than n tokens.
     """
-    return np.array(
-        [1 - len(set(_grams(row, n))) / max(len(row) - n + 1, 1) if len(row) >= n else 0.0 for row in rows]
-    )
+    return np.array([1 - len(set(_grams(row, n))) / (len(row) - n + 1) if len(row) >= n else 0.0 for row in rows])
 
 
 def self_bleu_scores(rows: Rows) -> np.ndarray:
-    """BLEU-4, in [0, 1], of each sample against all others: (n,).
+    """BLEU-4 of each sample against all others: (n,), in [0, 1].
 
     Raises:
         ValueError: there are fewer than two samples.
@@ -79,15 +79,18 @@ def self_bleu_scores(rows: Rows) -> np.ndarray:
 
 
 def self_bleu(rows: Rows) -> float:
-    """Mean of [`self_bleu_scores`] (Zhu et al., 2018): 1 where all samples are the same."""
+    """Mean of [`self_bleu_scores`] (Zhu et al., 2018), in [0, 1]: 1 where all samples are the same."""
     return float(np.mean(self_bleu_scores(rows)))
 
 
 def longest_matches(rows: Rows, training: Iterable[Sequence | np.ndarray]) -> list[np.ndarray]:
-    """For every token of every sample: the length of the longest run from there on that some row of `training` has.
+    """Length of the longest run of tokens that begins at each token of each sample and occurs in a row of `training`.
 
-    So an n-gram occurs in the training text where its first token's match is n or more. Exact: runs are numbered, not
-    hashed, and grow token by token in those places of both texts that still agree.
+    An n-gram occurs in the training text if and only if the match of its first token is n or more. The search is
+    exact: runs are numbered, not hashed, and grow token by token at those places where both texts still agree.
+
+    Returns:
+        one array for each sample, as long as the sample.
     """
     flat = np.concatenate([np.asarray(row) for row in rows if len(row)]) if any(map(len, rows)) else np.empty(0, int)
     known = np.unique(flat)
@@ -100,24 +103,27 @@ def longest_matches(rows: Rows, training: Iterable[Sequence | np.ndarray]) -> li
 
 
 def memorised(matches: Sequence[np.ndarray], n: int) -> np.ndarray:
-    """Of each sample, the share of its n-grams that occur in the training text, from [`longest_matches`]; 0 where it
-    has none."""
+    """Share of the n-grams of each sample that occur in the training text: (n,), in [0, 1]; 0 for a sample of fewer
+    than n tokens. `matches` are those of [`longest_matches`]."""
     return np.array(
         [float((match[: len(match) - n + 1] >= n).mean()) if len(match) >= n else 0.0 for match in matches]
     )
 
 
 def known_words(texts: Iterable[str], training: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each text, the share of its words that occur in the documents of `training`, and the share of its pairs of
-    neighbouring words that are neighbours in one of them: (n,), (n,), in [0, 1]; 0 where it has none.
+    """Share of the words of each text, and of its pairs of neighbouring words, that occur in `training`.
 
-    Words are runs of letters, in lower case; whatever is between two of them, they are neighbours. Left out are the
-    first and the last word of a text, as one that is cut from a stream may begin and end within a word.
+    Words are runs of letters in lower case. Two words are neighbours whatever stands between them, as long as it is no
+    word. The first and the last word of a text are left out: a text that is cut from a stream may begin and end within
+    a word. A pair occurs in `training` if its words are neighbours within one document.
+
+    Returns:
+        the shares of words (n,) and of pairs (n,), in [0, 1]; 0 for a text without any.
     """
     rows = [_letter_words(text)[1:-1] for text in texts]
     lengths = (1, 2)
     wanted = {n: {gram for row in rows for gram in _grams(row, n)} for n in lengths}
-    known: dict[int, set[tuple]] = {n: set() for n in lengths}  # of the wanted only: a training text has millions
+    known: dict[int, set[tuple]] = {n: set() for n in lengths}  # only the wanted ones: a training text has millions
     for document in training:
         row = _letter_words(document)
         for n in lengths:
@@ -133,19 +139,22 @@ def _letter_words(text: str) -> list[str]:
     return LETTERS.findall(text.lower())
 
 
+def _index(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """The index of each value in `ordered`, which is sorted; -1 for a value that is not in it."""
+    if not len(values) or not len(ordered):
+        return np.full(len(values), -1)
+    place = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
+    return np.where(ordered[place] == values, place, -1)
+
+
 def _stream(rows: Iterable[Sequence | np.ndarray], known: np.ndarray) -> np.ndarray:
-    """All rows one after another, as places in the sorted tokens `known`; -1 for another token, and after each row."""
-    parts = [np.empty(0, np.int64)]
-    for row in rows:
-        codes = np.full(len(row) + 1, -1)
-        if len(row) and len(known):
-            place = np.searchsorted(known, np.asarray(row)).clip(max=len(known) - 1)
-            codes[:-1] = np.where(known[place] == np.asarray(row), place, -1)
-        parts.append(codes)
-    return np.concatenate(parts)
+    """All rows one after another, with -1 behind each, and each token as its index in `known`, or -1."""
+    parts = [np.append(_index(np.asarray(row), known), -1) for row in rows]
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def _streams(rows: Iterable[Sequence | np.ndarray], known: np.ndarray) -> Iterator[np.ndarray]:
+    """[`_stream`] of the rows in portions of about `TOKENS_AT_ONCE` tokens, which bounds the memory."""
     some: list[Sequence | np.ndarray] = []
     size = 0
     for row in rows:
@@ -159,26 +168,25 @@ def _streams(rows: Iterable[Sequence | np.ndarray], known: np.ndarray) -> Iterat
 
 
 def _grow(samples: np.ndarray, training: np.ndarray, best: np.ndarray) -> None:
-    """Raise `best`, of each place of `samples`, to the length of the longest run from there that `training` has."""
+    """Raise `best` at each place of `samples` to the length of the longest run from there that occurs in `training`.
+
+    `here` and `there` are the places in both streams at which a run begins that both have, `length` is its length,
+    and `runs_here` and `runs_there` are its number. Each pass makes all runs one token longer.
+    """
     base = max(samples.max(initial=0), training.max(initial=0)) + 1
     here, there = np.arange(len(samples)), np.arange(len(training))
-    runs_here, runs_there = np.zeros_like(here), np.zeros_like(there)  # the number of the run that begins at a place
+    runs_here, runs_there = np.zeros_like(here), np.zeros_like(there)
     length = 0
     while len(here) and len(there):
         next_here, next_there = samples[here + length], training[there + length]
-        inside_here, inside_there = next_here >= 0, next_there >= 0  # a run that goes on has not met a row's end
-        here, there = here[inside_here], there[inside_there]
-        keys_here = runs_here[inside_here] * base + next_here[inside_here]
-        keys_there = runs_there[inside_there] * base + next_there[inside_there]
-        keys = np.unique(keys_here)
-        if not len(keys):
-            break
-        place = np.searchsorted(keys, keys_there).clip(max=len(keys) - 1)
-        found = keys[place] == keys_there
-        there, runs_there = there[found], place[found]
+        # A run goes on unless its row ends there, or the samples lack its next token.
+        on_here, on_there = next_here >= 0, next_there >= 0
+        keys, runs_here = np.unique(runs_here[on_here] * base + next_here[on_here], return_inverse=True)
+        runs_there = _index(runs_there[on_there] * base + next_there[on_there], keys)
+        found = runs_there >= 0
+        there, runs_there = there[on_there][found], runs_there[found]
         shared = np.zeros(len(keys), bool)
         shared[runs_there] = True
-        runs_here = np.searchsorted(keys, keys_here)
-        here, runs_here = here[shared[runs_here]], runs_here[shared[runs_here]]
+        here, runs_here = here[on_here][shared[runs_here]], runs_here[shared[runs_here]]
         length += 1
         best[here] = np.maximum(best[here], length)

@@ -1,29 +1,23 @@
-"""Unigram entropy in nats: of the tokens within each sample, and of all samples together."""
+"""Unigram entropy in nats: of the tokens within each sample, and of those of all samples together."""
 
-import datasets
 import evaluate
 
+from .metric import information
 from .text import pool_entropy, token_entropy, words
 
 INPUTS = """
 Args:
-    predictions: samples, as ids or as texts, whose words count.
+    predictions: samples, as rows of ids or as texts. Texts are split into words at white space.
 Returns:
-    token_entropy: mean over samples of the entropy within each, an empty one's being 0.
-    pool_entropy: of all tokens of all samples.
-    sample_entropies: of each sample.
+    token_entropy: mean over samples of the entropy within each, which is 0 for an empty one.
+    pool_entropy: entropy of all tokens of all samples together.
+    sample_entropies: the entropy within each sample.
 """
 
 
 class TokenEntropy(evaluate.Metric):
     def _info(self):
-        kinds = (datasets.Sequence(datasets.Value("int64")), datasets.Value("string"))
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description=INPUTS,
-            features=[datasets.Features({"predictions": kind}) for kind in kinds],
-        )
+        return information(__doc__, INPUTS)
 
     def _compute(self, predictions):
         rows = words(predictions)

@@ -157,7 +157,7 @@ def test_figures_are_those_of_the_functions_on_the_samples(project, result):
     ids = torch.tensor(written.ids)
     with torch.no_grad():
         assert row["gppl ar-english-small"] == pytest.approx(math.exp(scorer(ids, labels=ids).loss), rel=1e-4)
-    training, _ = evaluation.compare._packed(str(project / "training.parquet"), model.tokenizer, 32)
+    training = evaluation.compare._packed(str(project / "training.parquet"), model.tokenizer, 32).rows
     expected = np.exp(KneserNey(training, 4096).token_losses(ids.numpy()).mean())
     assert row["gppl kneser-ney"] == pytest.approx(expected)
 
