@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from exact_models import exact_denoiser
-from test_generate import spy
+from spy import spy
 from tiny import random_ids, tiny_model
 from training import arguments, fresh_model
 from transformers import default_data_collator
