@@ -16,6 +16,7 @@ from modeling_flm.attention_flm import SOFTCAP_ATTENTION
 IDS = random_ids(3, 12)
 TAU = torch.tensor([0.15, 0.5, 0.85])
 CLOSE = {"atol": 1e-5, "rtol": 0}
+MODEL = tiny_model().requires_grad_(False)  # no test changes it
 
 
 def state_of(model: FLMModel) -> torch.Tensor:
@@ -31,18 +32,12 @@ def right_padded(lengths: list[int], width: int = 12) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("model_class, name", [(FLMModel, "flm"), (FMLMModel, "fmlm")])
-def test_a_new_model_is_uniform(model_class, name):
+def test_a_new_model_is_uniform_and_its_blocks_pass_their_input_on(model_class, name):
     model = model_class(tiny_config(name)).eval()
     assert model(labels=IDS).loss.item() == pytest.approx(math.log(61), rel=1e-6)
-    assert (model(inputs_embeds=state_of(model), timesteps=TAU).logits == 0).all()
-
-
-def test_the_blocks_of_a_new_model_pass_their_input_on():
-    model = FLMModel(tiny_config()).eval()
-    for block in [*model.layers, model]:
-        assert not block.modulation.weight.any() and not block.modulation.bias.any()
-    hidden = model(inputs_embeds=state_of(model), timesteps=TAU, output_hidden_states=True).hidden_states
-    assert len(hidden) == 3 and all(torch.equal(h, hidden[0]) for h in hidden)
+    output = model(inputs_embeds=state_of(model), timesteps=TAU, output_hidden_states=True)
+    assert (output.logits == 0).all() and len(output.hidden_states) == 3
+    assert all(torch.equal(hidden, output.hidden_states[0]) for hidden in output.hidden_states)
 
 
 def test_all_else_of_a_new_model_is_random():
@@ -96,11 +91,12 @@ def test_a_time_for_all_is_that_time_for_each():
         assert torch.equal(model(input_ids=IDS, timesteps=time).logits, each)
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
-def test_narrow_ids_are_ids(dtype):
-    model = tiny_model()
-    narrow = model(input_ids=IDS.to(dtype), labels=IDS.to(dtype), noise_seed=[0, 1, 2]).token_losses
-    assert torch.equal(narrow, model(labels=IDS, noise_seed=[0, 1, 2]).token_losses)
+def test_labels_alone_are_the_data_and_narrow_ids_are_ids():
+    alone = MODEL(labels=IDS, noise_seed=[0, 1, 2])
+    assert alone.logits is None and alone.timesteps.shape == (3,)
+    for dtype in (torch.int16, torch.int32, torch.int64):
+        both = MODEL(input_ids=IDS.to(dtype), labels=IDS.to(dtype), noise_seed=[0, 1, 2])
+        assert torch.equal(both.token_losses, alone.token_losses)
 
 
 def test_a_tuple_on_request():
@@ -125,23 +121,19 @@ def test_the_config_asks_for_hidden_states_and_tuples():
 
 
 def test_a_padded_batch_gives_each_example_the_loss_it_has_alone():
-    model, lengths = tiny_model(), [12, 5, 8]
+    """Whatever stands in the padding."""
+    lengths = [12, 5, 8]
     mask = right_padded(lengths)
-    batch = model(labels=IDS.where(mask.bool(), 0), attention_mask=mask, noise_seed=[7, 8, 9])
+    batch, *others = (
+        MODEL(labels=IDS.masked_fill(mask == 0, padding), attention_mask=mask.to(dtype), noise_seed=[7, 8, 9])
+        for padding, dtype in ((0, torch.long), (60, torch.bool), (-100, torch.bool))
+    )
+    assert all(torch.equal(other.token_losses, batch.token_losses) for other in others)
     for row, length in enumerate(lengths):
-        alone = model(labels=IDS[row : row + 1, :length], noise_seed=[7 + row])
+        alone = MODEL(labels=IDS[row : row + 1, :length], noise_seed=[7 + row])
         torch.testing.assert_close(batch.token_losses[row, :length], alone.token_losses[0], **CLOSE)
         assert batch.timesteps[row] == alone.timesteps[0]
         assert not batch.token_losses[row, length:].any() and not batch.scored[row, length:].any()
-
-
-def test_what_stands_in_the_padding_does_not_matter():
-    model, mask = tiny_model(), right_padded([12, 5, 8])
-    outputs = []
-    for padding in (0, 60, -100):
-        labels = IDS.masked_fill(mask == 0, padding)
-        outputs.append(model(labels=labels, attention_mask=mask.to(torch.bool), noise_seed=[7, 8, 9]).token_losses)
-    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
 
 
 def test_an_example_that_is_all_padding_spoils_no_other():
@@ -152,12 +144,15 @@ def test_an_example_that_is_all_padding_spoils_no_other():
 
 
 def test_a_prompt_labelled_minus_100_is_kept_clean_and_unscored():
-    model = tiny_model()
-    prompt = torch.arange(12).expand(3, -1) < 4
-    arguments = {"timesteps": TAU, "noise_seed": [1, 2, 3]}
+    model, arguments = MODEL, {"timesteps": TAU, "noise_seed": [1, 2, 3]}
+    position = torch.arange(12).expand(3, -1)
+    prompt, start = position < 4, position < 2
     sft = model(input_ids=IDS, labels=IDS.masked_fill(prompt, -100), **arguments)
     kept = model(labels=IDS, conditioning_mask=prompt, **arguments)
-    assert torch.equal(sft.token_losses, kept.token_losses) and torch.equal(sft.loss, kept.loss)
+    half = IDS.masked_fill(start, -100)
+    both = model(input_ids=IDS, labels=half, conditioning_mask=prompt & ~start, **arguments)  # they add up
+    for same in (kept, both):
+        assert torch.equal(sft.token_losses, same.token_losses) and torch.equal(sft.loss, same.loss)
     assert torch.equal(sft.scored == 1, ~prompt)
 
     noise = model.embed_noise(3, 12, seeds=[1, 2, 3])
@@ -166,22 +161,6 @@ def test_a_prompt_labelled_minus_100_is_kept_clean_and_unscored():
     by_hand = model(inputs_embeds=state, timesteps=TAU, labels=IDS.masked_fill(prompt, -100))
     torch.testing.assert_close(sft.token_losses, by_hand.token_losses, **CLOSE)
     assert not torch.allclose(sft.loss, model(labels=IDS, **arguments).loss, atol=1e-3)
-
-
-def test_conditioning_and_unlabelled_positions_add_up():
-    model = tiny_model()
-    position = torch.arange(12).expand(3, -1)
-    arguments = {"input_ids": IDS, "noise_seed": [1, 2, 3]}
-    both = model(labels=IDS.masked_fill(position < 3, -100), conditioning_mask=position > 8, **arguments)
-    one = model(labels=IDS.masked_fill((position < 3) | (position > 8), -100), **arguments)
-    assert torch.equal(both.token_losses, one.token_losses)
-
-
-def test_labels_alone_are_the_data():
-    model = tiny_model()
-    alone = model(labels=IDS, noise_seed=[1, 2, 3])
-    assert torch.equal(alone.token_losses, model(input_ids=IDS, labels=IDS, noise_seed=[1, 2, 3]).token_losses)
-    assert alone.logits is None and alone.timesteps.shape == (3,)
 
 
 @given(
@@ -204,9 +183,6 @@ def test_the_loss_is_the_mean_over_what_is_scored(kinds, length):
     assert torch.equal(output.scored == 1, scored)
     assert (output.token_losses[~scored] == 0).all() and (output.token_losses[scored] > 0).all()
     torch.testing.assert_close(output.loss, output.token_losses.sum() / scored.sum(), atol=1e-6, rtol=1e-6)
-
-
-MODEL = tiny_model().requires_grad_(False)
 
 
 def test_num_items_in_batch_divides():
@@ -244,10 +220,10 @@ def test_labels_that_are_not_scored_do_not_divide():
 
 
 def test_a_seed_gives_an_example_the_same_loss_whatever_the_batch():
-    model, ids, seeds = tiny_model(), random_ids(6, 12), torch.tensor([11, 5, 2**32 - 1, 7, 0, 3])
-    whole = model(labels=ids, noise_seed=seeds)
+    ids, seeds = random_ids(6, 12), torch.tensor([11, 5, 2**32 - 1, 7, 0, 3])
+    whole = MODEL(labels=ids, noise_seed=seeds)
     for rows in ([0], [3, 1], [5, 4, 2, 0]):
-        part = model(labels=ids[rows], noise_seed=seeds[rows].tolist())
+        part = MODEL(labels=ids[rows], noise_seed=seeds[rows].tolist())
         torch.testing.assert_close(part.token_losses, whole.token_losses[rows], **CLOSE)
         assert torch.equal(part.timesteps, whole.timesteps[rows])
     assert len(set(whole.timesteps.tolist())) == 6
@@ -259,14 +235,6 @@ def test_a_seed_s_noise_starts_the_same_at_every_length(vocab_size):
     longest = model.embed_noise(2, 12, seeds=[4, 5])
     for length in (1, 5, 11):
         torch.testing.assert_close(model.embed_noise(2, length, seeds=[4, 5]), longest[:, :length], **CLOSE)
-
-
-def test_a_generator_repeats_the_loss_and_leaves_the_global_one_alone():
-    model = tiny_model()
-    before = torch.get_rng_state()
-    first, second = (model(labels=IDS, generator=torch.Generator().manual_seed(1)) for _ in range(2))
-    assert torch.equal(first.loss, second.loss) and torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(first.loss, model(labels=IDS, generator=torch.Generator().manual_seed(2)).loss)
 
 
 def test_evaluation_takes_noise_and_times_from_the_ids():
@@ -295,12 +263,14 @@ def test_what_is_given_goes_before_the_ids():
     model = tiny_model()
     plain = model(labels=IDS)
     torch.manual_seed(3)
+    before = torch.get_rng_state()
     assert torch.equal(model(labels=IDS).loss, plain.loss), "nothing global enters"
     assert torch.equal(model(labels=IDS, timesteps=TAU).timesteps, TAU)
     assert torch.equal(model(labels=IDS, timesteps=plain.timesteps).loss, plain.loss)
     drawn = [model(labels=IDS, generator=torch.Generator().manual_seed(seed)).loss for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and plain.loss not in drawn
     assert not torch.equal(model(labels=IDS, noise_seed=[1, 2, 3]).loss, plain.loss)
+    assert torch.equal(torch.get_rng_state(), before)
     model.train()
     assert len({model(labels=IDS).loss.item() for _ in range(3)}) == 3
 
@@ -325,19 +295,20 @@ def test_times_without_seeds_are_evenly_spread():
 
 @pytest.mark.parametrize("lengths", [None, [12, 5, 8]], ids=["full", "padded"])
 def test_attention_implementations_agree(lengths):
+    """Flex attention without padding as its definition says, uncompiled: to compile it twice would take long."""
     mask = None if lengths is None else right_padded(lengths)
     real = torch.ones(3, 12, dtype=torch.bool) if mask is None else mask.bool()
     logits = {}
-    with torch.no_grad():
-        for implementation in ("eager", SOFTCAP_ATTENTION, *(["flex_attention"] if flex.IS_SOUND else [])):
+    flexible = ["flex_attention"] if flex.IS_SOUND else []
+    with torch.no_grad(), torch.compiler.set_stance("default" if lengths else "force_eager"):
+        for implementation in ("eager", SOFTCAP_ATTENTION, *flexible, None):
             # scores beyond the cap of 2, where it matters
-            model = tiny_model(attn_implementation=implementation, attn_logit_softcapping=2.0)
-            assert model.config._attn_implementation == implementation
+            cap = None if implementation is None else 2.0
+            model = tiny_model(attn_implementation=implementation, attn_logit_softcapping=cap)
+            assert model.config._attn_implementation == (implementation or "sdpa")
             output = model(inputs_embeds=state_of(model), timesteps=TAU, attention_mask=mask)
             logits[implementation] = output.logits[real]
-        uncapped = tiny_model(attn_logit_softcapping=None)
-        output = uncapped(inputs_embeds=state_of(uncapped), timesteps=TAU, attention_mask=mask)
-        assert not torch.allclose(output.logits[real], logits["eager"], atol=2e-2)
+    assert not torch.allclose(logits.pop(None), logits["eager"], atol=2e-2)
     for implementation, found in logits.items():
         torch.testing.assert_close(found, logits["eager"], atol=2e-4, rtol=0, msg=implementation)
 
