@@ -1,6 +1,7 @@
 """Settings every test runs under: no network, one thread, caches of its own, the same hypothesis examples."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.stem not in rank:
             item.add_marker(pytest.mark.quick)
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """Each training ends with a collection of garbage: what is imported by now is no longer looked through for it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
-"""The exact denoiser and the exact flow map of a small world, dressed as models so that the package's own code meets
-them: identity tables, and the logarithm of the prediction for a hidden state."""
+"""Models of a small world: the exact denoiser and the exact flow map, dressed as models so that the package's own code
+meets them (identity tables, the logarithm of the prediction for a hidden state), and networks that learn them."""
+
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,16 +21,42 @@ def exact_map(world: World, solver_steps: int) -> FMLMModel:
     return model
 
 
-def _config(kind: type[FLMConfig], world: World) -> FLMConfig:
-    return kind(
-        vocab_size=world.vocab_size,
-        hidden_size=world.vocab_size,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        intermediate_size=4,
-        max_position_embeddings=world.ids.shape[1],
-        final_logit_softcapping=None,
+def network(kind: type[FLMModel], world: World, width: int = 32, **changes) -> FLMModel:
+    """An untrained network for a world."""
+    values = dict(
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=2 * width,
+        conditioning_size=32,
+        time_embedding_size=32,
+        hidden_dropout=0.0,
+        initializer_range=0.1,
     )
+    sizes = dict(vocab_size=world.vocab_size, hidden_size=width, max_position_embeddings=world.ids.shape[1])
+    torch.manual_seed(0)
+    return kind(kind.config_class(**sizes | values | changes))
+
+
+@cache
+def trained(world: World, width: int, steps: int) -> FLMModel:
+    """A network after so many steps on 64 items each."""
+    model = network(FLMModel, world, width, intermediate_size=4 * width)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        loss = model(labels=world.draw(64, generator), generator=generator).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def _config(kind: type[FLMConfig], world: World) -> FLMConfig:
+    sizes = dict(vocab_size=world.vocab_size, hidden_size=world.vocab_size, num_hidden_layers=1, num_attention_heads=1)
+    length = world.ids.shape[1]
+    return kind(**sizes, intermediate_size=4, max_position_embeddings=length, final_logit_softcapping=None)
 
 
 def _dress(model, world: World):

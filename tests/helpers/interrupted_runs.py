@@ -1,5 +1,6 @@
 """What test_faults.py runs: `interrupted_runs.py FOLDER` trains once for each fault, in a child process each."""
 
+import gc
 import itertools
 import json
 import os
@@ -150,6 +151,7 @@ def save_over(folder: Path, limit: int) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # or each training looks through all that was imported
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
     ends = {}

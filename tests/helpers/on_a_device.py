@@ -1,6 +1,7 @@
 """What test_on_a_device.py runs: `on_a_device.py FILE` does everything on the CPU and on a pretended device. FILE
 gets, by case, what went wrong."""
 
+import gc
 import json
 import sys
 import tempfile
@@ -230,6 +231,7 @@ CASES: dict[str, Callable[[], None]] = {
 
 if __name__ == "__main__":
     register()
+    gc.freeze()  # or each training looks through all that was imported
     torch.set_num_threads(1)
     wrong = {}
     for name, case in CASES.items():

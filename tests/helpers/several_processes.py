@@ -1,6 +1,7 @@
 """What test_distributed.py runs by one process, and by several under torchrun: `several_processes.py FOLDER whole`, or
 `sharded`, with parameters sharded by FSDP2. With a checkpoint besides, the plain case alone goes on from there."""
 
+import gc
 import json
 import os
 import sys
@@ -84,6 +85,7 @@ def let_accelerate_shard_on_a_cpu() -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # or each training looks through all that was imported
     folder, layout, *checkpoint = sys.argv[1:]
     folder, changes = Path(folder), {"ddp_backend": "gloo"}
     if layout == "sharded":

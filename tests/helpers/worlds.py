@@ -96,6 +96,7 @@ class World:
         return torch.where(same.any(-1), same.int().argmax(-1), -1)
 
 
+@cache
 def two_cities(share: float = 0.7) -> World:
     """{"new york", "san diego"}, `share` of them the first: independent tokens would give spurious pairs."""
     return World(torch.tensor([[0, 1], [2, 3]]), 4, torch.tensor([share, 1 - share]))
