@@ -33,32 +33,39 @@ TAU_BINS = 5
 
 
 class FLMTrainer(PublishingMixin, Trainer):
-    """Trains [`FLMModel`] (L_FLM of arXiv 2602.16813): [`~transformers.Trainer`] with what a flow needs.
+    """[`~transformers.Trainer`] for flow language models: trains [`FLMModel`] with L_FLM of arXiv 2602.16813.
 
-    * Times are evenly spread over the global batch, and an example's time and noise depend on the run's seed, the step
-      and its place in the global batch alone (see [`draw_times_and_seeds`]): gradient accumulation, several processes
-      and a resumed run give the losses of the plain run.
-    * A moving average of the weights (EMA) is kept. Evaluation, `save_model` and the Hub use it. A checkpoint is a
-      model folder with the averaged weights; what training goes on from (raw weights, optimiser, random states) lies
-      beside.
-    * The evaluation loss is taken at fixed noise and times, overall (`eval_loss`, the mean over all scored positions)
-      and by time (`eval_loss_tau_0.2_0.4`, ...). Samples are drawn at each evaluation. `compute_metrics` gets of each
-      row its summed loss and its number of scored positions as `predictions`, and its time tau as `label_ids`.
-    * `push_to_hub` writes a model card of what was trained. What is pushed during training has it, and the code of the
-      model, too; where such a push fails training goes on, with a warning.
-    * Unfinished checkpoints are recognised: `train(resume_from_checkpoint=True)` takes the last whole one.
-    * Of a PEFT model the adapter alone is averaged and saved.
-    * With `fsdp=True` weights, average and optimiser are sharded over the processes (docs/scaling.md).
+    ```python
+    args = FLMTrainingArguments("runs/flow", max_steps=1000, eval_strategy="steps")
+    trainer = FLMTrainer(model, args, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer)
+    trainer.train()
+    ```
 
-    Args are those of [`~transformers.Trainer`]. Datasets have `input_ids` and, optionally, `labels` (default: the ids;
-    -100 where nothing is scored), `attention_mask`, `conditioning_mask`. Of each example a collator makes one row, or
-    none. There is no `compute_loss_func`: override `compute_loss`.
+    * **Noise.** The time and the noise of an example depend only on the run's seed, the step and the example's place
+      in the global batch (see [`draw_times_and_seeds`]). So gradient accumulation, several processes and a resumed
+      run give the losses of the plain run.
+    * **Average.** An exponential moving average of the weights is evaluated, saved and pushed. A checkpoint folder is
+      a model with the averaged weights; the raw weights, optimiser and random states, from which training resumes,
+      lie beside it. With a PEFT model only the adapter is averaged and saved.
+    * **Evaluation.** Each row has a fixed time and fixed noise. `eval_loss` is the mean over all scored positions, in
+      nats per token; `eval_loss_tau_0.2_0.4` is that of the rows with tau in [0.2, 0.4). `compute_metrics` gets the
+      rows' summed losses and numbers of scored positions as `predictions`, and their times tau as `label_ids`.
+    * **Publishing.** `save_model` and `push_to_hub` write a model card. Pushes during training bring the card and the
+      model's code, too; if one fails, training goes on with a warning.
+    * **Resuming.** `train(resume_from_checkpoint=True)` starts from the last whole checkpoint, past unfinished ones.
+    * **Sharding.** With `fsdp=True` weights, average and optimiser are sharded over the processes (docs/scaling.md).
+
+    The arguments are those of [`~transformers.Trainer`], without `compute_loss_func`: override `compute_loss` instead.
+    Data sets have a column `input_ids` and, optionally, `labels` (the ids by default; -100 where nothing is scored),
+    `attention_mask` (0 at padding) and `conditioning_mask` (1 at given tokens). A collator may drop examples, but must
+    not make several rows of one.
 
     Raises:
-        ValueError: the arguments are of another class, or a PEFT adapter sits where it cannot be trained; at the start
-            of training, parameters cannot be sharded as asked (see [`sharded_by_blocks`]), or the model is a flow map,
-            which [`FMLMTrainer`] trains; a collator makes more rows than it is given.
-        FloatingPointError: the loss is not finite; names the step and the last whole checkpoint.
+        ValueError: if `args` is of another class, `compute_loss_func` is given, a PEFT adapter sits where it cannot be
+            trained or a collator makes more rows than it got examples; when training starts, if the model is a flow
+            map, which [`FMLMTrainer`] trains, or cannot be sharded as asked (see [`sharded_by_blocks`]).
+        FloatingPointError: if a loss or a weight is not finite. The message names the step and the last whole
+            checkpoint.
     """
 
     args: FLMTrainingArguments
@@ -76,13 +83,14 @@ class FLMTrainer(PublishingMixin, Trainer):
         elif eval_dataset is not None:
             eval_dataset = _fixed(eval_dataset)
         super().__init__(model=model, args=args, eval_dataset=eval_dataset, **kwargs)
-        blank = getattr(self.processing_class, "mask_token_id", None)
-        if self.model.config.mask_token_id is None and blank is not None and blank < self.model.config.vocab_size:
-            self.model.config.mask_token_id = blank  # the Trainer sets the other special ids from the tokenizer
+        mask_id = getattr(self.processing_class, "mask_token_id", None)
+        config = self.model.config
+        if config.mask_token_id is None and mask_id is not None and mask_id < config.vocab_size:
+            config.mask_token_id = mask_id  # the Trainer itself sets the other special ids from the tokenizer
         self.ema: EMA | None = None
-        self._first_bad: torch.Tensor | None = None  # the step of the first loss that was not finite, on the device
-        self._evaluated: list[tuple[torch.Tensor, ...]] = []  # by batch: summed losses, counts and times of all rows
-        self.trained_on: list[str] = []  # names of data sets on the Hub, for the card
+        self._first_bad: torch.Tensor | None = None  # the first step whose loss is not finite, or inf
+        self._evaluated: list[tuple[torch.Tensor, ...]] = []  # by batch: each row's summed loss, count and time
+        self.trained_on: list[str] = []  # Hub names of the data sets, for the model card
         self.add_callback(_FlowCallback(self))
 
     def call_model_init(self, trial=None):
@@ -91,14 +99,15 @@ class FLMTrainer(PublishingMixin, Trainer):
     # -- times, noise and conditioning --------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """The micro-batches of one optimiser step, with their times and noise; positions are counted after that."""
+        """The micro-batches of one optimiser step, noised, and the number of positions that are scored in them."""
         return super().get_batch_samples(self._noised(epoch_iterator, num_batches), num_batches, device)
 
     def _noised(self, epoch_iterator, num_batches: int) -> Iterator[dict]:
+        """Give each micro-batch the times and the noise of its places in the global batch."""
         per_device, processes = self._train_batch_size, self.accelerator.num_processes
-        # of a whole step: the last step of an epoch may be shorter, and then takes the first places
+        # The last step of an epoch may have fewer examples: they take the first places of a full global batch.
         global_batch_size = self.args.gradient_accumulation_steps * processes * per_device
-        law = NoiseLaw()  # the weights stay as they are until the step is complete
+        law = NoiseLaw()  # one for all micro-batches: the embedding table does not change before the step ends
         for micro, batch in enumerate(islice(epoch_iterator, num_batches)):
             batch = _with_labels(batch) | {"noise_law": law}
             first = (micro * processes + self.accelerator.process_index) * per_device
@@ -106,17 +115,18 @@ class FLMTrainer(PublishingMixin, Trainer):
             yield self._draw(batch, first + np.arange(rows), global_batch_size)
 
     def _draw(self, batch: dict, places: np.ndarray, global_batch_size: int) -> dict:
-        """The batch with the times, the noise and the conditioning of its examples' places in the global batch."""
+        """Add times, noise seeds and conditioning to a batch; `places` (rows,) are its rows' in the global batch."""
         ids = batch["input_ids"]
         times, seeds = draw_times_and_seeds(self.args.seed, self.state.global_step, global_batch_size, places)
         batch["timesteps"] = torch.from_numpy(times).to(ids.device, non_blocking=True)
-        batch["noise_seed"] = seeds  # a list stays on the host, where generators take their seeds
+        batch["noise_seed"] = seeds  # a list, since generators take their seeds from the host
         if self.args.conditioning_rate > 0:
-            longest = max(ids.shape[1], self.model.config.max_position_embeddings)  # whatever the padding
+            # Drawn for the longest row there can be, so that the draw does not depend on the padding.
+            longest = max(ids.shape[1], self.model.config.max_position_embeddings)
             drawn = draw_conditioning(seeds, longest, self.args.conditioning_rate)[:, : ids.shape[1]]
             kept = torch.from_numpy(drawn).to(ids.device, non_blocking=True)
             labels = batch["labels"].masked_fill(to_where_text_begins(kept, batch.get("attention_mask")), -100)
-            # A row that would be given whole is given nothing of.
+            # A row of which nothing would be scored is trained without given tokens.
             batch["labels"] = labels.where((labels != -100).any(1, keepdim=True), batch["labels"])
         return batch
 
@@ -124,7 +134,7 @@ class FLMTrainer(PublishingMixin, Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self._first_bad is None:
             self._first_bad = torch.full((), torch.inf, device=loss.device)
-        # Read when losses are logged: until then the host does not wait for the device.
+        # Kept on the device and read only when an error is raised: the host never waits for it.
         step = torch.where(loss.isfinite(), torch.inf, self.state.global_step + 1)
         self._first_bad = torch.minimum(self._first_bad, step)
         return loss
@@ -133,12 +143,12 @@ class FLMTrainer(PublishingMixin, Trainer):
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Within the context the model carries the averaged weights, if there are any."""
+        """A context in which the model has the averaged weights, if there are any."""
         with self.ema.applied() if self.ema is not None else nullcontext():
             yield
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model with its averaged weights, ready for `from_pretrained`; its card, too, where a user calls."""
+        """Save the model with its averaged weights, for `from_pretrained`; called by a user, also its model card."""
         with self.averaged_weights():
             super().save_model(output_dir, _internal_call)
         if not _internal_call and self.is_world_process_zero():
@@ -154,10 +164,10 @@ class FLMTrainer(PublishingMixin, Trainer):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """Train; `resume_from_checkpoint=True` goes on from the last whole checkpoint of the output directory.
+        """Train, from a checkpoint folder if one is named; True names the last whole one in the output directory.
 
         Raises:
-            ValueError: there is no whole checkpoint to resume from, or the one that is named is not whole.
+            ValueError: if the checkpoint is not whole, or True is given and there is none.
         """
         if resume_from_checkpoint is True:
             last = last_whole_checkpoint(self.args.output_dir)
@@ -166,7 +176,7 @@ class FLMTrainer(PublishingMixin, Trainer):
             resume_from_checkpoint = str(last)
         elif resume_from_checkpoint and not is_whole(Path(resume_from_checkpoint)):
             raise ValueError(f"{resume_from_checkpoint} is not a whole checkpoint: it is missing or was cut off.")
-        self.ema, self._first_bad = None, None  # of an earlier call
+        self.ema, self._first_bad = None, None  # forget an earlier call
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _prepare_for_training(self, *args, **kwargs):
@@ -176,7 +186,7 @@ class FLMTrainer(PublishingMixin, Trainer):
     def _run_epoch(self, *args, **kwargs) -> None:
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
-        else:  # resumed where the run had ended: the Trainer would add a step
+        else:  # the run was resumed at its end, where the Trainer would take one more step
             self.control.should_training_stop = True
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -188,7 +198,7 @@ class FLMTrainer(PublishingMixin, Trainer):
         super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with self.averaged_weights():  # of a sharded model the weights are saved there, too
+        with self.averaged_weights():  # for a sharded model this also saves the weights
             super()._save_optimizer_and_scheduler(output_dir)
         if self.ema is not None:
             weights = {f"raw.{name}": p.detach() for name, p in self.ema.parameters.items()}
@@ -202,7 +212,7 @@ class FLMTrainer(PublishingMixin, Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # trainer_state.json vouches for all processes' files
+        self.accelerator.wait_for_everyone()  # `trainer_state.json`, written next, stands for all processes' files
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -217,8 +227,7 @@ class FLMTrainer(PublishingMixin, Trainer):
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """The evaluation data, each row with a time and a noise seed of its own that never change (those of a stream
-        come from the ids, in the model)."""
+        """The evaluation data, with a fixed time and noise seed for each row (see [`with_fixed_noise`])."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = _fixed(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
@@ -229,8 +238,8 @@ class FLMTrainer(PublishingMixin, Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        # A data loader draws from the global generator, which is the dropout's.
         self._evaluated = []
+        # Forked, since data loaders draw from the global generator, and would change the dropout of later steps.
         with torch.random.fork_rng(devices=[]), self.averaged_weights():
             output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         if not self._evaluated:
@@ -246,15 +255,15 @@ class FLMTrainer(PublishingMixin, Trainer):
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss of a batch; per example its summed loss and number of scored positions; and its time."""
+        """The loss of a batch, the rows' summed losses and numbers of scored positions, and the rows' times."""
         inputs = self._prepare_inputs(_with_labels(inputs))
         _at_most(self.args.eval_batch_size, inputs)
-        count = inputs["labels"].ne(-100).sum().clamp(min=1)  # the model refuses a batch with nothing to score
+        count = inputs["labels"].ne(-100).sum().clamp(min=1)  # with a count, a batch may score nothing
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**inputs, num_items_in_batch=count)
         per_example = output.token_losses.sum(1), output.scored.sum(1)
         evaluated = (*per_example, output.timesteps)
-        # One process has each row once; of several, the last may have some again.
+        # With several processes the last batch may repeat rows: `gather_for_metrics` drops them.
         several = self.accelerator.num_processes > 1
         self._evaluated.append(self.accelerator.gather_for_metrics(evaluated) if several else evaluated)
         return output.loss, per_example, output.timesteps
@@ -276,9 +285,9 @@ class FLMTrainer(PublishingMixin, Trainer):
 
     @torch.no_grad()
     def sample(self) -> None:
-        """Draw samples with each of `sample_num_steps`; print them, and add them to `samples.jsonl`.
+        """Draw `num_samples` samples with each of `sample_num_steps`, print them and append them to `samples.jsonl`.
 
-        All processes draw the same ones, for which sharded parameters need them all; the first writes them down.
+        All processes draw the same samples, since sharded parameters need every process; the first one writes them.
         """
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
@@ -297,7 +306,7 @@ class FLMTrainer(PublishingMixin, Trainer):
 
 
 class _FlowCallback(TrainerCallback):
-    """Keeps the trainer's average up to date, and draws its samples."""
+    """Updates the trainer's moving average and draws its samples."""
 
     def __init__(self, trainer: FLMTrainer):
         self.trainer = trainer
@@ -311,7 +320,7 @@ class _FlowCallback(TrainerCallback):
             self.trainer.ema.update(state.global_step + 1)
 
     def on_push_begin(self, args, state, control, **kwargs):
-        """All of the output directory is pushed: what a save that was killed has left there goes."""
+        """Remove what an interrupted save has left in the output directory, all of which is pushed."""
         if state.is_world_process_zero:
             for left in Path(args.output_dir).glob(".saving-*"):
                 shutil.rmtree(left)
@@ -323,14 +332,14 @@ class _FlowCallback(TrainerCallback):
 
 
 def _ready(model, args: FLMTrainingArguments):
-    """The model, with a learned loss weight if the arguments ask for one."""
+    """Add the learned loss weight to the model, if the arguments ask for it."""
     if args.learned_loss_weighting:
         model.add_loss_weighting()
     return model
 
 
 def _fixed(dataset) -> Dataset | IterableDataset | torch.utils.data.IterableDataset:
-    """An evaluation data set with fixed times and noise, unless it brings its own or is a stream."""
+    """The data set with fixed times and noise. Streams, and data sets with a column `noise_seed`, stay as they are."""
     if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
         return dataset
     if not isinstance(dataset, Dataset):
@@ -339,7 +348,7 @@ def _fixed(dataset) -> Dataset | IterableDataset | torch.utils.data.IterableData
 
 
 def _at_most(examples: int, batch: dict) -> int:
-    """The number of rows in a batch of so many examples or fewer."""
+    """The number of rows of a batch. A `ValueError` if it is above `examples`, those that the collator got at most."""
     rows = len(batch["input_ids"])
     if rows > examples:
         raise ValueError(
@@ -350,7 +359,7 @@ def _at_most(examples: int, batch: dict) -> int:
 
 
 def _with_labels(batch: dict) -> dict:
-    """A copy of the batch with both `input_ids` and `labels`, the latter -100 at padding and conditioning."""
+    """A copy of the batch with `input_ids` and `labels`; labels are -100 at padding and at given tokens."""
     batch = dict(batch)
     if "input_ids" not in batch:
         batch["input_ids"] = batch["labels"]

@@ -1,9 +1,11 @@
-"""Which pair of times (s, t) each distillation example gets.
+"""The pairs of times (s, t) that distillation examples are trained at.
 
-Like the noise it follows from the run's seed, the step and the example's place in the global batch alone. Of a global
-batch a fixed share lies on the diagonal s = t, about 1 / boundary_prob of the rest at exactly (0, 1), the others
-between: their difference d is uniform, and so is their start in what is left, tau_s = s' (1 - d) and tau_t = tau_s + d
-("uniform_diff", as the official runs have it).
+A pair depends only on the run's seed, the step and the example's place in the global batch, as noise does. There are
+three kinds of pairs, here as times tau:
+
+    diagonal    s = t; a fixed share of the global batch, with times spread evenly
+    boundary    (0, 1), the jump of one-step generation; on average one in `boundary_prob` of the others
+    interior    the rest: s = v (1 - d) and t = s + d, d and v uniform in [0, 1] ("uniform_diff" of the official code)
 """
 
 from typing import NamedTuple
@@ -12,7 +14,7 @@ import numpy as np
 
 
 class TimePairs(NamedTuple):
-    """Times tau (n,) float32 with start <= middle <= end, and which examples lie on the diagonal (n,) bool."""
+    """Times tau, float32 (n,), with start <= middle <= end, and whether each pair is on the diagonal, bool (n,)."""
 
     start: np.ndarray
     middle: np.ndarray
@@ -29,23 +31,24 @@ def draw_time_pairs(
     boundary_prob: int | None,
     latest: float = 1.0,
 ) -> TimePairs:
-    """Time pairs of the examples at `places` of a global batch.
+    """The time pairs of the examples at `places` of a global batch; the middle lies halfway between start and end.
 
     Args:
         run_seed (`int`): seed of the training run, >= 0.
         step (`int`): optimiser step, >= 0.
         global_batch_size (`int`): examples per optimiser step over all processes and micro-batches.
         places (`np.ndarray`): (n,) int, places in [0, global_batch_size).
-        diagonal_fraction (`float`): share of the global batch on the diagonal, its times evenly spread.
-        boundary_prob (`int`, *optional*): one in so many of the other examples, on average, is at (0, 1). None: none.
-        latest (`float`): the latest tau of a jump; on the diagonal all times occur.
+        diagonal_fraction (`float`): share of the global batch on the diagonal, in [0, 1].
+        boundary_prob (`int`, *optional*): of the other examples, one in this many is at (0, 1), on average; None for
+            no such example.
+        latest (`float`): largest tau of an interior pair, in (0, 1].
     """
     rng = np.random.default_rng((run_seed, step, 2))
     size = global_batch_size
-    rank = rng.permutation(size)  # each place takes one part in the batch
+    rank = rng.permutation(size)  # low ranks are on the diagonal, those that follow at the boundary
     on_diagonal = round(diagonal_fraction * size)
     wanted = 0 if boundary_prob is None else (size - on_diagonal) / boundary_prob
-    at_boundary = int(wanted + rng.random())  # rounded up or down, right on average
+    at_boundary = int(wanted + rng.random())  # rounded at random, so that the mean is exact
     even = (rng.random() + rank / max(on_diagonal, 1)) % 1
     difference, place = latest * rng.random(size), rng.random(size)
     start = place * (latest - difference)

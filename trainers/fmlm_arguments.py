@@ -12,33 +12,34 @@ CHOICES = {
 
 @dataclass
 class FMLMTrainingArguments(FLMTrainingArguments):
-    """[`FLMTrainingArguments`] with how a flow is distilled into its map; defaults are those of the official runs.
+    """[`FLMTrainingArguments`] with arguments for distilling a flow and the defaults of the official runs.
 
     Args:
-        objective (`str`): what the map is held to off the diagonal: "semigroup" (two jumps make one; forward
-            evaluations only), "lagrangian" (the derivative in the end time) or "eulerian" (the derivative in the
-            start).
-        loss_type (`str`): "ce", cross entropy to the target, or "mse", squared distance of the probabilities. The
-            eulerian objective needs "mse", since its targets leave the simplex; on the diagonal, where they do not,
-            it has cross entropy all the same.
-        diagonal_fraction (`float`): share of the global batch on the diagonal s = t, in [0, 1], held to the teacher's
-            posterior (to the data without a teacher).
-        boundary_prob (`int`): no probability but its inverse: one in `boundary_prob` of the other examples is, on
-            average, at (s, t) = (0, 1), the jump of one-step generation. The Eulerian objective takes none there.
-        ema_target (`bool`): take the semigroup target from the averaged weights instead of the current ones.
-        initialize_from_teacher (`bool`): begin with the teacher's weights.
+        objective (`str`): the target of a jump from s to t: "semigroup" (two shorter jumps; forward evaluations only),
+            "lagrangian" (from the derivative in t) or "eulerian" (from the derivative in s along the flow). The
+            equations are in `trainers.objectives`.
+        loss_type (`str`, *optional*): "ce", cross entropy to the target, or "mse", squared distance of probabilities.
+            Default: "mse" with the eulerian objective, whose targets are no probabilities, else "ce". On the diagonal
+            the eulerian objective takes cross entropy, too.
+        diagonal_fraction (`float`): share of the global batch on the diagonal s = t, in [0, 1]. Its target is the
+            teacher's prediction, or the data if there is no teacher.
+        boundary_prob (`int`): N, if one in N of the other examples is at (s, t) = (0, 1), the jump of one-step
+            generation; at least 1. The eulerian objective has no such examples.
+        ema_target (`bool`): make the targets of the semigroup objective with the averaged weights, not the current
+            ones.
+        initialize_from_teacher (`bool`): start the student from the teacher's weights.
 
     Raises:
-        ValueError: a value outside its range or choices.
+        ValueError: if a value is out of range, is not among the choices or does not go with the objective.
     """
 
     adam_beta2: float = field(default=0.95, metadata={"help": "Second moment decay of AdamW."})
     objective: str = field(default="semigroup", metadata={"help": "semigroup, lagrangian or eulerian."})
-    loss_type: str | None = field(default=None, metadata={"help": "ce or mse; default ce, mse for eulerian."})
+    loss_type: str | None = field(default=None, metadata={"help": "ce or mse; default: mse for eulerian, else ce."})
     diagonal_fraction: float = field(default=0.5, metadata={"help": "Share of the global batch on the diagonal."})
-    boundary_prob: int = field(default=32, metadata={"help": "One in so many of the other examples is at (0, 1)."})
+    boundary_prob: int = field(default=32, metadata={"help": "N, if one in N of the other examples is at (0, 1)."})
     ema_target: bool = field(default=False, metadata={"help": "Semigroup targets from the averaged weights."})
-    initialize_from_teacher: bool = field(default=True, metadata={"help": "Begin with the teacher's weights."})
+    initialize_from_teacher: bool = field(default=True, metadata={"help": "Start from the teacher's weights."})
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,7 +1,7 @@
-"""What the targets of distillation are made with: networks without gradient, and the states that they see.
+"""The networks that compute the targets of distillation, without gradient, and the states that they see.
 
-Predictions are given by chunks of tokens, so that no tensor of size batch x length x V is held. Derivatives are
-forward-mode (Jacobian-vector products), through the eager attention.
+Predictions are functions of a slice of tokens ([`Target`]), so that no tensor of size batch x length x V is held.
+Derivatives are Jacobian-vector products by forward-mode differentiation, through the eager attention.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from modeling_flm.vocabulary_flm import expected_embedding
 
 @dataclass
 class Network:
-    """A denoiser as the targets of one batch use it: no gradient, no dropout, and if need be other weights than its
-    own.
+    """A denoiser for the targets of one batch: without gradient, without dropout and, if asked, with other weights.
 
     Args:
         model (`FLMModel`): the network.
-        weights (`dict[str, Tensor]`, *optional*): by name, in place of the model's own.
+        weights (`dict[str, Tensor]`, *optional*): weights by name, averaged ones for example, to use instead of the
+            model's own.
     """
 
     model: FLMModel
@@ -34,7 +34,7 @@ class Network:
 
     @cached_property
     def table(self) -> Tensor:
-        """The embedding table, float32 (V, d)."""
+        """The embedding table E, float32 (V, d)."""
         own = self.model.vocabulary_table().detach()
         return (self.weights or {}).get("embed_tokens.weight", own).float()
 
@@ -47,7 +47,7 @@ class Network:
 
     @torch.no_grad()
     def hidden(self, states: "States", start: Tensor, end: Tensor | None = None) -> Tensor:
-        """Hidden states (batch, length, d) of delta_{start,end} at embedded states; `end` None on the diagonal."""
+        """The last hidden states (batch, length, d) of delta_{start,end} at `states`; of D_{start} if `end` is None."""
         arguments = {"inputs_embeds": states.value, "timesteps": start, "attention_mask": states.attention_mask}
         if end is not None:
             arguments["target_timesteps"] = end
@@ -58,7 +58,10 @@ class Network:
     def hidden_and_derivative(
         self, states: "States", start: Tensor, end: Tensor, along: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states of delta_{start,end}, and their derivative along (d state, d start, d end)."""
+        """The hidden states of delta_{start,end} and their derivative, both (batch, length, d).
+
+        The derivative is that in the direction `along`: the changes of state, start and end.
+        """
         config = self.model.config
         attention = config._attn_implementation
 
@@ -67,7 +70,7 @@ class Network:
 
         try:
             config._attn_implementation = "eager"
-            in_float32 = torch.autocast(states.value.device.type, enabled=False)  # rounding would drown the derivative
+            in_float32 = torch.autocast(states.value.device.type, enabled=False)  # else rounding would hide the derivative
             with torch.no_grad(), in_float32, _without_dropout(self.model):
                 value, derivative = jvp(hidden, (states.value, start, end), along)[:2]
                 return value, derivative
@@ -75,18 +78,21 @@ class Network:
             config._attn_implementation = attention
 
     def predictions(self, hidden: Tensor) -> Target:
-        """Rows of probabilities of hidden states (batch, length, d)."""
+        """The probabilities that hidden states (batch, length, d) stand for, as a function of a slice of tokens."""
         cap = self.model.config.final_logit_softcapping
         return posterior(hidden.flatten(0, 1), *self.output_layer, cap)
 
     def embed(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """The predictions of `hidden` (batch, length, d), embedded by a table (V, d'): (batch, length, d')."""
+        """The predictions of `hidden` (batch, length, d), embedded by `table` (V, d'): (batch, length, d')."""
         cap = self.model.config.final_logit_softcapping
         flat = expected_embedding(hidden.flatten(0, 1), *self.output_layer, table, cap)
         return flat.view(*hidden.shape[:2], -1)
 
     def prediction_derivative(self, hidden: Tensor, derivative: Tensor) -> Target:
-        """Rows of the derivative of the probabilities, p (z' - <p, z'>), from that of the hidden states."""
+        """The derivative of the probabilities, p (z' - <p, z'>) for logits z, from that of the hidden states.
+
+        Like the predictions it is a function of a slice of tokens.
+        """
         h, dh = hidden.flatten(0, 1), derivative.flatten(0, 1)
         weight, bias = self.output_layer
         cap = self.model.config.final_logit_softcapping
@@ -104,12 +110,12 @@ class Network:
 
 @dataclass
 class States:
-    """Embedded states (batch, length, d) in one network's table, and what stays fixed in them.
+    """States embedded by one network's table, with the positions that stay clean.
 
     Args:
-        value (`Tensor`): the states.
-        clean (`Tensor`): the data's embedding, which positions in `keep` always have.
-        keep (`Tensor`): (batch, length) bool.
+        value (`Tensor`): (batch, length, d) the states.
+        clean (`Tensor`): (batch, length, d) the embedded data.
+        keep (`Tensor`): (batch, length) bool, True where a state always equals the data.
         attention_mask (`Tensor`, *optional*): (batch, length), 0 at padding.
     """
 
@@ -119,7 +125,7 @@ class States:
     attention_mask: Tensor | None = None
 
     def moved(self, prediction: Tensor, s: Tensor, t: Tensor) -> "States":
-        """The flow-map step from s to t (interpolation times) with an embedded prediction."""
+        """The states after a flow-map step from s to t (times of the interpolant) with an embedded prediction."""
         value = flow_map_step(self.value, prediction, s, t)
         return States(torch.where(self.keep[..., None], self.clean, value), self.clean, self.keep, self.attention_mask)
 

@@ -1,7 +1,7 @@
-"""Which time and which noise each training example gets.
+"""The time and the noise of each training example.
 
-Both follow from the seed of the run, the optimiser step, and the example's place in the GLOBAL batch of that step, and
-from nothing else: gradient accumulation, the number of processes and an interruption change nothing.
+Both depend only on the seed of the run, the optimiser step, and the example's place in the global batch of that step.
+So they stay the same under gradient accumulation, on any number of processes and after an interruption.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ def draw_times_and_seeds(
 ) -> tuple[np.ndarray, list[int]]:
     """Times tau and noise seeds of the examples at `places` of a global batch.
 
-    The times of a global batch are evenly spread, `(u + place / size) mod 1` with one uniform u for all: each is
-    uniform on [0, 1), and together they leave no gap (a low-discrepancy set, which lowers the variance of the loss).
+    The time of a place is `(u + place / global_batch_size) mod 1`, where u is uniform and the same for the whole batch.
+    Each time is uniform on [0, 1), and together they are evenly spaced, which lowers the variance of the loss.
 
     Args:
         run_seed (`int`): seed of the training run, >= 0.
@@ -26,20 +26,20 @@ def draw_times_and_seeds(
         places (`np.ndarray`): (n,) int, places in [0, global_batch_size).
 
     Returns:
-        float32 times (n,), and n seeds in [0, 2**63).
+        `tuple`: times, float32 (n,), in [0, 1), and a list of n noise seeds in [0, 2**63).
     """
     numbers = np.random.SeedSequence((run_seed, step)).generate_state(1 + global_batch_size, np.uint64)
     offset = numbers[0] / 2**64
     times = ((offset + places / global_batch_size) % 1).astype(np.float32)
-    times[times >= 1] = 0  # a float64 just below 1 rounds up
+    times[times >= 1] = 0  # a float64 just below 1 becomes 1 in float32
     return times, (numbers[1 + places] >> np.uint64(1)).tolist()
 
 
 def draw_conditioning(seeds: list[int], length: int, rate: float) -> np.ndarray:
-    """Which positions are kept clean, bool (n, length), from the examples' noise seeds.
+    """The given tokens of conditional training: bool (n, length), True where a position is kept clean.
 
-    A share `rate` of the sequences is conditional; of such a sequence a part, uniform in [0, 1], is kept, but never
-    all of it.
+    A sequence has given tokens with probability `rate`. If so, its share of them is uniform in [0, 1], but at least
+    one position is left to predict. The draw depends on the sequence's noise seed alone.
     """
     kept = np.zeros((len(seeds), length), dtype=bool)
     for row, seed in zip(kept, seeds, strict=True):
@@ -51,12 +51,11 @@ def draw_conditioning(seeds: list[int], length: int, rate: float) -> np.ndarray:
 
 
 def with_fixed_noise(dataset: Dataset) -> Dataset:
-    """`dataset` with the noise and the time of each row settled, so that its loss is the same in any batches.
+    """`dataset` with a fixed time and fixed noise for each row, so that its evaluation loss is always taken alike.
 
-    Adds `noise_seed` (int), the row's index i, and `timesteps` (float), frac(0.5 + i / golden ratio): a
-    low-discrepancy sequence, so that any first n rows cover [0, 1) evenly. The rows of a stream, which several workers
-    or processes may share, have no index; theirs are settled by the model, which in evaluation takes them from the
-    ids (see `FLMModel.forward`).
+    Row i gets the columns `noise_seed`, i, and `timesteps`, the fractional part of 0.5 + i / (golden ratio): the first
+    n rows cover [0, 1) evenly for every n. The rows of a stream have no index that its workers agree on. For them the
+    model derives time and noise from the ids in evaluation (see `FLMModel.forward`).
     """
     return dataset.map(_fixed_noise, with_indices=True, batched=True)
 

@@ -1,13 +1,13 @@
-"""What a flow map is held to off the diagonal: the three objectives of arXiv 2602.16813.
+"""The targets of a flow map off the diagonal, by the three objectives of arXiv 2602.16813.
 
-With delta_{s,t} the student's two-time denoiser, X_{s,t} its map and D the teacher's denoiser (the student's own
-diagonal without a teacher), all without gradient, the targets of delta_{s,t}(x_s) are
+Let delta_{s,t} be the student's two-time denoiser, X_{s,t} its flow map, D the teacher's denoiser (without a teacher the
+student's diagonal) and b the velocity of the flow. For s < u < t the target of delta_{s,t}(x_s), without gradient, is
 
     semigroup (PSD)     g delta_{s,u}(x_s) + (1 - g) delta_{u,t}(X_{s,u}(x_s)),   g = (1-t)(u-s) / ((1-u)(t-s))
     Lagrangian (LSD)    D_t(X_{s,t}(x_s)) - (1-t)(t-s)/(1-s) d/dt delta_{s,t}(x_s),     projected onto the simplex
     Eulerian (ESD)      D_s(x_s) + (1-s)(t-s)/(1-t) [d/ds + b_s(x_s) . grad_x] delta_{s,t}(x_s)
 
-The exact flow map is the fixed point of each (`tests/test_fixed_point.py`).
+The exact flow map is the fixed point of each of them (`tests/test_fixed_point.py`).
 """
 
 from abc import ABC, abstractmethod
@@ -24,14 +24,14 @@ from .networks import Network, States
 
 @dataclass
 class Jumps:
-    """The examples of a batch that lie off the diagonal, and the networks that their targets are made with.
+    """The n examples of a batch off the diagonal, and the networks that compute their targets.
 
     Args:
         student, teacher (`Network`): delta and D.
-        states, teacher_states (`States`): x_s of the same noise, embedded by the student's and the teacher's table.
+        states, teacher_states (`States`): the same n states x_s, embedded by the student's and by the teacher's table.
         start, middle, end (`Tensor`): (n,) the times s, u and t, as tau.
-        projected (`list[Tensor]`): fills, as the target is asked for, with the numbers of tokens whose target was
-            projected onto the simplex.
+        projected (`list[Tensor]`): an output. Each call of the target appends the number of tokens, a scalar, whose
+            target it had to project onto the simplex.
     """
 
     student: Network
@@ -44,29 +44,29 @@ class Jumps:
     projected: list[Tensor] = field(default_factory=list)
 
     def interpolation_times(self) -> tuple[Tensor, Tensor, Tensor]:
-        """s, u and t (n,) on the scale of the interpolant."""
+        """The times s, u and t, each (n,), as t of the interpolant instead of tau."""
         clock = self.student.model.clock
         return clock.t(self.start), clock.t(self.middle), clock.t(self.end)
 
 
 class Objective(ABC):
-    """An objective: which pairs of times it is trained on, and its target.
+    """An objective of distillation: the time pairs that it is trained at, and its target.
 
-    To add one, subclass this, give it a name in [`OBJECTIVES`] and among the choices of `FMLMTrainingArguments`, and
-    a case in `tests/test_fixed_point.py`.
+    To add one, subclass this, add it to [`OBJECTIVES`] and to the choices of `FMLMTrainingArguments`, and give it a
+    case in `tests/test_fixed_point.py`.
     """
 
-    boundary = True  # some pairs are exactly (0, 1), the jump of one-step generation
-    latest = 1.0  # the latest tau of a jump
-    on_simplex = True  # targets are probabilities; others take squared error
+    boundary = True  # whether some time pairs are (0, 1), the jump of one-step generation
+    latest = 1.0  # the largest tau of the other jumps
+    on_simplex = True  # whether targets are probabilities; if not, the loss is the squared error
 
     @abstractmethod
     def target(self, jumps: Jumps) -> Target:
-        """What delta_{s,t}(x_s) is held to, by rows of tokens: (rows, V)."""
+        """The target of delta_{s,t}(x_s), as a function of a slice of the n * length tokens: (rows, V)."""
 
 
 class Semigroup(Objective):
-    """Two jumps make one. Forward evaluations only."""
+    """A jump from s to t equals the jump from s to u and then to t. Needs forward evaluations only."""
 
     def target(self, jumps: Jumps) -> Target:
         s, u, t = jumps.interpolation_times()
@@ -74,12 +74,12 @@ class Semigroup(Objective):
         first = network.hidden(jumps.states, jumps.start, jumps.middle)
         between = jumps.states.moved(network.embed(first, network.table), s, u)
         second = network.hidden(between, jumps.middle, jumps.end)
-        share = semigroup_weight(s, u, t).nan_to_num(0.5)  # times so close that their difference is 0 in float32
+        share = semigroup_weight(s, u, t).nan_to_num(0.5)  # 0 / 0 if the times are equal in float32
         return mixture(_per_token(share, first), network.predictions(first), network.predictions(second))
 
 
 class Lagrangian(Objective):
-    """The derivative in the end time: where the jump arrives it moves as the teacher's flow does."""
+    """As t grows, the place where a jump arrives moves with the velocity of the teacher's flow."""
 
     def target(self, jumps: Jumps) -> Target:
         s, _, t = jumps.interpolation_times()
@@ -100,17 +100,16 @@ class Lagrangian(Objective):
 
 
 class Eulerian(Objective):
-    """The derivative along the flow at the start: a jump does not change where it arrives as its start moves along
-    the flow. The identity behind MeanFlow.
+    """As s moves along the flow, the place where a jump arrives stays the same. The identity behind MeanFlow.
 
-    The factor (1-s)(t-s)/(1-t) of the derivative grows without bound towards t = 1, and squared error with it: left
-    alone, the latest jumps make up all of the gradient, and nothing else is learned. So the student is moved by a
-    part of the way to the target only,
+    The factor (1-s)(t-s)/(1-t) of the derivative is unbounded as t goes to 1, so jumps that end late would make up
+    nearly all of the squared error. The target of the class is therefore only a part of the way from delta to the
+    target above,
 
-        delta + w (target - delta),     w = (1-t) / ((1-t) + (1-s)(t-s)),
+        delta + w (target - delta),     w = (1-t) / ((1-t) + (1-s)(t-s)).
 
-    which leaves the fixed point as it is and the derivative a factor of at most one. No jump ends later than tau =
-    0.999: to the network tau = 0.999 and 1 are nearly the same time, but the factors there are far apart.
+    The fixed point is the same, and the factor of the derivative is at most 1. Jumps end at tau = 0.999 at the latest:
+    the network can hardly tell tau = 0.999 from 1, where the factors differ greatly.
     """
 
     boundary = False
@@ -137,7 +136,7 @@ class Eulerian(Objective):
 
 
 def eulerian_step(s: Tensor, t: Tensor) -> Tensor:
-    """w in [0, 1] of [`Eulerian`]. Times the factor of the derivative it is 1 - w."""
+    """The step w of [`Eulerian`], in [0, 1], for times s and t of the interpolant. w (1-s)(t-s)/(1-t) is 1 - w."""
     return (1 - t) / ((1 - t) + (1 - s) * (t - s))
 
 
@@ -145,7 +144,7 @@ OBJECTIVES: dict[str, type[Objective]] = {"semigroup": Semigroup, "lagrangian": 
 
 
 def project_onto_simplex(x: Tensor) -> Tensor:
-    """The nearest point of the simplex (Euclidean) to each row of x (rows, V): max(x - theta, 0) with sum one."""
+    """The Euclidean projection of each row of x (rows, V) onto the simplex: max(x - theta, 0), with sum one."""
     ordered = x.sort(dim=-1, descending=True).values
     count = torch.arange(1, x.shape[-1] + 1, device=x.device)
     excess = ordered.cumsum(-1) - 1
@@ -154,5 +153,5 @@ def project_onto_simplex(x: Tensor) -> Tensor:
 
 
 def _per_token(x: Tensor, hidden: Tensor) -> Tensor:
-    """(batch,) repeated for each of a sequence's tokens: (batch * length,)."""
+    """A value for each sequence (n,), repeated for its tokens: (n * length,). `hidden` is (n, length, d)."""
     return x.float().repeat_interleave(hidden.shape[1])
