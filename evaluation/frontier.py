@@ -57,8 +57,8 @@ def interpolate(
 ) -> float | None:
     """The log perplexity at `entropy` on the path through the points, which are in the order of the sweep.
 
-    If the path has that entropy more than once, the lowest counts, as each crossing is a setting that may be chosen. If
-    it never has, the result is None.
+    If the path has that entropy more than once, the lowest counts, as each crossing is a setting that may be chosen.
+    If it never has, the result is None.
     """
     found = []
     for (e, y), (f, z) in pairwise(zip(entropies, log_perplexities, strict=True)):

@@ -47,7 +47,7 @@ class Network:
 
     @torch.no_grad()
     def hidden(self, states: "States", start: Tensor, end: Tensor | None = None) -> Tensor:
-        """The last hidden states (batch, length, d) of delta_{start,end} at `states`; of D_{start} if `end` is None."""
+        """The last hidden states (batch, length, d) of delta_{start,end} at `states`, of D_{start} without `end`."""
         arguments = {"inputs_embeds": states.value, "timesteps": start, "attention_mask": states.attention_mask}
         if end is not None:
             arguments["target_timesteps"] = end
@@ -70,7 +70,9 @@ class Network:
 
         try:
             config._attn_implementation = "eager"
-            in_float32 = torch.autocast(states.value.device.type, enabled=False)  # else rounding would hide the derivative
+            in_float32 = torch.autocast(
+                states.value.device.type, enabled=False
+            )  # else rounding would hide the derivative
             with torch.no_grad(), in_float32, _without_dropout(self.model):
                 value, derivative = jvp(hidden, (states.value, start, end), along)[:2]
                 return value, derivative

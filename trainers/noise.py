@@ -16,7 +16,7 @@ def draw_times_and_seeds(
 ) -> tuple[np.ndarray, list[int]]:
     """Times tau and noise seeds of the examples at `places` of a global batch.
 
-    The time of a place is `(u + place / global_batch_size) mod 1`, where u is uniform and the same for the whole batch.
+    The time of a place is `(u + place / global_batch_size) mod 1`, u uniform and the same for the whole batch.
     Each time is uniform on [0, 1), and together they are evenly spaced, which lowers the variance of the loss.
 
     Args:

@@ -1,7 +1,8 @@
 """The targets of a flow map off the diagonal, by the three objectives of arXiv 2602.16813.
 
-Let delta_{s,t} be the student's two-time denoiser, X_{s,t} its flow map, D the teacher's denoiser (without a teacher the
-student's diagonal) and b the velocity of the flow. For s < u < t the target of delta_{s,t}(x_s), without gradient, is
+Let delta_{s,t} be the student's two-time denoiser, X_{s,t} its flow map, D the teacher's denoiser (without a teacher
+the student's diagonal) and b the velocity of the flow. For s < u < t the target of delta_{s,t}(x_s), without gradient,
+is
 
     semigroup (PSD)     g delta_{s,u}(x_s) + (1 - g) delta_{u,t}(X_{s,u}(x_s)),   g = (1-t)(u-s) / ((1-u)(t-s))
     Lagrangian (LSD)    D_t(X_{s,t}(x_s)) - (1-t)(t-s)/(1-s) d/dt delta_{s,t}(x_s),     projected onto the simplex
