@@ -1,4 +1,4 @@
-"""Configurations of the flow language model (FLM) and of its flow map (FMLM)."""
+"""The configurations of a flow language model (FLM) and of its flow map (FMLM)."""
 
 import math
 import numbers
@@ -12,39 +12,46 @@ def _require(condition: bool, field: str, value, rule: str) -> None:
 
 
 class FLMConfig(PreTrainedConfig):
-    """Configuration of [`FLMModel`], the one-time denoiser of a flow language model (arXiv 2602.16813).
+    """Configuration of [`FLMModel`], the denoiser of a flow language model (arXiv 2602.16813).
+
+    ```python
+    model = FLMModel(FLMConfig(vocab_size=4096, hidden_size=192, num_hidden_layers=4, num_attention_heads=4))
+    ```
 
     Args:
-        vocab_size (`int`): number of tokens V, at least 2. The clock depends on it.
-        hidden_size (`int`): width d; divisible by `num_attention_heads` into an even head size.
+        vocab_size (`int`): number of tokens V, at least 2. The clock (the scale of time) depends on it.
+        hidden_size (`int`): width d of the hidden states; a multiple of `2 * num_attention_heads`, since rotary
+            positions need an even head size.
         num_hidden_layers (`int`): number of transformer blocks.
         num_attention_heads (`int`): number of attention heads.
         intermediate_size (`int`): width of the MLP.
-        max_position_embeddings (`int`): longest sequence, and the length `generate` writes by default.
-        conditioning_size (`int`): width of the time condition that modulates every block (adaLN).
+        max_position_embeddings (`int`): length of the longest sequence (the context). `generate` writes as many tokens
+            by default.
+        conditioning_size (`int`): width of the time condition, which modulates every block (adaLN).
         time_embedding_size (`int`): number of sinusoidal time features, even.
-        attn_logit_softcapping (`float`, *optional*): attention scores s become c tanh(s / c); None for no cap.
-        final_logit_softcapping (`float`, *optional*): the same for the output logits. The first published models
-            have none, later ones 30.
+        attn_logit_softcapping (`float`, *optional*): soft cap c of the attention scores, in (0, 80]: a score s becomes
+            c tanh(s / c). None for no cap.
+        final_logit_softcapping (`float`, *optional*): soft cap of the output logits, likewise. The first published
+            models have none, later ones 30.
         hidden_dropout (`float`): dropout after attention and MLP, in [0, 1).
         rope_theta (`float`): base of the rotary positions.
-        learned_positions (`bool`): whether a learned vector per position is added to the state. The paper's models
-            have none: rotary positions are relative. For data in which a place has a meaning of its own, such as the
-            cells of a Sudoku, which pure noise cannot tell apart.
-        initializer_range (`float`): standard deviation of the initial embedding table. Linear layers start uniform in
-            +-1 / sqrt(fan-in), as in the published code, adaLN and the output layer at zero.
-        loss_weighting (`bool`): whether the model carries the learned loss weight w(tau), which scales the training
-            loss l of a sequence to exp(-w) l + w and is not used otherwise.
-        bos_token_id, eos_token_id, pad_token_id, mask_token_id (`int`, *optional*): special ids, in [0, V). There may
-            be several for EOS: a list.
+        learned_positions (`bool`): whether to add a learned vector per position to the state. It suits data in which a
+            position has a meaning of its own, such as the cells of a Sudoku. The paper's models have none: rotary
+            positions are relative, so that in pure noise nothing tells one position from another.
+        initializer_range (`float`): standard deviation of the initial embedding table. The output layer and adaLN
+            start at zero, other linear layers uniform in +-1 / sqrt(fan-in), as in the published code.
+        loss_weighting (`bool`): whether the model has a learned loss weight w(tau). In training it turns the loss l of
+            a sequence into exp(-w) l + w; it has no other use.
+        bos_token_id, eos_token_id, pad_token_id, mask_token_id (`int`, *optional*): special ids, in [0, V). A list
+            gives several for EOS.
 
     Raises:
-        ValueError: a value breaks the rule given here; the message names the field, the value and the rule.
+        ValueError: if a value is not allowed. The message names the field, the value and the rule.
     """
 
     model_type = "flm"
-    two_times = False  # whether the network is told a second time, that of the end of a jump
-    model_class = "FLMModel"  # the class the Auto classes build from a repository's own code
+    two_times = False  # whether the network is told a second time, that at which a jump ends
+    model_class = "FLMModel"  # the class that the Auto classes build from a repository's own code
 
     vocab_size: int = 50258
     hidden_size: int = 768
@@ -69,15 +76,15 @@ class FLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self._check()
-        vars(self).pop("model_type", None)  # an FMLM that starts from an FLM's files is an FMLM: the class decides
+        vars(self).pop("model_type", None)  # that of the class holds: an FMLM may start from the files of an FLM
         self.auto_map = dict(getattr(self, "auto_map", None) or {})
         if self.auto_map.get("AutoModelForMaskedLM", "").endswith((".FLMModel", ".FMLMModel")):
-            del self.auto_map["AutoModelForMaskedLM"]  # of earlier versions: it does not predict masked tokens
+            del self.auto_map["AutoModelForMaskedLM"]  # earlier versions set it, but these are no masked LMs
         for auto in ("AutoModel", "AutoModelForCausalLM"):
             module, _, name = self.auto_map.get(auto, "modeling_flm.").rpartition(".")
             if name in ("", "FLMModel", "FMLMModel"):
                 self.auto_map[auto] = f"{module}.{self.model_class}"
-        if getattr(self, "custom_pipelines", None) is None:  # what `pipeline("text-generation")` builds
+        if getattr(self, "custom_pipelines", None) is None:  # the class that `pipeline("text-generation")` builds
             own = {"impl": "pipeline_flm.FLMPipeline", "pt": ["AutoModel"], "type": "text"}
             self.custom_pipelines = {"text-generation": own}
 
@@ -111,7 +118,7 @@ class FLMConfig(PreTrainedConfig):
 
 
 class FMLMConfig(FLMConfig):
-    """Configuration of [`FMLMModel`], the two-time denoiser (flow map); the same fields as [`FLMConfig`]."""
+    """Configuration of [`FMLMModel`], the flow map of a flow language model. Its fields are those of [`FLMConfig`]."""
 
     model_type = "fmlm"
     two_times = True
@@ -119,12 +126,12 @@ class FMLMConfig(FLMConfig):
 
 
 def is_integer(value) -> bool:
-    """Whether a value is an integer, which True is not here."""
+    """Whether a value is an integer; a bool does not count as one."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value) -> bool:
-    """Whether a value is a real number, which True is not here."""
+    """Whether a value is a real number; a bool does not count as one."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 

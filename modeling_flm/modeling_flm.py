@@ -1,7 +1,8 @@
-"""Flow language models: the one-time denoiser (FLM) and the two-time denoiser or flow map (FMLM).
+"""The networks of flow language models: the denoiser (FLM) and the flow map (FMLM).
 
-Both are the transformer of arXiv 2602.16813, section 5: token states enter through one linear map (the embedding
-table), time modulates every block (adaLN), attention is bidirectional with rotary positions and soft-capped scores.
+A denoiser is told one time, that of its input. A flow map is told a second one, the time to jump to. Both are the
+transformer of arXiv 2602.16813, section 5: a linear map (the embedding table) embeds the state of each token, the
+time modulates every block (adaLN), and attention is bidirectional, with rotary positions and soft-capped scores.
 """
 
 from collections.abc import Sequence
@@ -41,20 +42,21 @@ from .saving_flm import LoadingAndSaving
 
 @dataclass
 class FLMOutput(ModelOutput):
-    """What a flow language model returns.
+    """The output of a flow language model: of `forward` with `labels` the losses, without them the prediction.
 
     Args:
-        loss (`Tensor`, *optional*): scalar, the training objective; with `labels`.
-        logits (`Tensor`, *optional*): (batch, length, V), soft-capped; without `labels`.
-        token_losses (`Tensor`, *optional*): (batch, length) float32 cross entropy in nats, detached, 0 where nothing
-            is scored; with `labels`.
-        scored (`Tensor`, *optional*): (batch, length) int64, 1 at the positions that count and 0 elsewhere; with
-            `labels`. Where a Trainer joins batches of different lengths it fills up with -100, in `token_losses` too:
-            `scored == 1` is right there as well, and would not be of a bool.
-        timesteps (`Tensor`, *optional*): (batch,) the times tau the loss was taken at; with `labels`.
-        hidden_states (`tuple[Tensor]`, *optional*): (batch, length, d) after the embedding and after each block.
-        last_hidden_state (`Tensor`, *optional*): (batch, length, d), what the output layer reads; in place of logits
-            with `output_logits=False`.
+        loss (`Tensor`, *optional*): the training objective, a scalar; with `labels`.
+        logits (`Tensor`, *optional*): the soft-capped logits (batch, length, V); without `labels`.
+        token_losses (`Tensor`, *optional*): the cross entropy of each token in nats, float32 (batch, length),
+            detached, and 0 at positions that are not scored; with `labels`.
+        scored (`Tensor`, *optional*): 1 at the scored positions and 0 elsewhere, int64 (batch, length); with `labels`.
+            A Trainer that joins batches of different lengths pads them with -100, as it does `token_losses`. So select
+            by `scored == 1`; as a bool, that padding would count as scored.
+        timesteps (`Tensor`, *optional*): (batch,) the time tau at which each row's loss was taken; with `labels`.
+        hidden_states (`tuple[Tensor]`, *optional*): the hidden states (batch, length, d) after the embedding and after
+            each block; with `output_hidden_states`.
+        last_hidden_state (`Tensor`, *optional*): the input (batch, length, d) of the output layer; returned instead of
+            the logits with `output_logits=False`.
     """
 
     loss: Tensor | None = None
@@ -67,15 +69,15 @@ class FLMOutput(ModelOutput):
 
 
 class FLMPreTrainedModel(LoadingAndSaving, PreTrainedModel):
-    """Loading, saving and initialisation of flow language models."""
+    """Base class of the networks: loading, saving, initialisation and the choice of the attention implementation."""
 
     config_class = FLMConfig
     base_model_prefix = ""
     generation_config_class = FlowGenerationConfig
     supports_gradient_checkpointing = True
     _no_split_modules = ["FLMBlock"]
-    # Float32 where the rest is loaded in half precision, and left out of quantisation: all quantisers of transformers
-    # heed the first list, what loads weights in bfloat16 the second.
+    # These modules stay in float32 when the rest is loaded in half precision, and are not quantised. The first list
+    # is read by all quantisers of transformers, the second by what loads weights in bfloat16.
     _keep_in_fp32_modules = ["time_embedding", "target_time_embedding", "loss_weighting"]
     _keep_in_fp32_modules_strict = _keep_in_fp32_modules
     _input_embed_layer = "embed_tokens"
@@ -114,7 +116,9 @@ class FLMPreTrainedModel(LoadingAndSaving, PreTrainedModel):
 
 
 class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
-    """The denoiser of a flow language model: the posterior D_t(x) = p(x1 | x_t = x) of every token.
+    """The denoiser of a flow language model: it predicts the clean tokens of a noised text.
+
+    Its prediction is the posterior `D_t(x) = p(x1 | x_t = x)`, a distribution over the vocabulary at each position.
 
     ```python
     model = AutoModel.from_pretrained("org/flm", trust_remote_code=True)
@@ -140,26 +144,26 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """Where states are: the device that the embedding table computes on. To others of a `device_map` they go."""
+        """The device of states: the one that the embedding table computes on, also in a model with a `device_map`."""
         return place_of(self.embed_tokens)
 
     @property
     def clock(self) -> Clock:
         """The time change tau <-> t of this vocabulary."""
-        if self._clock.vocab_size != self.config.vocab_size:  # after resize_token_embeddings
+        if self._clock.vocab_size != self.config.vocab_size:  # `resize_token_embeddings` has changed it
             self._clock = Clock(self.config.vocab_size)
         return self._clock
 
     def add_loss_weighting(self) -> None:
-        """Give the model a learned loss weight w(tau), zero at first; does nothing if it has one."""
+        """Add a learned loss weight w(tau), which starts at zero, unless the model has one already."""
         if self.loss_weighting is None:
             self.config.loss_weighting = True
             self.loss_weighting = FLMLossWeighting(self.config).to(self.device)
             self.loss_weighting.apply(self._init_weights)
 
     def pipeline(self, tokenizer: PreTrainedTokenizerBase, **kwargs):
-        """The text-generation pipeline of this model, a [`FLMPipeline`]; `kwargs` are its defaults."""
-        from .pipeline_flm import FLMPipeline  # here it also tells transformers that this file belongs to the model's
+        """A text-generation pipeline with this model, an [`FLMPipeline`]; `kwargs` are its default arguments."""
+        from .pipeline_flm import FLMPipeline  # this line also tells transformers to load the file with the model
 
         return FLMPipeline(model=self, tokenizer=tokenizer, **kwargs)
 
@@ -173,7 +177,15 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         attention_mask: Tensor | None = None,
         all_hidden: list[Tensor] | None = None,
     ) -> Tensor:
-        """The backbone: embedded state (batch, length, d) at tau (batch,) to the last hidden state, same shape."""
+        """The backbone: from an embedded state (batch, length, d) to the last hidden state of the same shape.
+
+        Args:
+            state (`Tensor`): (batch, length, d) the embedded state.
+            timesteps (`Tensor`): (batch,) tau of the state.
+            target_timesteps (`Tensor`, *optional*): (batch,) tau to jump to; only for a flow map (FMLM).
+            attention_mask (`Tensor`, *optional*): (batch, length), 0 at padding.
+            all_hidden (`list[Tensor]`, *optional*): to it the hidden states before and after each block are appended.
+        """
         batch, length, _ = state.shape
         hidden = state.to(self.dtype)
         condition = F.silu(self._time_condition(timesteps, target_timesteps)).to(hidden.dtype)
@@ -188,7 +200,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
             hidden = layer(hidden, condition, rotary, mask)
         if all_hidden is not None:
             all_hidden.append(hidden)
-        # Of several devices the state's is where the rest goes on.
+        # With a `device_map` the last block may be on another device: return to that of the state.
         shift, scale = self.modulation(condition)[:, None].to(state.device).chunk(2, dim=-1)
         return modulate(self.norm(hidden).to(state.device), shift, scale)
 
@@ -221,52 +233,56 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs,
     ) -> FLMOutput | tuple:
-        """The training loss of `labels`, or, without labels, the logits of a state.
+        """Compute the training loss of `labels`, or predict the clean tokens of a given state.
 
-        With labels, data is noised to x_t = (1-t) x0 + t x1 at a time that is uniform in tau, and the loss is the mean
-        cross entropy `-log D_t(x_t)[x1]` over the scored positions (L_FLM of the paper). Scored is what is neither
-        padding, nor labelled -100, nor conditioning. Positions labelled -100 are kept clean when `input_ids` give
-        their token (a prompt, say): they condition.
+        ```python
+        loss = model(labels=ids).loss                                   # noise the ids, and predict them
+        logits = model(inputs_embeds=state, timesteps=0.5).logits       # predict from a state at tau = 0.5
+        ```
 
-        In training noise and times are drawn anew in each call. In evaluation (`model.eval()`) they are fixed: unless
-        `noise_seed` or `generator` is given, a row's seed is a hash of its tokens without the padding, so that its
-        loss is the same again, in any batch and on any process. A flow map is not trained by `labels`, which leave its
-        jumps unattended to.
+        With labels, the data x1 is noised to `x_t = (1-t) x0 + t x1` at a time that is uniform in tau. The loss is the
+        mean cross entropy `-log D_t(x_t)[x1]` over the scored positions (L_FLM of the paper): those that are not
+        padding, not labelled -100 and not in `conditioning_mask`. A position labelled -100 whose token is known from
+        `input_ids` stays clean, so that the model is conditioned on it, as on a prompt.
+
+        In training, noise and times are drawn anew in each call. In evaluation (`model.eval()`) they are fixed, unless
+        `noise_seed` or `generator` is given: the seed of a row is a hash of its tokens without padding, so that its
+        loss is the same in any batch and on any process. `labels` cannot train a flow map: its jumps would go
+        untrained.
 
         Args:
-            input_ids (`Tensor`, *optional*): (batch, length) clean ids; default: `labels`. Without labels, and with
-                `timesteps`, they are the state itself, as one-hots.
-            inputs_embeds (`Tensor`, *optional*): (batch, length, d) an embedded state (see `embed_state`) to be taken
-                as it is; needs `timesteps`. With labels, the loss of this state.
+            input_ids (`Tensor`, *optional*): (batch, length) clean ids; default: `labels`. Without labels they are the
+                state at `timesteps`, as one-hots.
+            inputs_embeds (`Tensor`, *optional*): (batch, length, d) an embedded state (see `embed_state`), which is
+                not noised; needs `timesteps`. With labels, the loss of this state is returned.
             labels (`Tensor`, *optional*): (batch, length) ids to predict; -100 where nothing is scored.
-            timesteps (`Tensor`, *optional*): (batch,) tau in [0, 1]; default, with labels: drawn, evenly spread over
-                the batch or, where noise comes from seeds, from each row's own.
-            target_timesteps (`Tensor`, *optional*): (batch,) tau in [timesteps, 1], FMLM only; default: `timesteps`,
-                the diagonal, where the flow map's denoiser is the flow's.
-            attention_mask (`Tensor`, *optional*): (batch, length), 0 at padding: neither attended to nor scored.
+            timesteps (`Tensor`, *optional*): (batch,) tau in [0, 1]. Default with labels: drawn, from each row's seed
+                if there are seeds, and evenly spread over the batch if not.
+            target_timesteps (`Tensor`, *optional*): (batch,) tau in [timesteps, 1], the time to jump to; FMLM only.
+                Default: `timesteps`, the diagonal, where the flow map's prediction is the denoiser's.
+            attention_mask (`Tensor`, *optional*): (batch, length), 0 at padding, which is neither attended to nor
+                scored.
             conditioning_mask (`Tensor`, *optional*): (batch, length) bool, True where the token is kept clean.
-            noise_seed (`Tensor` or `list[int]`, *optional*): (batch,) a seed per sequence for its noise and time: the
-                same example gets the same noise whatever the batch layout and padding. Default in evaluation: from
-                the ids.
-            generator (`torch.Generator`, *optional*): source of noise and times without `noise_seed`; in evaluation,
-                too, they are then random.
-            noise_law (`NoiseLaw`, *optional*): one object for all calls between two changes of the weights, such as
-                the micro-batches of a step: what the noise needs of the embedding table is then worked out once.
-            output_hidden_states (`bool`, *optional*): also return all hidden states.
-            output_logits (`bool`): without labels, False returns the last hidden state in place of (batch, length, V)
-                logits: `embed_prediction` and the losses take it from there.
-            return_dict (`bool`, *optional*): False for a plain tuple. Its default, and that of `output_hidden_states`,
-                are the config's.
-            num_items_in_batch (`int`, *optional*): the number of labels other than -100 in all micro-batches of a
-                step (gradient accumulation). The loss is then the mean here times the share of them that is here: all
-                micro-batches together give the mean over what is scored if no other position has a label, and a
-                weighted mean of their means otherwise (`labels = input_ids` with padding).
+            noise_seed (`Tensor` or `list[int]`, *optional*): (batch,) a seed for the noise and the time of each
+                sequence, which then do not depend on the batch or the padding. Default in evaluation: from the ids.
+            generator (`torch.Generator`, *optional*): source of noise and times where there is no `noise_seed`. They
+                are then random in evaluation, too.
+            noise_law (`NoiseLaw`, *optional*): a cache of what the noise needs of the embedding table. Pass one object
+                to all calls between two changes of the weights, such as the micro-batches of a step.
+            output_hidden_states (`bool`, *optional*): whether to return all hidden states. Default: the config's.
+            output_logits (`bool`): whether to return logits when there are no labels. False returns the last hidden
+                state instead, which `embed_prediction` and the losses take, and makes no tensor (batch, length, V).
+            return_dict (`bool`, *optional*): False returns a plain tuple. Default: the config's.
+            num_items_in_batch (`int`, *optional*): number of labels other than -100 in all micro-batches of a step,
+                as the Trainer counts them (gradient accumulation). The loss is then the mean of this micro-batch times
+                its share of those labels. The sum over the micro-batches is the mean over all scored positions if
+                only these have labels; otherwise (`labels = input_ids` with padding) a weighted mean of means.
 
         Raises:
-            ValueError: arguments that contradict each other or would go unused, wrong shapes, or `labels` for a flow
-                map in training. Values (ids, times,
-                labels that are not the `input_ids`, nothing to score) are checked on a CPU only, and not in compiled
-                code: on an accelerator the check would make the host wait for every step.
+            ValueError: if arguments contradict each other, would go unused or have wrong shapes, or if a flow map gets
+                `labels` in training. Values (ids, times, labels that differ from `input_ids`, nothing to score) are
+                checked on a CPU only, and not in compiled code: on an accelerator each check would make the host wait.
+            TypeError: if an argument is unknown.
         """
         check_unknown(type(self).__name__, kwargs)
         if labels is None and num_items_in_batch is not None:
@@ -320,7 +336,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
             output = FLMOutput(loss, None, losses, scored.long(), timesteps, hidden_states)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    @torch.compiler.disable  # generators cannot be compiled, and each new seed would be compiled for anew
+    @torch.compiler.disable  # generators cannot be compiled, and every new seed would mean a new compilation
     def _corrupt(
         self,
         clean: Tensor,
@@ -331,7 +347,11 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         generator: torch.Generator | None,
         law: NoiseLaw | None,
     ) -> tuple[Tensor, Tensor]:
-        """The state at tau (drawn when not given) of ids (batch, length), clean where `keep`: embedded; and tau."""
+        """Noise clean ids (batch, length), but those where `keep` is True, at `timesteps` or at times drawn here.
+
+        Returns:
+            the embedded state (batch, length, d), and its times tau (batch,).
+        """
         if noise_seed is None and generator is None and not self.training:
             noise_seed = seeds_of(clean, attention_mask)
         batch, length = clean.shape
@@ -351,6 +371,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         timesteps: Tensor,
         num_items_in_batch: Tensor | int | None,
     ) -> tuple[Tensor, Tensor]:
+        """The training loss (see `forward`), a scalar, and the cross entropy of each scored token (batch, length)."""
         weights, offset = scored.float(), 0.0
         if self.loss_weighting is not None and self.training:
             log_weight = self.loss_weighting(timesteps)[:, None]
@@ -365,10 +386,10 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         )
         count = scored.sum()
         if num_items_in_batch is not None:
-            # What was counted is labels, of padding, too, perhaps: the mean is over what is scored all the same.
+            # The Trainer counts labels, perhaps those of padding, too, but the mean is over scored positions only.
             of_labels = count.clamp(min=1) / (labels != -100).sum().clamp(min=1)
             divisor = num_items_in_batch * of_labels
-            # Of nothing the mean is no number, which a Trainer leaves out of evaluation; in training it must not be.
+            # A mean over nothing is NaN. A Trainer leaves it out of an evaluation; in training the loss is 0 instead.
             count = divisor.where(count > 0, 1) if self.training else divisor
         elif checkable(labels) and count == 0:
             raise ValueError(
@@ -380,9 +401,11 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
 class FMLMModel(FLMModel):
     """The flow map of a flow language model: the two-time denoiser delta_{s,t}(x) of every token.
 
-    `X_{s,t}(x) = (1-t)/(1-s) x + (t-s)/(1-s) delta_{s,t}(x)` jumps from time s to time t in one evaluation, so that
-    `model.generate(num_steps=1)` writes text in one. It is [`FLMModel`] with an embedding of the second time, added to
-    that of the first and zero at first: an FMLM that starts from an FLM's weights starts as that FLM.
+    `X_{s,t}(x) = (1-t)/(1-s) x + (t-s)/(1-s) delta_{s,t}(x)` jumps from time s to time t in one evaluation of the
+    network, so that `model.generate(num_steps=1)` writes a text in one.
+
+    The network is [`FLMModel`] with an embedding of the second time, added to that of the first. This embedding starts
+    at zero: an FMLM that starts from the weights of an FLM first predicts what that FLM does.
     """
 
     config_class = FMLMConfig
@@ -401,6 +424,7 @@ class FMLMModel(FLMModel):
 def _scored_positions(
     labels: Tensor | None, attention_mask: Tensor | None, conditioning_mask: Tensor | None
 ) -> Tensor | None:
+    """Where a loss is taken, bool (batch, length); None without labels."""
     if labels is None:
         return None
     scored = labels != -100
@@ -418,6 +442,6 @@ def _union(mask: Tensor | None, other: Tensor) -> Tensor:
 FLMModel.register_for_auto_class("AutoModel")
 FMLMModel.register_for_auto_class("AutoModel")
 
-# Where a model is loaded by its repository's code, too: transformers' own pipeline asks whether it generates text.
+# By this transformers' own pipeline knows that the models generate text, also when a repository's code is loaded.
 AutoModelForCausalLM.register(FLMConfig, FLMModel, exist_ok=True)
 AutoModelForCausalLM.register(FMLMConfig, FMLMModel, exist_ok=True)
