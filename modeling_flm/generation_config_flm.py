@@ -1,4 +1,4 @@
-"""How a flow language model generates: the settings of `generate` that a repository keeps."""
+"""The settings of `generate`, as a repository keeps them in `generation_config.json`."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from transformers.generation import GenerationConfig
 from .configuration_flm import is_integer, is_number
 from .samplers_flm import SAMPLERS
 
-Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and whether it is
+Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and a function that checks it
 
 
 def _integer(lowest: int) -> Rule:
@@ -22,13 +22,13 @@ def _number(range_: str, within: Callable[[float], bool]) -> Rule:
 
 
 def _is_grid(tau: Any) -> bool:
-    """Whether these are times of evaluations."""
+    """Whether `tau` is a list of numbers that ascend from 0 and stay below 1."""
     if not (isinstance(tau, list | tuple) and len(tau) > 0 and all(map(is_number, tau))):
         return False
     return tau[0] == 0 and all(now < then for now, then in itertools.pairwise([*tau, 1]))
 
 
-# The rule of each setting but `sampler`, whose names may grow (SAMPLERS); None is always allowed.
+# The rule of each setting. None is always allowed. `sampler` is checked against SAMPLERS, to which users may add.
 RULES: dict[str, Rule] = {
     "num_steps": _integer(1),
     "timesteps": ("ascend from 0 and stay below 1 (tau)", _is_grid),
@@ -50,55 +50,59 @@ RULES: dict[str, Rule] = {
 
 
 class FlowGenerationConfig(GenerationConfig):
-    """How a flow language model generates; saved as `generation_config.json`.
+    """The settings of `generate` for flow language models, saved as `generation_config.json`.
+
+    ```python
+    model.generation_config = FlowGenerationConfig(num_steps=16, sampler="bridge", temperature=0.8)
+    ```
+
+    `max_length`, `max_new_tokens`, `num_return_sequences`, `return_dict_in_generate` and the special ids mean what
+    they mean in [`~transformers.GenerationConfig`]; `eos_token_id` may list several ids.
 
     Args:
-        num_steps (`int`, *optional*): evaluations of the network, >= 1. A model's own default is 1 for a flow map
-            (FMLM) and 64 for a denoiser (FLM).
-        timesteps (`list[float]`, *optional*): tau of each evaluation instead of an even grid of `num_steps`:
-            ascending, from 0, below 1.
-        sampler (`str`, *optional*): of any model "euler", the Euler scheme of the probability flow; "multistep", a
-            second-order scheme at the same cost; "bridge", which draws tokens and takes a temperature. Of a flow map
-            (FMLM) "flow_map", its jumps, the default where there is one.
-        temperature (`float`, *optional*): of "bridge": of the drawn tokens, >= 0, where 0 takes the likeliest.
+        num_steps (`int`, *optional*): number of evaluations of the network, >= 1. A flow map (FMLM) takes 1 by
+            default, a denoiser (FLM) 64.
+        timesteps (`list[float]`, *optional*): tau of each evaluation, ascending from 0 and below 1. Default: an even
+            grid of `num_steps`.
+        sampler (`str`, *optional*): for every model "euler", the Euler scheme of the probability flow and the default
+            of a denoiser; "multistep", a second-order scheme at the same cost; and "bridge", which draws tokens and
+            takes a temperature. For a flow map also "flow_map", its jumps, which is its default.
+        temperature (`float`, *optional*): for "bridge", temperature of the drawn tokens, >= 0; 0 takes the likeliest.
             Default 1.
-        top_k (`int`, *optional*): of "bridge": draw among the so many likeliest tokens, >= 1.
-        top_p (`float`, *optional*): of "bridge": draw among the likeliest tokens of this probability together, in
-            (0, 1].
-        gamma (`float`, *optional*): of "flow_map": strength of the noise put back after each jump, in [0, 1]. Default
-            0, none.
-        renoise (`str`, *optional*): of "flow_map" with gamma: "official", as published, the default, or "markov",
-            which keeps the marginals for every gamma.
-        guidance_scale (`float`, *optional*): how far to go from a weak network's prediction through the model's own,
-            `D_weak + guidance_scale (D - D_weak)`, >= 0, where 1 is the model's own. The weak network is the
-            `guidance_model` of the call; or, with `guidance_dropout`, the model with dropout; or else the model for
-            which the prompt is as noisy as the rest (classifier-free guidance). It doubles the evaluations. Not with
-            "bridge".
-        guidance_dropout (`float`, *optional*): rate of the weak network's dropout, in (0, 1).
-        reward_scale (`float`, *optional*): of the gradient of the call's `reward_fn`, default 1.
-        refine_steps (`int`, *optional*): after the text is written, so many times noise its least certain tokens and
-            write them again, given the others, in one evaluation each. >= 0.
-        refine_fraction (`float`, *optional*): of the tokens that are written: those that are refined, in (0, 1].
+        top_k (`int`, *optional*): for "bridge", the number of likeliest tokens to draw from, >= 1.
+        top_p (`float`, *optional*): for "bridge", draw from the fewest likeliest tokens that have this probability
+            together, in (0, 1].
+        gamma (`float`, *optional*): for "flow_map", strength of the noise put back after each jump, in [0, 1].
+            Default 0, no noise.
+        renoise (`str`, *optional*): for "flow_map" with `gamma`, how noise is put back: "official", the default, is
+            the published form; "markov" keeps the marginals of the flow for every gamma.
+        guidance_scale (`float`, *optional*): how far to move the prediction D away from that of a weak network,
+            `D_weak + guidance_scale (D - D_weak)`, >= 0; 1 leaves it as it is. The weak network is `guidance_model`,
+            an argument of `generate`; with `guidance_dropout` the model under dropout; without both the model to which
+            the prompt is as noisy as the rest (classifier-free guidance). Guidance doubles the number of evaluations.
+            It is not possible with "bridge".
+        guidance_dropout (`float`, *optional*): dropout rate of the weak network, in (0, 1).
+        reward_scale (`float`, *optional*): factor of the gradient of `generate`'s `reward_fn`. Default 1.
+        refine_steps (`int`, *optional*): number of refinements of the written text, >= 0. Each noises the least
+            certain tokens and writes them again, given the others, in one evaluation.
+        refine_fraction (`float`, *optional*): share of the written tokens that a refinement writes again, in (0, 1].
             Default 0.25.
-        suppress_tokens (`list[int]`, *optional*): ids that are not written; what the network gives them is shared
-            among the others.
-        bad_words_ids (`list[list[int]]`, *optional*): the same as lists of one id each. Words of several tokens cannot
-            be forbidden: all tokens are written at once.
-        compile_config (`CompileConfig`, *optional*): compile the network with `torch.compile` and these options; its
-            mode "reduce-overhead" uses CUDA graphs. Not saved.
-        window_overlap (`int`, *optional*): write texts longer than the model's context window by window, each with at
-            least so many ids of the one before as its beginning, >= 0.
-        pad_after_eos (`bool`, *optional*): after the first EOS that was written, put padding. Rows of packed documents
-            go on after one. `eos_token_id` may list several.
-        max_length, max_new_tokens, num_return_sequences, return_dict_in_generate and the special ids mean what they
-            mean in [`~transformers.GenerationConfig`].
+        suppress_tokens (`list[int]`, *optional*): ids that are not written. Their probability goes to the other ids.
+        bad_words_ids (`list[list[int]]`, *optional*): the same, as lists of one id each. Words of several tokens
+            cannot be forbidden, since all tokens are written at once.
+        compile_config (`CompileConfig`, *optional*): options with which `torch.compile` compiles the network; mode
+            "reduce-overhead" uses CUDA graphs. They are not saved.
+        window_overlap (`int`, *optional*): write a text longer than the model's context window by window. A window
+            begins with the last ids of the one before, at least this many, >= 0.
+        pad_after_eos (`bool`, *optional*): whether the tokens that are written after the first written EOS become
+            padding. A model of packed documents goes on with another document there.
 
     Raises:
-        ValueError: a value is not allowed; the message names it.
+        ValueError: if a value is not allowed; the message names it.
     """
 
-    # The settings that transformers does not have, each None where it is not set. To add one: a line here, its entry
-    # above, its rule in RULES.
+    # The settings that transformers does not have; None where one is not set. To add one, add a line here, its entry
+    # above and its rule in RULES.
     num_steps: int
     timesteps: list[float]
     sampler: str
@@ -114,11 +118,11 @@ class FlowGenerationConfig(GenerationConfig):
     def __init__(self, **kwargs):
         for name in OWN:
             setattr(self, name, kwargs.pop(name, None))
-        kwargs.setdefault("do_sample", True)  # noise makes every generation a sample
+        kwargs.setdefault("do_sample", True)  # every text starts from noise, so it is a sample
         super().__init__(**kwargs)
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
-        self._check_tokens()  # before transformers does, which knows other rules for some of them
+        self._check_tokens()  # before transformers checks them: it has other rules for some of them
         super().validate(strict=strict, user_set_attributes=user_set_attributes)
         self._check_ends()
         if not self.do_sample:
@@ -133,7 +137,7 @@ class FlowGenerationConfig(GenerationConfig):
                 raise ValueError(f"`{name}` must {said}, but is {value!r}.")
 
     def _check_tokens(self) -> None:
-        """Ids that are not to be written."""
+        """Check the ids that are not to be written."""
         words = self.bad_words_ids
         if words is not None and not (
             isinstance(words, list | tuple) and all(isinstance(w, list | tuple) and len(w) == 1 for w in words)
@@ -149,7 +153,7 @@ class FlowGenerationConfig(GenerationConfig):
             )
 
     def _check_ends(self) -> None:
-        """Ids that end a text, and follow its end."""
+        """Check the ids that end a text (EOS) and that follow its end (padding)."""
         for name, ids in (("eos_token_id", as_ids(self.eos_token_id)), ("pad_token_id", [self.pad_token_id])):
             if getattr(self, name) is not None and not (ids and all(is_integer(x) and x >= 0 for x in ids)):
                 several = " or a list of some" if name == "eos_token_id" else ""
@@ -162,15 +166,17 @@ class FlowGenerationConfig(GenerationConfig):
 
     @property
     def suppressed(self) -> list[int]:
-        """The ids that are not written."""
+        """The ids that are not written, of `suppress_tokens` and `bad_words_ids`."""
         return [*(self.suppress_tokens or ()), *(word[0] for word in self.bad_words_ids or ())]
 
     def to_diff_dict(self) -> dict[str, Any]:
-        # transformers' own pipeline has defaults (256 new tokens, temperature 0.7) for what is not here: None is.
+        # transformers' own pipeline fills in its defaults (256 new tokens, temperature 0.7) for settings that are
+        # missing here, but not for those that are None.
         return {"max_new_tokens": None, "temperature": None} | super().to_diff_dict()
 
     @classmethod
     def from_model_config(cls, model_config) -> "FlowGenerationConfig":
+        """The default settings for a model: one jump of a flow map (FMLM), or 64 Euler steps of a denoiser (FLM)."""
         values = model_config if isinstance(model_config, dict) else model_config.to_dict()
         ids = {name: values.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         if values.get("model_type") == "fmlm":
@@ -179,7 +185,7 @@ class FlowGenerationConfig(GenerationConfig):
 
 
 OWN = tuple(FlowGenerationConfig.__annotations__)
-# What `generate` makes use of; it refuses every other argument, so that none is ignored in silence.
+# The settings that `generate` uses. It refuses any other, so that none is silently ignored.
 HONOURED = {
     *(*OWN, *RULES, "suppress_tokens", "bad_words_ids", "compile_config", "do_sample", "return_dict_in_generate"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
@@ -187,7 +193,7 @@ HONOURED = {
 
 
 def set_values(config: GenerationConfig) -> dict:
-    """The values of a configuration that are set, without its bookkeeping."""
+    """The settings of a configuration that are not None, without transformers' bookkeeping (such as its version)."""
     return {
         name: value
         for name, value in config.to_diff_dict().items()
@@ -196,5 +202,5 @@ def set_values(config: GenerationConfig) -> dict:
 
 
 def as_ids(ids: int | list[int] | None) -> list[int]:
-    """Ids that a configuration gives as one or as a list."""
+    """The ids of a setting that may be one id, a list of ids or None, as a list."""
     return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]

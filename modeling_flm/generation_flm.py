@@ -1,8 +1,8 @@
-"""Text from a flow: `generate` and its output.
+"""`generate`, which writes text with a flow language model, and its output.
 
-Sampling carries a state from noise (tau = 0) to data (tau = 1) on a grid of tau, uniform unless given, with one of
-the samplers of `samplers_flm.py`. The state stays in the embedded space; every step re-embeds a prediction blockwise
-over the vocabulary, and the last one takes its tokens.
+Sampling carries a state from noise (tau = 0) to data (tau = 1) on a grid of tau, which is even unless given, with one
+of the samplers of `samplers_flm.py`. The state stays in the embedded space: every step embeds the network's
+prediction, block by block of the vocabulary, and the last step takes its tokens instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,28 +23,28 @@ from .noise_flm import step_seeds
 from .requests_flm import FlowRequests, spread_seeds
 from .samplers_flm import SAMPLERS, Sampler
 
-_WINDOW = 1 << 32  # seeds of the windows after the first: beyond any number of steps
+_WINDOW = 1 << 32  # from this step number on come the seeds of later windows; no generation has so many steps
 
 
 @dataclass
 class FlowGenerationOutput(ModelOutput):
-    """What `generate(return_dict_in_generate=True)` returns.
+    """The output of `generate(return_dict_in_generate=True)`.
 
     Args:
-        sequences (`Tensor`): (batch * num_return_sequences, length) int64 ids, prompt included; shorter sequences are
+        sequences (`Tensor`): (batch * num_return_sequences, length) int64 ids, prompts included. Shorter sequences are
             padded at their end.
-        attention_mask (`Tensor`): of the same shape, int64: 1 where the sequence is, 0 at the padding after a shorter
-            one. `model(labels=sequences, attention_mask=attention_mask)` takes both.
-        num_function_evaluations (`int`): evaluations of the network that a sequence takes; the most of any of them,
-            where some take fewer windows.
-        tokens_per_forward (`float`): new tokens of a sequence per evaluation, on average.
+        attention_mask (`Tensor`): int64 of the same shape, 1 in a sequence and 0 at the padding after a shorter one.
+            `model(labels=sequences, attention_mask=attention_mask)` takes both.
+        num_function_evaluations (`int`): number of evaluations of the network for a sequence; the largest one if some
+            sequences take fewer windows.
+        tokens_per_forward (`float`): number of new tokens of a sequence per evaluation, on average.
         seeds (`list[int]`): the seed of each sequence; `generate(seed=seeds)` writes the same sequences again.
-        conditioning_mask (`Tensor`): (batch * num_return_sequences, length) bool, which of the ids were given. Padding
-            was not.
-        trajectory (`Tensor`, with `output_trajectory`): (steps + refine_steps, batch, length) int64, the draft at each
-            step: the likeliest tokens, and at the last one the sequences.
-        confidence (`Tensor`, with `output_trajectory`): of the same shape, float32, the probability that the network
-            gave each token of the drafts when it was written; 1 where it was given, and at padding.
+        conditioning_mask (`Tensor`): (batch * num_return_sequences, length) bool, True where the id was given.
+            Padding counts as not given.
+        trajectory (`Tensor`, with `output_trajectory`): (steps + refine_steps, batch, length) int64, the draft of each
+            step: the likeliest tokens, and in the last step the sequences.
+        confidence (`Tensor`, with `output_trajectory`): float32 of the same shape, the probability that the network
+            gave each token of a draft when it was written; 1 at given tokens and at padding.
     """
 
     sequences: Tensor | None = None
@@ -58,7 +58,7 @@ class FlowGenerationOutput(ModelOutput):
 
 
 class FlowGenerationMixin(FlowRequests, GenerationMixin):
-    """`generate` for models with a clock, `embed_tokens`, `embed_noise`, `embed_prediction`, `lm_head`, `denoise`."""
+    """Adds `generate` to a model, which needs `clock`, `denoise`, `embed_tokens`, `lm_head` and [`EmbeddedSpace`]."""
 
     def adjust_generation_fn(
         self,
@@ -76,7 +76,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         trust_remote_code,
         **kwargs,
     ) -> None:
-        """Called on loading: the stock version would read `generation_config.json` as a plain GenerationConfig."""
+        """Called when a model is loaded: transformers' own version would make a plain GenerationConfig of the file."""
         if generation_config is not None:
             self.generation_config = FlowGenerationConfig(**set_values(generation_config))
         elif pretrained_model_name_or_path is not None:
@@ -92,7 +92,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
                     subfolder=subfolder,
                     **kwargs,
                 )
-            except OSError:  # the file is optional: the defaults of the model's type stay
+            except OSError:  # the file is optional; without it the defaults for the type of model stay
                 pass
 
     @torch.no_grad()
@@ -122,46 +122,44 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         ids = model.generate(num_steps=16, sampler="bridge", temperature=0.8)
         ```
 
-        Every setting of [`FlowGenerationConfig`] is a keyword argument: `num_steps`, `timesteps`, `sampler`,
-        `temperature`, `top_k`, `top_p`, `gamma`, `guidance_scale`, `refine_steps`, `max_length`, `max_new_tokens`,
-        `num_return_sequences`, `return_dict_in_generate` and so on. Arguments win over `generation_config`, which wins
-        over the model's own. Naming another `sampler` drops the settings that the configuration has for its own.
+        Every setting of [`FlowGenerationConfig`] can be a keyword argument. An argument overrides `generation_config`,
+        which overrides the model's own configuration. Naming another `sampler` drops the settings that a configuration
+        has for its own sampler.
 
         Args:
-            input_ids (`Tensor`, *optional*): (batch, P) prompts, kept as the first P ids of each sequence: clamped to
-                their embedding at every state. The mask token (`config.mask_token_id`) is a blank, to be filled in.
-                None to write from nothing.
+            input_ids (`Tensor`, *optional*): (batch, P) prompts, the first P ids of each sequence. Given ids are kept:
+                every state has their embedding in their place. The mask token (`config.mask_token_id`) is a blank, to
+                be filled in. Default: write from nothing.
             generation_config (`GenerationConfig`, *optional*): settings, usually a [`FlowGenerationConfig`].
-            attention_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, where 0 is padding of a shorter prompt, on
-                either side: every prompt is put at the beginning of its sequence, which is written on from there as
-                that of this prompt alone would be. Shorter sequences are padded at their end (`pad_token_id`, or 0),
-                which the network does not attend to; `attention_mask` of the output tells where.
-            conditioning_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, which of the `input_ids` to keep; the
-                others are filled in. Default: all but the blanks.
+            attention_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, 0 at the padding of shorter prompts, on
+                either side. Each prompt is moved to the beginning of its sequence, which is then written as it would
+                be for this prompt alone. Shorter sequences are padded at their end with `pad_token_id` (or 0). The
+                network does not attend to this padding; `attention_mask` of the output tells where it is.
+            conditioning_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, 1 at the `input_ids` that are kept; the
+                others are filled in. Default: all but the blanks are kept.
             guidance_model (`FLMModel`, *optional*): the weak network of `guidance_scale`: an earlier or smaller model
-                of the same vocabulary, on the same device. Both see the same noise.
-            reward_fn (`Callable`, *optional*): from a [`Lookahead`], the text that the present state leads to, to a
-                reward per sequence (batch,), differentiable. After each step but the last the state moves by
-                `reward_scale * grad_x reward_fn(X_{t,1}(x_t))`, for one more evaluation.
-            batch_size (`int`, *optional*): number of sequences without a prompt, default 1.
-            seed (`int` or `list[int]`, *optional*): the i-th sequence takes `seed + i`, or `seed[i]`. A sequence
-                depends on its seed alone, not on the batch around it. Default: drawn from `generator`.
-            generator (`torch.Generator`, *optional*): source of the seeds; None for torch's global one.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): where the ids of mask, EOS and padding come from that
-                the model's configuration lacks.
-            output_trajectory (`bool`): keep the draft of every step in the output, which then is a
-                [`FlowGenerationOutput`].
-            streamer (`BaseStreamer`, *optional*): is put the draft of every step, ids (batch, length) on the CPU, such
-                as a [`DraftStreamer`].
-            progress_bar (`bool`): show one on the standard error.
-            kwargs: settings.
+                of the same vocabulary, on the same device. Both networks see the same noise.
+            reward_fn (`Callable`, *optional*): a differentiable function from a [`Lookahead`], the text to which the
+                state leads, to a reward per sequence (batch,). After each step but the last the state moves by
+                `reward_scale * grad_x reward_fn(X_{t,1}(x_t))`, which takes one more evaluation.
+            batch_size (`int`, *optional*): number of sequences where there is no prompt, default 1.
+            seed (`int` or `list[int]`, *optional*): seeds of the sequences: the i-th takes `seed + i`, or `seed[i]`. A
+                sequence depends on its own seed, not on the batch around it. Default: drawn from `generator`.
+            generator (`torch.Generator`, *optional*): source of the seeds. Default: torch's global generator.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): gives the ids of mask, EOS and padding that the model's
+                configuration lacks.
+            output_trajectory (`bool`): whether to return the draft of every step, in a [`FlowGenerationOutput`].
+            streamer (`BaseStreamer`, *optional*): receives the draft of every step, ids (batch, length) on the CPU;
+                for example a [`DraftStreamer`].
+            progress_bar (`bool`): whether to show a progress bar, on the standard error.
+            kwargs: settings of [`FlowGenerationConfig`], such as `num_steps` or `max_length`.
 
         Returns:
-            int64 ids (batch * num_return_sequences, length), or, with `return_dict_in_generate`, a
-            [`FlowGenerationOutput`].
+            int64 ids (batch * num_return_sequences, length); a [`FlowGenerationOutput`] with
+            `return_dict_in_generate` or `output_trajectory`.
 
         Raises:
-            ValueError: an argument is unknown or not allowed, or the weights give non-finite predictions.
+            ValueError: if an argument is unknown or not allowed, or if the weights give non-finite predictions.
         """
         if tokenizer is not None and not hasattr(tokenizer, "decode"):
             raise ValueError(f"`tokenizer` must be a tokenizer, but is {tokenizer!r}.")
@@ -182,7 +180,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         prompt, keep, given_ids, text = (x.to(self.device) for x in (prompt, keep, given_ids, text))
         call = self.denoise if config.compile_config is None else self._compiled(config.compile_config)
 
-        passes = config.num_steps + (config.refine_steps or 0)  # of a window
+        passes = config.num_steps + (config.refine_steps or 0)  # predictions per window
         total = passes * sum(len(job.windows) for job in jobs)
         bar = logging.tqdm(total=total, disable=not progress_bar, desc="generate")
         watch = Watch(streamer, bar, [] if output_trajectory else None)
@@ -201,7 +199,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
                 sequences[job.rows] = ids
         if ends is not None:
             written_ends = torch.isin(sequences, ends) & ~keep
-            past = written_ends.cumsum(1) - written_ends.int() > 0  # after the first of them
+            past = written_ends.cumsum(1) - written_ends.int() > 0  # positions after the first of them
             sequences = sequences.masked_fill(past & ~keep, config.pad_token_id)
         if not config.return_dict_in_generate and not output_trajectory:
             return sequences
@@ -227,7 +225,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         watch: Watch,
         reward_fn: Callable[[Lookahead], Tensor] | None,
     ) -> Tensor:
-        """Ids (batch, length) of one window, those of its prompt clamped where they are kept."""
+        """Carry one window from noise to text, and return its ids (batch, length), kept ones included."""
         prompt, keep, steps = predictor.prompt, predictor.keep, config.num_steps
         even = torch.arange(steps) / steps
         tau = torch.cat([torch.tensor(config.timesteps) if config.timesteps else even, torch.ones(1)])
@@ -261,8 +259,8 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
     def _refine(
         self, draft: Tensor, confidence: Tensor, predictor: Predictor, sampler: Sampler, config: FlowGenerationConfig
     ) -> tuple[Tensor, Tensor]:
-        """The draft (batch, length) with its least certain tokens written anew, given the others, from fresh noise in
-        one evaluation (after the idea of arXiv 2606.24773); and the confidence of all."""
+        """Noise the least certain tokens of a draft (batch, length) and write them again, given the others, in one
+        evaluation: the new draft and its confidence. After the idea of arXiv 2606.24773."""
         free = ~predictor.keep
         fraction = 0.25 if config.refine_fraction is None else config.refine_fraction
         count = (free.sum(1, keepdim=True) * fraction).ceil()
@@ -277,7 +275,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
 
     @staticmethod
     def _clamped(tokens: Tensor, given: Tensor, keep: Tensor) -> Tensor:
-        """`tokens`, and `given` where `keep`."""
+        """`given` where `keep` is True, `tokens` elsewhere. A token of -1 (not finite) raises a ValueError."""
         tokens = torch.where(keep, given, tokens)
         if (tokens < 0).any():
             raise ValueError("the network's output is not finite: look for NaN or infinite weights.")
@@ -285,13 +283,16 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
 
     def _compiled(self, options: CompileConfig) -> Callable[..., Tensor]:
         denoise = torch.compile(self.denoise, **options.to_dict())
-        # A CUDA graph writes into the same memory at each call, and two predictions of a step are needed at once.
+        # A CUDA graph writes each result into the same memory, so it is copied: guidance needs two of them at once.
         return lambda *args, **mask: denoise(*args, **mask).clone()
 
 
 def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """The ids (1, P) of a prompt, whatever special tokens the tokenizer adds by itself: the text's own, after BOS if
-    there is one, as training rows begin. Of an empty text there are none: P = 0, to write from nothing."""
+    """The ids (1, P) of a prompt, as training rows have them: BOS, if the tokenizer has one, then the text.
+
+    Special tokens that the tokenizer adds by itself are left out. An empty text gives no ids (P = 0): `generate` then
+    writes from nothing.
+    """
     ids = tokenizer(text, add_special_tokens=False).input_ids
     bos = tokenizer.bos_token_id
     if ids and bos is not None and ids[0] != bos:
