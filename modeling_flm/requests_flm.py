@@ -1,4 +1,4 @@
-"""What `generate` is asked for: settings, prompts and lengths, read, checked and brought into one form."""
+"""The arguments of `generate`: settings, prompts and lengths are merged and checked before the network runs."""
 
 import difflib
 import inspect
@@ -25,12 +25,13 @@ logger = logging.get_logger(__name__)
 
 
 class FlowRequests:
-    """The part of `generate` that comes before any evaluation of the network. It raises a ValueError for whatever is
-    unknown, not allowed, or would go unused."""
+    """The part of `generate` that reads its arguments. It raises a ValueError for one that is unknown, not allowed, or
+    would go unused."""
 
     def _merge_generation_config(
         self, generation_config: GenerationConfig | None, given: dict, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> FlowGenerationConfig:
+        """The settings of a call: `given` arguments override `generation_config`, which overrides the model's own."""
         if not isinstance(generation_config, GenerationConfig | None):
             raise ValueError(f"`generation_config` must be a GenerationConfig, but is {generation_config!r}.")
         own = {name: value for name, value in set_values(self.generation_config).items() if name in HONOURED}
@@ -48,7 +49,8 @@ class FlowRequests:
             asked = next((name for name in Bridge.settings if name in layer), None)
             if layer is not own and asked and not named and settings["sampler"] != "bridge":
                 layer, implied = layer | {"sampler": "bridge"}, (asked, settings["sampler"])
-            # What a layer says goes before another name for it, and before the details of another choice, below.
+            # A layer also drops settings of the layers below that say the same by another name, or that belong to
+            # another sampler than its own.
             replaced = {"max_new_tokens"} if "max_length" in layer else set()
             if "num_steps" in layer or "timesteps" in layer:
                 replaced |= {"num_steps", "timesteps"}
@@ -73,6 +75,7 @@ class FlowRequests:
         return config
 
     def _check_names(self, unknown: set[str]) -> None:
+        """Refuse arguments with unknown names, and propose similar ones."""
         if not unknown:
             return
         taken = HONOURED | set(inspect.signature(self.generate).parameters)
@@ -86,7 +89,7 @@ class FlowRequests:
         )
 
     def _check_sampler(self, config: FlowGenerationConfig) -> None:
-        """That the sampler can work with this model, and has a use for every setting."""
+        """Check that the sampler works with this model, and uses every setting that is given."""
         chosen = SAMPLERS[config.sampler]
         if chosen.two_time and not self.config.two_times:
             others = ", ".join(f'"{name}"' for name, sampler in SAMPLERS.items() if not sampler.two_time)
@@ -105,7 +108,7 @@ class FlowRequests:
     def _window_predictor(
         self, config: FlowGenerationConfig, has_prompt: bool, guidance_model: torch.nn.Module | None
     ) -> Callable[..., Predictor]:
-        """How to make the predictor of a window: guided by what, if at all."""
+        """Choose the class of predictor, plain or guided; it is called with the arguments of [`Predictor`]."""
         scale, rate = config.guidance_scale, config.guidance_dropout
         if scale is None:
             for name, value in (("guidance_model", guidance_model), ("guidance_dropout", rate)):
@@ -153,7 +156,7 @@ class FlowRequests:
             raise ValueError("`reward_fn` acts between two steps: raise `num_steps` to 2 or more.")
 
     def _writable(self, config: FlowGenerationConfig) -> Tensor | None:
-        """The ids that may be written, ascending; None for all."""
+        """The ids that may be written, in ascending order; None if all may be."""
         suppressed = config.suppressed
         if not suppressed:
             return None
@@ -172,8 +175,8 @@ class FlowRequests:
         batch_size: int | None,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The prompts (batch, P), P = 0 without any, each before its padding; where they are kept, bool; and their
-        lengths (batch,). On the CPU, where a look at their values costs no wait."""
+        """Check the prompts, and move each before its padding: ids (batch, P), P = 0 without a prompt; which are kept,
+        bool; and the lengths (batch,) of the prompts. On the CPU, where reading values makes nothing wait."""
         if batch_size is not None and not (is_integer(batch_size) and batch_size >= 1):
             raise ValueError(f"`batch_size` must be an integer >= 1, but is {batch_size!r}.")
         masks = {"attention_mask": attention_mask, "conditioning_mask": conditioning_mask}
@@ -200,13 +203,13 @@ class FlowRequests:
             keep = torch.ones_like(ids, dtype=torch.bool) if blank is None else ids != blank
         padding = torch.zeros_like(keep) if attention_mask is None else attention_mask.to("cpu") == 0
         if padding.any():
-            order = padding.int().argsort(dim=1, stable=True)  # what is no padding goes to the front of its row
+            order = padding.int().argsort(dim=1, stable=True)  # text to the front of its row, padding behind it
             ids, keep = ids.gather(1, order), (keep & ~padding).gather(1, order)
         return ids, keep, (~padding).sum(1)
 
     def _blank(self, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
-        """The id of a blank. The plain Trainer copies the other special ids of its tokenizer into the configuration,
-        but not this one."""
+        """The id of a blank; None if it is not known. The tokenizer is asked, too: the plain Trainer copies its other
+        special ids into the configuration, but not this one."""
         own = self.config.mask_token_id
         return getattr(tokenizer, "mask_token_id", None) if own is None else own
 
@@ -218,8 +221,8 @@ class FlowRequests:
         config: FlowGenerationConfig,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Prompts (batch, P) of the given lengths at the beginning of the sequences to be written: (n, length) ids,
-        which of them are given, and what is text, the rest being padding of the shorter sequences; bool."""
+        """The n = batch * num_return_sequences sequences to be written, prompts (batch, P) at their beginning: ids
+        (n, length); which of them are given, bool; which are text, not padding of a shorter sequence, bool."""
         lengths = self._output_lengths(lengths, keep, config, self._blank(tokenizer))
         length = int(lengths.max())
         prompts, keep = (F.pad(x, (0, length - x.shape[1])) for x in (prompts, keep))
@@ -233,7 +236,7 @@ class FlowRequests:
     def _output_lengths(
         self, prompts: Tensor, keep: Tensor, config: FlowGenerationConfig, blank: int | None
     ) -> Tensor:
-        """How long each sequence becomes, of prompts of the given lengths: (batch,)."""
+        """The length of each sequence (batch,), given the lengths (batch,) of the prompts."""
         longest, overlap = self.config.max_position_embeddings, config.window_overlap
         if config.max_new_tokens is not None:
             lengths = prompts + config.max_new_tokens
@@ -259,13 +262,13 @@ class FlowRequests:
         return lengths
 
     def _padding(self, config: FlowGenerationConfig) -> int:
-        """The id behind the shorter sequences."""
+        """The id that fills up shorter sequences at their end."""
         padding = config.pad_token_id or 0
         check_ids(self.config, "pad_token_id", torch.tensor(padding))
         return padding
 
     def _ends(self, config: FlowGenerationConfig) -> Tensor | None:
-        """The ids that end a text, if padding is to follow them."""
+        """The ids that end a text, with `pad_after_eos`; None without it."""
         if not config.pad_after_eos:
             return None
         ends = torch.tensor(as_ids(config.eos_token_id))
@@ -274,15 +277,15 @@ class FlowRequests:
         return ends.to(self.device)
 
     def _jobs(self, keep: Tensor, lengths: list[int], config: FlowGenerationConfig) -> list["Job"]:
-        """What is written together: all sequences if they fit the context, or else those of the same length that are
-        open in the same windows, so that none depends on the others."""
+        """Group the sequences that are written together. All are if they fit the context. Longer ones are grouped by
+        their length and the windows in which something is to be written, so that none depends on the others."""
         longest = self.config.max_position_embeddings
         if max(lengths) <= longest:
             return [Job(range(len(lengths)), [slice(0, max(lengths))], lengths)]
         alike: dict[tuple, list[int]] = {}
         for row, length in enumerate(lengths):
-            # Each window begins with the last ids of the one before, at least `window_overlap`, and the last one ends
-            # with the sequence; none is where all is given.
+            # A window begins with the last ids of the one before, at least `window_overlap` of them. The last window
+            # ends with the sequence. Windows in which all ids are given are left out.
             begins = [0]
             while begins[-1] + longest < length:
                 begins.append(min(begins[-1] + longest - (config.window_overlap or 0), length - longest))
@@ -295,18 +298,18 @@ class FlowRequests:
 
 @dataclass
 class Job:
-    """Sequences, by their numbers, that are written together, window by window; and the lengths of all sequences."""
+    """Sequences that are written together, window by window."""
 
-    rows: Sequence[int]
-    windows: list[slice]
-    all_lengths: list[int]
+    rows: Sequence[int]  # their numbers within the generation
+    windows: list[slice]  # of positions
+    all_lengths: list[int]  # those of all sequences of the generation
 
     def lengths(self, window: slice) -> list[int]:
-        """Of the sequences within a window."""
+        """How many positions of a window each of the sequences fills."""
         return [min(self.all_lengths[row], window.stop) - window.start for row in self.rows]
 
     def told(self, reward_fn: Callable[[Lookahead], Tensor] | None) -> Callable[[Lookahead], Tensor] | None:
-        """A reward that is told the numbers of the sequences."""
+        """The reward function with `rows` of its [`Lookahead`] counted in the whole generation instead of this job."""
         if reward_fn is None:
             return None
         numbers = torch.tensor(self.rows)
@@ -314,11 +317,12 @@ class Job:
 
 
 def as_list(value):
-    """A sequence as a list, to be saved as one; anything else as it is, to be refused."""
+    """A sequence or tensor as a list, in the form that a configuration saves; any other value as it is."""
     return list(value) if isinstance(value, Sequence | Tensor) and not isinstance(value, str) else value
 
 
 def spread_seeds(seed: int | Sequence[int] | None, generator: torch.Generator | None, count: int) -> list[int]:
+    """A seed for each of `count` sequences: `seed + i`, `seed[i]`, or drawn from `generator` if `seed` is None."""
     if not isinstance(generator, torch.Generator | None):
         raise ValueError(f"`generator` must be a torch.Generator, but is {generator!r}.")
     if seed is None:

@@ -1,7 +1,7 @@
 """Samplers: ways to carry an embedded state from noise (tau = 0) to text (tau = 1), one network evaluation a step.
 
-Each is a class with the interface of [`Sampler`]; `generate` asks for a prediction between `target` and `advance`, and
-`finish` takes the tokens of the last one.
+Each is a subclass of [`Sampler`]. In every step `generate` evaluates the network, for a jump to `target` if there is
+one, and passes the prediction to `advance`; in the last step it passes it to `finish`, which takes the tokens.
 """
 
 from abc import ABC, abstractmethod
@@ -14,17 +14,18 @@ from .guidance_flm import Noise, Prediction, Predictor
 
 
 class Sampler(ABC):
-    """The interface, and what all share.
+    """Base class of samplers. A subclass implements `advance`, and `target` or `finish` where it needs to.
 
     Args:
-        predictor (`Predictor`): whose clock and tables are used.
-        config (`FlowGenerationConfig`): its settings; those in `settings` of the class are read.
-        tau (`Tensor`): (N + 1,) the grid: tau of the N evaluations, ascending from 0, and 1.
-        noise (`Iterator`): fresh embedded noise and uniform numbers for each `next`.
+        predictor (`Predictor`): what evaluates the network; gives the clock and the embedding of tokens.
+        config (`FlowGenerationConfig`): the settings, of which a sampler reads those named in its `settings`.
+        tau (`Tensor`): (N + 1,) the grid: tau of the N evaluations, ascending from 0, and then 1.
+        noise (`Iterator`): gives fresh embedded noise (batch, length, width) and uniform numbers (batch, length) at
+            each `next`.
     """
 
     settings: tuple[str, ...] = ()
-    two_time = False  # asks the network of a flow map for jumps
+    two_time = False  # whether it asks the network for jumps, which only a flow map can make
 
     def __init__(self, predictor: Predictor, config, tau: Tensor, noise: Noise):
         self.predictor, self.config, self.noise = predictor, config, noise
@@ -32,36 +33,37 @@ class Sampler(ABC):
         self.tau, self.t = tau, self.clock.t(tau)
 
     def target(self, step: int) -> Tensor | None:
-        """tau that the network is asked to jump to in this step, a scalar; None for the denoiser of one time."""
+        """The tau to which the network is asked to jump in this step, a scalar; None asks for the denoiser."""
         return None
 
     @abstractmethod
     def advance(self, state: Tensor, prediction: Prediction, step: int) -> Tensor:
-        """The state (batch, length, width) at tau[step + 1] from that at tau[step] and the prediction there: each
-        sampler's own."""
+        """The state (batch, length, width) at tau[step + 1], from the state and the prediction at tau[step]."""
 
     def finish(self, prediction: Prediction) -> Tensor:
-        """Ids (batch, length) of the last prediction; -1 where it is not finite."""
+        """The tokens of the last prediction, ids (batch, length); -1 where it is not finite."""
         return prediction.most_likely()
 
 
 class Euler(Sampler):
-    """The Euler scheme of the probability flow `dx/dt = (D_t(x) - x) / (1 - t)`, of first order."""
+    """The Euler scheme of the probability flow `dx/dt = (D_t(x) - x) / (1 - t)`; first order."""
 
     def advance(self, state: Tensor, prediction: Prediction, step: int) -> Tensor:
         return flow_map_step(state, prediction.embedding(), self.t[step], self.t[step + 1])
 
 
 class Multistep(Sampler):
-    """A second-order scheme at the cost of Euler's. With m = t / (1 - t) and y = x / (1 - t) the probability flow is
-    `dy/dm = D`; Euler's scheme takes D as constant in m over a step, this one as the line through the last two
-    evaluations (Adams-Bashforth). Lines in log m (DPM-Solver++(2M)) lose the order near t = 0, where m = 0.
+    """A second-order scheme of the probability flow, at the cost of Euler's.
+
+    With m = t / (1 - t) and y = x / (1 - t) the flow is `dy/dm = D`. Over a step the Euler scheme takes D as constant
+    in m; this one takes it as the line through the last two evaluations (Adams-Bashforth). DPM-Solver++(2M) takes
+    lines in log m instead, which lose second order near t = 0, where m = 0.
     """
 
     def __init__(self, predictor: Predictor, config, tau: Tensor, noise: Noise):
         super().__init__(predictor, config, tau, noise)
         t = self.t.double()
-        self.width = (t / (1 - t)).diff()  # of each step, in m
+        self.width = (t / (1 - t)).diff()  # the width of each step in m
         self.before: Tensor | None = None
 
     def advance(self, state: Tensor, prediction: Prediction, step: int) -> Tensor:
@@ -74,12 +76,12 @@ class Multistep(Sampler):
 
 
 class FlowMap(Sampler):
-    """Jumps of the flow map, with noise of strength gamma put back after each.
+    """Jumps of the flow map, each followed by fresh noise of strength gamma.
 
-    A step from t to t' jumps beyond it, to t~ with `1 - t~ = (1 - t') sqrt(1 - gamma^2)`, and returns to t' with fresh
-    noise: gamma = 0 is the deterministic map, gamma = 1 goes to the end and noises anew. Between them
-    `renoise="official"` (the published form, with delta_{t,t~} for the unknown clean end) changes the marginals,
-    `renoise="markov"` keeps them.
+    A step from t to t' jumps beyond t', to t~ with `1 - t~ = (1 - t') sqrt(1 - gamma^2)`, and comes back to t' with
+    fresh noise. So gamma = 0 is the deterministic map; gamma = 1 jumps to the end and noises the text anew. For gamma
+    between them `renoise="official"`, the published form, changes the marginals of the flow, since it takes
+    delta_{t,t~} for the unknown clean end; `renoise="markov"` keeps them.
     """
 
     settings = ("gamma", "renoise")
@@ -88,7 +90,7 @@ class FlowMap(Sampler):
     def __init__(self, predictor: Predictor, config, tau: Tensor, noise: Noise):
         super().__init__(predictor, config, tau, noise)
         self.gamma = config.gamma or 0.0
-        # t~ of every step; the last one goes to the end.
+        # t~ of each step. That of the last one is the end, t = 1.
         self.beyond = 1 - (1 - self.t[1:]) * (1 - self.gamma**2) ** 0.5
         self.tau_beyond = self.clock.tau(self.beyond) if self.gamma else self.tau[1:]
 
@@ -107,10 +109,11 @@ class FlowMap(Sampler):
 
 
 class Bridge(Sampler):
-    """The marginal-conditioned bridge (arXiv 2605.13681), the sampler with a temperature: each position's token is
-    drawn from the denoiser, and the state from the Gaussian bridge that ends in it. The last step takes the tokens.
+    """The marginal-conditioned bridge (arXiv 2605.13681), the sampler with a temperature.
 
-    `temperature`, `top_k` and `top_p` shape the distribution that is drawn from; temperature 0 takes its mode.
+    A step draws a token at each position from the denoiser, and the next state from the Gaussian bridge that ends in
+    these tokens. The last step returns the tokens it draws. `temperature`, `top_k` and `top_p` shape the distribution
+    of the tokens; temperature 0 takes the likeliest.
     """
 
     settings = ("temperature", "top_k", "top_p")
@@ -119,7 +122,7 @@ class Bridge(Sampler):
         noise, uniform = next(self.noise)
         tokens = self._draw(prediction, uniform)
         end = self.predictor.embed(tokens.clamp(min=0))
-        end = end.masked_fill((tokens < 0)[..., None], torch.nan)  # which `finish` will see
+        end = end.masked_fill((tokens < 0)[..., None], torch.nan)  # then the last prediction is not finite either
         return bridge_step(state, end, noise, self.t[step], self.t[step + 1])
 
     def finish(self, prediction: Prediction) -> Tensor:
@@ -127,6 +130,7 @@ class Bridge(Sampler):
         return self._draw(prediction, uniform)
 
     def _draw(self, prediction: Prediction, uniform: Tensor) -> Tensor:
+        """A token at each position, ids (batch, length), chosen by `uniform` (batch, length) numbers in [0, 1]."""
         config = self.config
         if config.temperature == 0:
             return prediction.most_likely()
