@@ -1,11 +1,12 @@
-"""What a sampler asks of the network at each step, and how the answer is guided.
+"""Predictions of the network for a sampler, plain or guided.
 
-A prediction is a distribution over the vocabulary at every position. A guided one moves away from a weak network's,
+A prediction is a distribution over the vocabulary at every position. A guided one is moved away from that of a weak
+network,
 
     D = D_weak + scale (D_strong - D_weak),
 
-the same combination as that of the velocities (of a flow map: the average velocities), which are affine in D. It may
-leave the simplex. No prediction is ever held: it is embedded, decoded and drawn from in blocks of the vocabulary.
+and may leave the simplex. Velocities (for a flow map: average velocities) are combined in the same way, as they are
+affine in D. A prediction is never held whole: it is embedded, decoded and drawn from in blocks of the vocabulary.
 """
 
 import functools
@@ -29,16 +30,16 @@ from .vocabulary_flm import (
     token_probability,
 )
 
-_CPU_TOKENS = 1 << 11  # evaluated at a time on a CPU: of more the activations leave the cache, and all gets slower
+_CPU_TOKENS = 1 << 11  # tokens evaluated at a time on a CPU, so few that their activations stay in the cache
 
-# Seeds of a weak network, beyond those of any step and window.
+# Step numbers for the seeds of weak networks, beyond those of any step and window.
 _DROPOUT, _WEAK_NOISE = 1 << 33, 1 << 34
 
 Noise = Iterator[tuple[Tensor, Tensor]]  # embedded noise (batch, length, d) and numbers (batch, length) in [0, 1]
 
 
 class Part(NamedTuple):
-    """`share * softmax(softcap(hidden W^T + b))`, with hidden states (tokens, d)."""
+    """One term of a prediction: `share * softmax(softcap(hidden W^T + b))`, with hidden states (tokens, d)."""
 
     share: float
     hidden: Tensor
@@ -49,12 +50,12 @@ class Part(NamedTuple):
 
 @dataclass
 class Prediction:
-    """The sum of `parts`, whose shares sum to 1, for tokens in rows of (batch, length).
+    """A prediction at (batch, length) positions, kept as hidden states: the sum of `parts`, whose shares sum to 1.
 
     Args:
-        parts (`list[Part]`): one, or several if it is guided.
-        table (`Callable`): gives the embeddings (V', width) of the tokens that the parts tell apart.
-        tokens (`Tensor`, *optional*): (V',) their ids, ascending; None for the whole vocabulary.
+        parts (`list[Part]`): one part; several if the prediction is guided.
+        table (`Callable`): returns the embeddings (V', width) of the V' tokens that may be written.
+        tokens (`Tensor`, *optional*): (V',) the ids of these tokens, ascending; None for the whole vocabulary.
         shape (`torch.Size`): (batch, length).
     """
 
@@ -64,13 +65,13 @@ class Prediction:
     shape: torch.Size
 
     def embedding(self) -> Tensor:
-        """The prediction in the embedded space: float32 (batch, length, width)."""
+        """The prediction in the embedded space, its product with the table: float32 (batch, length, width)."""
         table = self.table()
         rows = self._sum(lambda p: expected_embedding(p.hidden, p.weight, p.bias, table, p.cap))
         return rows.view(*self.shape, -1)
 
     def most_likely(self) -> Tensor:
-        """The token of the largest entry, -1 where it is not finite: int64 (batch, length)."""
+        """The token with the largest entry at each position, -1 where it is not finite: int64 (batch, length)."""
         if len(self.parts) == 1:
             rows = most_likely_token(self.parts[0].hidden, self.parts[0].weight, self.parts[0].bias)
         else:
@@ -78,17 +79,17 @@ class Prediction:
         return self._ids(rows)
 
     def draw(self, uniform: Tensor, **choice) -> Tensor:
-        """A token of each distribution, -1 where it is not finite: int64 (batch, length). Not of a guided one.
+        """Draw a token at each position of an unguided prediction, -1 where it is not finite: int64 (batch, length).
 
         Args:
             uniform (`Tensor`): (batch, length) numbers in [0, 1], one for each draw.
-            choice: temperature, top_k and top_p of [`draw_token`].
+            choice: `temperature`, `top_k` and `top_p` of [`draw_token`].
         """
         (part,) = self.parts
         return self._ids(draw_token(part.hidden, part.weight, part.bias, uniform.flatten(), part.cap, **choice))
 
     def confidence(self, ids: Tensor) -> Tensor:
-        """The entries of tokens (batch, length), clipped to [0, 1] where guidance leads beyond it: float32."""
+        """The probability of given tokens (batch, length): float32, clipped to [0, 1], which guidance may leave."""
         rows = ids.flatten()
         if self.tokens is not None:
             rows = torch.searchsorted(self.tokens, rows).clamp(max=len(self.tokens) - 1)
@@ -110,20 +111,20 @@ class Prediction:
 
 
 class Predictor:
-    """The predictions of a model for the states of one window of text, unguided; and where that window starts.
+    """Gives the unguided predictions of a model for one window of text, and the noise from which that window starts.
 
     Args:
         model (`FLMModel`): the network.
-        prompt (`Tensor`): (batch, length) ids.
-        keep (`Tensor`): (batch, length) bool, where those of the prompt are kept.
-        seeds (`list[int]`): one per sequence.
+        prompt (`Tensor`): (batch, length) the ids of the window, of which some are given.
+        keep (`Tensor`): (batch, length) bool, True where the id of `prompt` is given.
+        seeds (`list[int]`): a seed per sequence.
         tokens (`Tensor`, *optional*): the ids that may be written, ascending; None for all.
-        call (`Callable`, *optional*): what evaluates the network, of the signature of `model.denoise`, its default.
-        lengths (`list[int]`, *optional*): of each sequence, without the padding at its end, which the network does not
-            attend to. Default: there is none.
+        call (`Callable`, *optional*): evaluates the network; default `model.denoise`, whose signature it has.
+        lengths (`list[int]`, *optional*): the length of each sequence without the padding at its end, to which the
+            network does not attend. Default: no padding.
     """
 
-    evaluations = 1  # of a network for each prediction
+    evaluations = 1  # number of network evaluations for a prediction
 
     def __init__(
         self,
@@ -144,18 +145,18 @@ class Predictor:
             ends = torch.tensor(self.lengths, device=prompt.device)
             self.attention_mask = (torch.arange(length, device=prompt.device) < ends[:, None]).long()
         vocab_size, hidden_size = model.config.vocab_size, model.config.hidden_size
-        self.dense = vocab_size <= hidden_size  # the white noise is that over the vocabulary, which then is narrower
-        self.white_width = min(vocab_size, hidden_size)  # of the white noise that the model alone needs
+        self.dense = vocab_size <= hidden_size  # whether noise is drawn over the vocabulary itself, then the narrower
+        self.white_width = min(vocab_size, hidden_size)  # width of the white noise that this model needs
         self._heads: dict[Any, tuple[Tensor, Tensor, float | None]] = {}
         self.clean = self.embed(prompt)
         self.start = self._start()
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Tokens (batch, length) in the embedded space, float32 (batch, length, width)."""
+        """The embedding of ids (batch, length) in the space of the states: float32 (batch, length, width)."""
         return self.model.embed_tokens(ids)
 
     def fresh_noise(self) -> Noise:
-        """Embedded noise and uniform numbers for one step after the other, of each sequence's own seed."""
+        """Fresh embedded noise and uniform numbers for each step, drawn from each sequence's own seed."""
         factor = self._noise_factor()
         for step in itertools.count(1):
             seeds = step_seeds(self.seeds, step)
@@ -163,17 +164,17 @@ class Predictor:
             yield self._widen(white[..., :-1], seeds) @ factor, torch.special.ndtr(white[..., -1])
 
     def predict(self, state: Tensor, tau: Tensor, target: Tensor | None = None) -> Prediction:
-        """The prediction for a state (batch, length, width) at tau, a scalar; with `target`, a scalar in [tau, 1],
-        that of the jump there."""
+        """The prediction for a state (batch, length, width) at the scalar time tau; with `target`, a scalar in
+        [tau, 1], that for the jump to it."""
         return self._combine((1.0, self.model, self._hidden(self.call, state, tau, target)))
 
     def vocabulary_table(self) -> Tensor:
-        """The embedding table of the states: (V, width)."""
+        """The table (V, width) that embeds the states."""
         return self.model.vocabulary_table()
 
     @functools.cached_property
     def table(self) -> Tensor:
-        """The rows of it that may be written, (V', width): a text in one step needs none."""
+        """The rows (V', width) of that table for tokens that may be written. One step alone never asks for them."""
         return self._rows(self.vocabulary_table())
 
     def _start(self) -> Tensor:
@@ -185,18 +186,18 @@ class Predictor:
         return white_noise(seeds, self.prompt.shape[1], width, self.model.device, longest)[0]
 
     def _widen(self, white: Tensor, seeds: list[int]) -> Tensor:
-        """White noise (batch, length, n) for the noise factor from that which the model alone would need."""
+        """Widen white noise for the model alone to white noise (batch, length, n) for the noise factor (n, width)."""
         return white
 
     def _noise_factor(self) -> Tensor:
-        """(n, width): white noise of width n times it is the embedding of Gaussian noise over the vocabulary."""
+        """The matrix (n, width) that turns white noise (..., n) into embedded Gaussian noise over the vocabulary."""
         return self.model.embed_white_noise(torch.eye(self.white_width, device=self.model.device))
 
     def _rows(self, of_vocabulary: Tensor) -> Tensor:
         return of_vocabulary if self.tokens is None else of_vocabulary[self.tokens]
 
     def _hidden(self, call: Callable[..., Tensor], state: Tensor, tau: Tensor, target: Tensor | None) -> Tensor:
-        """Hidden states (batch, length, d) by `call`; on a CPU it gets some rows after the other, in their order."""
+        """The hidden states (batch, length, d) that `call` gives; on a CPU it is called on a few rows at a time."""
         rows = max(1, _CPU_TOKENS // state.shape[1]) if state.device.type == "cpu" else len(state)
 
         def of(start: int) -> Tensor:
@@ -209,6 +210,7 @@ class Predictor:
         return torch.cat([of(start) for start in range(0, len(state), rows)])
 
     def _combine(self, *weighted: tuple[float, Any, Tensor]) -> Prediction:
+        """The prediction made of tuples (share, model, hidden states)."""
         parts = []
         for share, model, hidden in weighted:
             if model not in self._heads:
@@ -219,7 +221,7 @@ class Predictor:
 
 
 class Guided(Predictor, ABC):
-    """The prediction moved away from a weak one; `scale` 1 leaves it, larger ones go beyond it."""
+    """Predictions moved away from those of a weak network. `scale` 1 is the model's own, a larger one goes beyond."""
 
     evaluations = 2
 
@@ -233,17 +235,17 @@ class Guided(Predictor, ABC):
         return self._combine((self.scale, self.model, strong), (1 - self.scale, model, weak))
 
     def _own(self, state: Tensor) -> Tensor:
-        """What the strong network sees of a state."""
+        """The part of a state that the model sees."""
         return state
 
     @abstractmethod
     def _weak(self, state: Tensor, tau: Tensor, target: Tensor | None) -> tuple[Any, Tensor]:
-        """The weak network, and its hidden states: each kind of guidance its own."""
+        """The weak network and its hidden states; each kind of guidance has its own."""
 
 
 class ClassifierFree(Guided):
-    """Classifier-free guidance by the prompt: to the weak network, the same one, the prompt is as noisy as the rest,
-    `x_t = (1 - t) x0 + t x1`, instead of clean. For models trained with a `conditioning_rate` between 0 and 1."""
+    """Classifier-free guidance by the prompt, for models trained with a `conditioning_rate` between 0 and 1: the weak
+    network is the model itself, to which the prompt is as noisy as the rest, `x_t = (1 - t) x0 + t x1`."""
 
     def _weak(self, state: Tensor, tau: Tensor, target: Tensor | None) -> tuple[Any, Tensor]:
         noisy = interpolate(self.start, self.clean, self.model.clock.t(tau))
@@ -252,8 +254,8 @@ class ClassifierFree(Guided):
 
 
 class DropoutGuided(Guided):
-    """Autoguidance by dropout: the weak network is the same one with dropout of rate `rate`, drawn anew at each step
-    from the sequences' own seeds."""
+    """Autoguidance by dropout: the weak network is the model itself with dropout of rate `rate`, which is drawn anew
+    at each step, from the sequences' own seeds."""
 
     def __init__(self, rate: float, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -271,8 +273,8 @@ class DropoutGuided(Guided):
 
 
 class ModelGuided(Guided):
-    """Autoguidance by a weaker model of the same vocabulary, an earlier checkpoint or a smaller one. Both see the same
-    noise and the same state: it is embedded by both tables, side by side."""
+    """Autoguidance by a weaker model of the same vocabulary: an earlier checkpoint, or a smaller model. Both networks
+    see the same noise and the same state, which is embedded by both tables, side by side."""
 
     def __init__(self, weak, *args, **kwargs):
         self.weak = weak
@@ -291,7 +293,7 @@ class ModelGuided(Guided):
         return self._widen(self._white(self.seeds, self.white_width), self.seeds) @ self._noise_factor()
 
     def _widen(self, white: Tensor, seeds: list[int]) -> Tensor:
-        # The factor of the joint noise is triangular: the model's own part is what it would be without the weak one.
+        # The factor of the joint noise is triangular, so the model's own part is the same as without the weak model.
         if self.dense:
             return white
         more = self._white(step_seeds(seeds, _WEAK_NOISE), self.weak.config.hidden_size)
@@ -314,8 +316,8 @@ class ModelGuided(Guided):
 
 @contextmanager
 def _dropout(model, rate: float, drawn: Sequence[tuple[int, int]]) -> Iterator[None]:
-    """The network of `model` with dropout of `rate` at every layer made for it, from a seed for each sequence, and for
-    as many positions as it has: its padding draws no numbers, so that what follows is the same without."""
+    """A context in which all dropout layers of `model` drop at `rate`. `drawn` has a (seed, length) per sequence: its
+    padding beyond that length draws no random numbers, so that the rest of it is the same as without padding."""
     generators = [(torch.Generator(model.device).manual_seed(seed), length) for seed, length in drawn]
 
     def drop(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -335,15 +337,22 @@ def _dropout(model, rate: float, drawn: Sequence[tuple[int, int]]) -> Iterator[N
 
 @dataclass
 class Lookahead:
-    """Where the flow leads from the present state, as a `reward_fn` sees it: the prediction of the clean text, by the
-    jump X_{t,1} of a flow map, or by the denoiser D_t of a flow. Differentiable.
+    """The text to which the present state leads, the argument of a `reward_fn`.
+
+    It is a prediction of the clean text: by the jump X_{t,1} of a flow map, or by the denoiser D_t of a flow. The
+    fields are differentiable with respect to the state.
+
+    ```python
+    def reward(ahead: Lookahead) -> Tensor:  # the expected share of one token
+        return ahead.probabilities[..., token_id].mean(1)
+    ```
 
     Args:
         embedding (`Tensor`): (batch, length, d) the prediction in the embedded space, `probabilities @ E`.
-        hidden (`Tensor`): (batch, length, d) the hidden states that it is made of.
+        hidden (`Tensor`): (batch, length, d) the hidden states from which it is made.
         model (`FLMModel`): the network.
-        rows (`Tensor`): (batch,) int64, which sequences of the generation these are: all of them, in their order,
-            unless they differ in length; then those of each length come by themselves, without padding.
+        rows (`Tensor`): (batch,) int64, the numbers of these sequences within the generation. All sequences come at
+            once, in their order, if they have one length; otherwise those of each length, without padding.
     """
 
     embedding: Tensor
@@ -353,20 +362,20 @@ class Lookahead:
 
     @property
     def probabilities(self) -> Tensor:
-        """The prediction over the vocabulary, float32 (batch, length, V): the only thing here of that size."""
+        """The prediction over the vocabulary, float32 (batch, length, V). Nothing else here is as large."""
         return self.model.logits(self.hidden).to(self.hidden.device, torch.float32).softmax(-1)
 
 
 def reward_gradient(
     predictor: Predictor, reward_fn: Callable[[Lookahead], Tensor], state: Tensor, tau: Tensor
 ) -> Tensor:
-    """`grad_x r(X_{t,1}(x))` with respect to the state over the vocabulary, embedded: (batch, length, width).
+    """The gradient `grad_x r(X_{t,1}(x))` of a reward in the state x, embedded: (batch, length, width).
 
-    The network sees a state x through e = x E alone, so that grad_x = grad_e E^T, whose embedding by the predictor's
-    table is `grad_e E^T table`: exact, without a state over the vocabulary.
+    The network sees x only as e = x E, so that grad_x = grad_e E^T. Embedded by the predictor's table this is
+    `grad_e E^T table`, which is exact and needs no state over the vocabulary.
 
     Raises:
-        ValueError: the reward is not a differentiable tensor (batch,).
+        ValueError: if the reward is not a differentiable tensor (batch,).
     """
     model = predictor.model
     with torch.enable_grad():
