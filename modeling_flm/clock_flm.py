@@ -1,8 +1,8 @@
-"""The clock tau(t): time as the network is told it (section 3.2 of arXiv 2602.16813).
+"""The clock tau(t): the scale of time on which the network is conditioned (section 3.2 of arXiv 2602.16813).
 
-Interpolation time t runs from noise (0) to data (1), but most of it decides nothing: with V tokens, decoding x_t by
-argmax fails almost surely until t is close to one half, and hardly ever after. On the scale of tau the decoding error
-falls evenly. The network is conditioned on tau, and samplers step on a grid of tau.
+Interpolation time t runs from noise (0) to data (1), but for most of it nothing is decided. With V tokens, decoding
+x_t by argmax almost always fails until t is close to one half, and almost never afterwards. On the scale of tau the
+decoding error falls evenly. So the network is conditioned on tau, and samplers step on a grid of tau.
 """
 
 import functools
@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_KNOTS = 2048  # cells of the table per unit of t: interpolation error about 1e-10
-_TAIL = 1e-12  # the table ends where 1 - tau falls below this; a straight line leads from there to (1, 1)
+_KNOTS = 2048  # cells of the table per unit of t, for an interpolation error of about 1e-10
+_TAIL = 1e-12  # the table ends where 1 - tau falls below this; from there a straight line leads to (1, 1)
 
 
 @functools.lru_cache(maxsize=16)
 def _clock_table(vocab_size: int) -> np.ndarray:
-    """Cubic pieces of tau(t) as (cells, 4) float64: in cell k, tau = c0 + w (c1 + w (c2 + w c3)), w = t - k / _KNOTS.
+    """The table of tau(t), a cubic in each cell: (cells, 4) float64 coefficients.
 
-    With m = t / (1 - t) and F = Phi^(V-1), the decoding error is `1 - P = int phi(w - m) (1 - F(w)) dw`, an analytic
-    integrand for which the trapezoid rule converges exponentially. Working with 1 - F keeps both tau and 1 - tau
-    accurate. Values and exact derivatives at the knots give the cubic Hermite interpolant.
+    In cell k, tau = c0 + w (c1 + w (c2 + w c3)) with w = t - k / _KNOTS: the cubic Hermite interpolant of the values
+    and exact derivatives at the knots. With m = t / (1 - t) and F = Phi^(V-1), the decoding error is
+    `1 - P = int phi(w - m) (1 - F(w)) dw`. The integrand is analytic, so that the trapezoid rule converges
+    exponentially. Working with 1 - F keeps both tau and 1 - tau accurate.
     """
     knots = np.arange(int(_KNOTS * 0.95)) / _KNOTS
     m = knots / (1 - knots)
@@ -55,13 +56,14 @@ def _clock_table(vocab_size: int) -> np.ndarray:
 
 
 class Clock:
-    """The time change tau(t) of a vocabulary: 1 - tau is the (normalised) error of decoding x_t by argmax.
+    """The change of time between t and tau for a vocabulary of V tokens.
 
         P(t) = E_{z ~ N(0,1)}[ Phi(z + t / (1 - t))^(V-1) ],   tau(t) = (V P(t) - 1) / (V - 1)
 
-    Both directions, and the derivative, are evaluated on the device of their argument from a table of 60 kB: no host
-    synchronisation, exact at 0 and 1, within 1e-9 of the closed form. The table is neither parameter nor buffer (a
-    copy per device is kept here), so casting a model or loading it on the meta device cannot touch it.
+    P is the probability that decoding x_t by argmax is right, so 1 - tau is the decoding error, normalised. Both
+    directions and the derivative are read from a table of 60 kB, on the device of their argument and without host
+    synchronisation. They are exact at 0 and 1, and within 1e-9 of the closed form elsewhere. The table is neither a
+    parameter nor a buffer: casting a model, or loading it on the meta device, leaves it as it is.
 
     Args:
         vocab_size (`int`): V >= 2.
@@ -73,13 +75,14 @@ class Clock:
         self._on_device: dict[torch.device, Tensor] = {}
 
     def _table(self, device: torch.device) -> Tensor:
+        """The table on a device, where a copy is kept."""
         if device not in self._on_device:
             dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
             self._on_device[device] = torch.from_numpy(self._pieces).to(device, dtype)
         return self._on_device[device]
 
     def tau(self, t: Tensor) -> Tensor:
-        """tau of interpolation times t in [0, 1]; same shape, at least float32. Differentiable."""
+        """tau at interpolation times t in [0, 1], in the same shape and at least float32. Differentiable."""
         table = self._table(t.device)
         cell, w = self._locate(table, t)
         c0, c1, c2, c3 = table[cell].unbind(-1)
@@ -87,16 +90,15 @@ class Clock:
         return torch.where(t >= 1, 1, tau).to(at_least_float32(t))
 
     def dtau_dt(self, t: Tensor) -> Tensor:
-        """The derivative of tau at t in [0, 1]; same shape, at least float32."""
+        """The derivative of tau at t in [0, 1], in the same shape and at least float32."""
         table = self._table(t.device)
         cell, w = self._locate(table, t)
         _, c1, c2, c3 = table[cell].unbind(-1)
         return (c1 + w * (2 * c2 + w * (3 * c3))).to(at_least_float32(t))
 
     def t(self, tau: Tensor) -> Tensor:
-        """The interpolation time t of tau in [0, 1], the inverse of `tau`; same shape, at least float32.
-        Differentiable.
-        """
+        """The interpolation times t of tau in [0, 1], the inverse of `tau`, in the same shape and at least float32.
+        Differentiable."""
         table = self._table(tau.device)
         goal = tau.to(table.dtype)
         knots = table[:, 0].contiguous()
@@ -110,19 +112,20 @@ class Clock:
             return w - (value - target) / (c1 + w * (2 * c2 + w * (3 * c3)))
 
         w = torch.zeros_like(start)
-        for _ in range(4):  # a cubic that is nearly straight within its cell
+        for _ in range(4):  # few steps are enough, since the cubic is nearly straight within a cell
             w = newton(w, goal.detach()).clamp(min=torch.zeros_like(w), max=width)
-        w = newton(w, goal)  # carries the derivative dt/dtau
+        w = newton(w, goal)  # with gradient: this step has the derivative dt/dtau
         t = torch.where(goal >= 1, 1, torch.where(goal < 0, 0, start + w))
         return t.to(at_least_float32(tau))
 
     @staticmethod
     def _locate(table: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The cell of each t, and the distance from the left end of the cell."""
         t = t.to(table.dtype)
         cell = (t.detach() * _KNOTS).long().clamp(0, len(table) - 1)
         return cell, t - cell.to(table.dtype) / _KNOTS
 
 
 def at_least_float32(x: Tensor) -> torch.dtype:
-    """The dtype of `x`, but float32 where that is less precise."""
+    """The dtype of `x`, or float32 if that of `x` is less precise."""
     return torch.promote_types(x.dtype, torch.float32)

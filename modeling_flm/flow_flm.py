@@ -1,9 +1,9 @@
 """The algebra of the flow over one-hot tokens: the interpolant, the flow map and steps between two times.
 
-Time runs from noise (t = 0) to data (t = 1) along the interpolant `x_t = (1 - t) x0 + t x1` with Gaussian noise x0 and
-one-hot data x1. The network sees a state x (batch, length, V) only through `x @ E`, E being its V x d table. So
-states live in the embedded space, (batch, length, d). What is here holds in any space that is linear in the one-hots:
-states and predictions are (batch, length, width), and `t`, `s`, `u` interpolation times, (batch,) or scalars.
+Time runs from noise (t = 0) to data (t = 1) along the interpolant `x_t = (1 - t) x0 + t x1`, with Gaussian noise x0
+and one-hot data x1. The network sees a state x (batch, length, V) only as `x @ E`, with its embedding table E (V, d).
+So states are kept embedded, (batch, length, d). The functions here hold in any space that is linear in the one-hots:
+states and predictions are (batch, length, width); the interpolation times `t`, `s` and `u` are (batch,) or scalars.
 """
 
 import torch
@@ -21,17 +21,17 @@ def velocity(state: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
 
 
 def flow_map_step(state: Tensor, prediction: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """`X_{s,t}(x) = (1-t)/(1-s) x + (t-s)/(1-s) delta`, for s <= t and s < 1.
+    """A jump from time s to time t: `X_{s,t}(x) = (1-t)/(1-s) x + (t-s)/(1-s) delta`, for s <= t and s < 1.
 
-    With the flow map's own prediction delta_{s,t} it is exact. With the denoiser D_s in its place it is the Euler step
-    of the probability flow (and also its exponential integrator).
+    With the prediction delta_{s,t} of the exact flow map the jump is exact. With the denoiser D_s in its place it is
+    the Euler step of the probability flow, which is also its exponential integrator.
     """
     weight = (t - s) / (1 - s)
     return torch.lerp(state, prediction, _like_state(weight, state))
 
 
 def bridge_step(state: Tensor, end: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """A draw of `x_t` given `x_s` and the clean end x_1, for s < t < 1 (the Gaussian bridge of arXiv 2605.13681):
+    """Draw `x_t` given `x_s` and the clean end x_1, for s < t < 1, from the Gaussian bridge of arXiv 2605.13681:
 
     x_t = a x_s + b x_1 + sqrt(v) noise,        q = (t - s)(t + s - 2 s t),
     a = s (1-t)^2 / (t (1-s)^2),    b = q / (t (1-s)^2),    v = (1-t)^2 q / (t^2 (1-s)^2).
@@ -44,7 +44,7 @@ def bridge_step(state: Tensor, end: Tensor, noise: Tensor, s: Tensor, t: Tensor)
 
 
 def renoise(state: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """A draw of `x_t` given `x_s` at a later time s, 0 < t <= s: the Markov noising with the interpolant's marginals,
+    """Go back in time: draw `x_t` given `x_s`, 0 < t <= s, by Markov noising with the marginals of the flow,
 
     x_t = (t/s) x_s + sqrt((1-t)^2 - (t/s)^2 (1-s)^2) noise.
     """
@@ -54,10 +54,11 @@ def renoise(state: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
 
 
 def semigroup_weight(s: Tensor, u: Tensor, t: Tensor) -> Tensor:
-    """The weight g of the first leg in `delta_{s,t} = g delta_{s,u} + (1 - g) delta_{u,t}(X_{s,u})`, s < u < t."""
+    """The weight g of the first jump in `delta_{s,t} = g delta_{s,u} + (1 - g) delta_{u,t}(X_{s,u})`, s < u < t."""
     return (1 - t) * (u - s) / ((1 - u) * (t - s))
 
 
 def _like_state(t: Tensor, state: Tensor) -> Tensor:
+    """Times in the dtype of a state, with dimensions added so that they broadcast over it."""
     t = t.to(state.dtype)
     return t.reshape(t.shape + (1,) * (state.ndim - t.ndim)) if t.ndim else t

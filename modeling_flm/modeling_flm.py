@@ -177,15 +177,8 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         attention_mask: Tensor | None = None,
         all_hidden: list[Tensor] | None = None,
     ) -> Tensor:
-        """The backbone: from an embedded state (batch, length, d) to the last hidden state of the same shape.
-
-        Args:
-            state (`Tensor`): (batch, length, d) the embedded state.
-            timesteps (`Tensor`): (batch,) tau of the state.
-            target_timesteps (`Tensor`, *optional*): (batch,) tau to jump to; only for a flow map (FMLM).
-            attention_mask (`Tensor`, *optional*): (batch, length), 0 at padding.
-            all_hidden (`list[Tensor]`, *optional*): to it the hidden states before and after each block are appended.
-        """
+        """The backbone: from an embedded state (batch, length, d) at tau (batch,) to the last hidden state, of the
+        same shape. A list `all_hidden` gets the hidden states after the embedding and after each block."""
         batch, length, _ = state.shape
         hidden = state.to(self.dtype)
         condition = F.silu(self._time_condition(timesteps, target_timesteps)).to(hidden.dtype)

@@ -1,4 +1,4 @@
-"""Noise: the seeds that it is drawn from, and Gaussian noise over the vocabulary as the embedded space sees it."""
+"""Noise: the seeds from which it is drawn, and the embedding of Gaussian noise over the vocabulary."""
 
 import functools
 import hashlib
@@ -14,10 +14,10 @@ from .clock_flm import at_least_float32
 
 
 def as_seeds(name: str, seeds: Tensor | Sequence[int], count: int) -> list[int]:
-    """`count` seeds as a list of integers.
+    """Read seeds, which must be `count` integers in [-2**63, 2**64), as a list.
 
     Raises:
-        ValueError: they are anything else; the message calls them `name`.
+        ValueError: if they are anything else; the message calls them `name`.
     """
     try:
         numbers = [operator.index(seed) for seed in (seeds.tolist() if isinstance(seeds, Tensor) else seeds)]
@@ -31,8 +31,10 @@ def as_seeds(name: str, seeds: Tensor | Sequence[int], count: int) -> list[int]:
 
 
 def seeds_of(ids: Tensor, attention_mask: Tensor | None = None) -> list[int]:
-    """A seed in [0, 2**63) for each row of `ids` (batch, length): a hash of its tokens but for padding
-    (`attention_mask` 0), the same in any batch and for any padding, dtype and device. The host waits for the device.
+    """A seed in [0, 2**63) for each row of `ids` (batch, length): a hash of its tokens without padding.
+
+    It is the same in any batch, and for any padding (`attention_mask` 0), dtype and device. On an accelerator the host
+    waits for the ids.
     """
     rows = ids.detach().cpu().numpy().astype("<i8")
     real = np.ones(rows.shape, bool) if attention_mask is None else attention_mask.bool().cpu().numpy()
@@ -43,9 +45,8 @@ def seeds_of(ids: Tensor, attention_mask: Tensor | None = None) -> list[int]:
 
 
 def step_seeds(seeds: Sequence[int], step: int) -> list[int]:
-    """Seeds for the `step`-th draw of sequences that have one seed each: the seeds themselves at step 0, numbers
-    unrelated to them and to one another (SplitMix64) after it.
-    """
+    """Seeds for the `step`-th draw of sequences that have one seed each: at step 0 the seeds themselves, at later ones
+    numbers that are unrelated to them and to one another (SplitMix64)."""
     if step == 0:
         return list(seeds)
     return [_mix((_mix(seed % 2**64) + step * 0x9E3779B97F4A7C15) % 2**64) for seed in seeds]
@@ -60,10 +61,10 @@ def _mix(number: int) -> int:
 def white_noise(
     seeds: Sequence[int], length: int, width: int, device: torch.device, longest: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Standard normal noise (batch, length, width) and a uniform number (batch,) of each seed, float32.
+    """Draw from each seed standard normal noise (batch, length, width) and a uniform number (batch,), both float32.
 
-    Each sequence has a generator of its own: what a seed gives does not depend on the batch around it. With `longest`,
-    so many positions are drawn and the first `length` kept: then it does not depend on the padding either.
+    Each sequence has a generator of its own, so that its noise does not depend on the batch. With `longest`, that many
+    positions are drawn and the first `length` of them kept, so that it does not depend on the padding either.
     """
     noise = torch.empty(len(seeds), length, width, device=device)
     uniform = torch.empty(len(seeds), device=device)
@@ -77,8 +78,8 @@ def white_noise(
 
 
 def to_where_text_begins(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Rows of `x` (batch, length, ...) moved right, round the end, by the padding (`attention_mask` 0) on their left:
-    what was drawn for a text goes with its tokens, not with the columns of the batch."""
+    """Rotate each row of `x` (batch, length, ...) right by its padding on the left (`attention_mask` 0), so that what
+    was drawn for the first position goes to the first token of the text."""
     if attention_mask is None:
         return x
     first = attention_mask.bool().int().argmax(1, keepdim=True)
@@ -86,12 +87,14 @@ def to_where_text_begins(x: Tensor, attention_mask: Tensor | None) -> Tensor:
     return x.gather(1, place.reshape(*place.shape, *(1,) * (x.ndim - 2)).expand_as(x))
 
 
-_TABLE_ROWS = 1 << 13  # of embedding tables, copied at a time where they are needed in another precision
+_TABLE_ROWS = 1 << 13  # rows of a table that are converted to another precision at a time
 
 
 class NoiseLaw:
-    """The law of the noise that [`embedded_noise`] draws for some tables, worked out at the first use and kept: one
-    object serves for as long as those tables stay as they are, over the micro-batches of a step, say.
+    """A cache of the law of embedded noise for some tables: their Gram matrix and its Cholesky factor.
+
+    They are computed at the first use and kept. So an object serves as long as the tables do not change, for example
+    over the micro-batches of a step.
     """
 
     def __init__(self):
@@ -99,19 +102,19 @@ class NoiseLaw:
 
     @torch.no_grad()
     def of(self, *tables: Tensor) -> tuple[Tensor, Tensor]:
-        """E^T E of the tables side by side, E (V, d), and its Cholesky factor C: both (d, d)."""
+        """The Gram matrix E^T E of the tables side by side, E (V, d), and its Cholesky factor C, both (d, d)."""
         if self._known is None:
             gram = functools.reduce(torch.add, (rows.T @ rows for rows in _rows(tables)))
-            # The Gram matrix is only known to rounding: the ridge lifts it above that, and changes the law as little.
+            # A ridge just above the rounding errors keeps the matrix positive definite, and hardly changes the law.
             ridge = 10 * torch.finfo(gram.dtype).eps * gram.diagonal().mean()
-            # The factor itself is taken in float64, without the host synchronisation of an error check.
+            # Factored in float64, and without the error check of `cholesky`, for which the host would wait.
             square = gram.double() + ridge * torch.eye(len(gram), device=gram.device, dtype=torch.float64)
             self._known = gram, torch.linalg.cholesky_ex(square)[0].to(gram.dtype)
         return self._known
 
 
 class _Gram(torch.autograd.Function):
-    """Ebar^T E with Ebar = stopgrad(E), its value being known: the gradient in E is Ebar times that of the value."""
+    """Ebar^T E with Ebar = stopgrad(E), whose value is given. Its gradient in E is Ebar times that of the value."""
 
     @staticmethod
     def forward(ctx, value, *tables):
@@ -133,29 +136,30 @@ class _Gram(torch.autograd.Function):
 
 
 def _rows(tables: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Some rows at a time of the tables side by side: of one at least in float32, of several in float64."""
+    """The tables side by side, some rows at a time: a single table in at least float32, several in float64."""
     for some in zip(*(table.split(_TABLE_ROWS) for table in tables), strict=True):
         yield some[0].to(at_least_float32(some[0])) if len(some) == 1 else torch.cat(some, dim=1).double()
 
 
 def embedded_noise(white: Tensor, *tables: Tensor, law: NoiseLaw | None = None) -> tuple[Tensor, ...]:
-    """What `x0 @ E` is for x0 ~ N(0, I_V), drawn without x0: the same law, at a cost independent of V per token.
+    """The embedding `x0 @ E` of noise x0 ~ N(0, I_V) over the vocabulary, drawn without x0 at a cost per token that
+    does not depend on V.
 
-    For one table E (V, d), and white noise xi ~ N(0, I_d),
+    For one table E (V, d), and white noise xi ~ N(0, I_d), it is
 
         noise = (xi C^-1) @ (Ebar^T E),     C C^T = Ebar^T Ebar,     Ebar = stopgrad(E).
 
-    Its value xi C^T is N(0, E^T E) per token, the exact law of `x0 @ E`. Its gradient is E[x0 | x0 E]^T g, the
-    conditional expectation (Rao-Blackwellisation) of the dense gradient x0^T g: the same mean, never a larger
-    variance.
+    The value xi C^T is N(0, E^T E) per token, the exact law of `x0 @ E`. The gradient is E[x0 | x0 E]^T g, the
+    conditional expectation (Rao-Blackwellisation) of the dense gradient x0^T g: it has the same mean, and never a
+    larger variance.
 
-    Several tables E_1 (V, d_1), E_2 (V, d_2), ... get the embeddings of the SAME noise x0, with the exact joint law:
-    the construction is that of the concatenated table, in float64, since similar tables make its Gram matrix singular.
+    Several tables E_1 (V, d_1), E_2 (V, d_2), ... get embeddings of the same noise x0, with their exact joint law.
+    They are treated as one concatenated table, in float64, since similar tables make its Gram matrix singular.
 
     Args:
-        white (`Tensor`): (..., d_1 + d_2 + ...) standard normal.
-        tables (`Tensor`): (V, d_i).
-        law (`NoiseLaw`, *optional*): of these tables, where it has been used with them before or is to be again.
+        white (`Tensor`): (..., d_1 + d_2 + ...) standard normal noise.
+        tables (`Tensor`): (V, d_i) each.
+        law (`NoiseLaw`, *optional*): the cache of these tables. Default: their law is computed anew.
 
     Returns:
         one tensor (..., d_i) per table, at least float32.
