@@ -1,9 +1,9 @@
-"""Soft-capped attention: scores s become c tanh(s / c) before the softmax.
+"""Soft-capped attention, in which a score s becomes c tanh(s / c) before the softmax.
 
     u = scaling q k^T / c,   y = tanh(u),   P = exp(c y + mask),   output = P v / (P 1)
 
-Capped scores lie in [-c, c], so their exponentials need no running maximum: sums of e^50 = 5e21 are far inside
-float32.
+Capped scores lie in [-c, c], so the softmax needs no running maximum: with c = 50, sums of e^50 = 5e21 are far from
+overflowing float32.
 """
 
 import functools
@@ -16,8 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 SOFTCAP_ATTENTION = "flm_softcap"
 
-# Scores are made slab by slab: some heads x some query rows x all keys. On a CPU a slab stays in the cache, where an
-# elementwise pass costs a third of what it costs in memory; on an accelerator it is large, so that few kernels start.
+# Scores are computed slab by slab: some heads x some query rows x all keys. On a CPU a slab fits the cache, where an
+# elementwise pass takes a third of the time it takes in memory. On an accelerator slabs are large, for few kernels.
 _CPU_SLAB, _CPU_ROWS = 1 << 18, 128
 _ACCELERATOR_SLAB = 1 << 26
 
@@ -32,15 +32,17 @@ def eager_attention_forward(
     softcap: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """The reference: all scores at once, in float32, differentiable as often as one likes.
+    """The reference implementation: all scores at once, in float32. It can be differentiated any number of times.
 
     Args:
         query, key, value (`Tensor`): (batch, heads, length, head_dim).
-        attention_mask (`Tensor`, *optional*): additive, or bool (True: attend), broadcastable to (batch, heads,
-            length, length).
+        attention_mask (`Tensor`, *optional*): added to the scores, or bool with True to attend; broadcastable to
+            (batch, heads, length, length).
+        scaling (`float`): factor of the scores, before the cap.
+        softcap (`float`, *optional*): the soft cap c; None for no cap.
 
     Returns:
-        output (batch, length, heads, head_dim), and the weights (batch, heads, length, length).
+        the output (batch, length, heads, head_dim), and the weights (batch, heads, length, length).
     """
     with torch.autocast(query.device.type, enabled=False):
         scores = query.float() @ key.float().transpose(-1, -2) * scaling
@@ -62,21 +64,21 @@ def softcap_attention_forward(
     softcap: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same values as the reference, without a tensor of size length x length per head: see `_SoftcapAttention`.
+    """The values of the reference, without a tensor of size length x length per head (see `_SoftcapAttention`).
 
     Args:
         query, key, value (`Tensor`): (batch, heads, length, head_dim).
-        attention_mask (`Tensor`, *optional*): as the reference's. Padding, (batch or 1, 1, 1, length), is what this is
-            fast for; a mask that has a row per query goes to the reference.
-        softcap (`float`, *optional*): c; without it this is transformers' `sdpa`.
+        attention_mask (`Tensor`, *optional*): as for the reference. A mask of padding, (batch or 1, 1, 1, length), is
+            fast. One with a row per query is passed to the reference.
+        softcap (`float`, *optional*): the soft cap c. Without one, transformers' `sdpa` is called.
 
     Returns:
-        output (batch, length, heads, head_dim), and None.
+        the output (batch, length, heads, head_dim), and None.
     """
     if softcap is None:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     a_row_per_query = attention_mask is not None and attention_mask.shape[-2] > 1
-    if a_row_per_query or torch.compiler.is_compiling():  # the compiler fuses the plain formula
+    if a_row_per_query or torch.compiler.is_compiling():  # a compiler fuses the plain formula itself
         return eager_attention_forward(module, query, key, value, attention_mask, scaling, softcap)
     batch, heads, _, _ = query.shape
     mask = None
@@ -86,7 +88,7 @@ def softcap_attention_forward(
 
 
 def _without_autocast(function):
-    """Autocast would round the scores that forward and backward pass both compute, and each in its own way."""
+    """Turn autocast off, which would round the scores of the forward and the backward pass in different ways."""
 
     @functools.wraps(function)
     def in_own_dtype(ctx, x: Tensor, *args):
@@ -97,7 +99,8 @@ def _without_autocast(function):
 
 
 class _SoftcapAttention(torch.autograd.Function):
-    """P v / l with l = P 1, in slabs. Kept for the backward pass are inputs, output and 1 / l; P is made again:
+    """The output P v / l with l = P 1, in slabs. For the backward pass inputs, output and 1 / l are kept, and P is
+    computed again:
 
     g = dO / l,   dv = P^T g,   dS = P (g v^T - rowsum(g O)) (1 - y^2),   dq = scaling dS k,   dk = scaling dS^T q
     """
@@ -114,7 +117,7 @@ class _SoftcapAttention(torch.autograd.Function):
             p.exp_()
             total[heads, rows] = p.sum(-1, keepdim=True)
             out[heads, rows] = p @ v[heads]
-        inverse = torch.where(total > 0, 1 / total, 0)  # nothing to attend to gives zeros
+        inverse = torch.where(total > 0, 1 / total, 0)  # a query with no key to attend to gives zeros
         out = (out * inverse).view(query.shape).transpose(1, 2).to(query.dtype, memory_format=torch.contiguous_format)
         ctx.save_for_backward(query, key, value, mask, out, inverse)
         ctx.scaling, ctx.softcap = scaling, softcap
@@ -141,18 +144,18 @@ class _SoftcapAttention(torch.autograd.Function):
             dq[heads, rows] = ds @ k[heads]
             dk[heads].baddbmm_(ds.mT, q[heads, rows])
         dq *= ctx.scaling
-        dk *= ctx.softcap  # q carries scaling / softcap
+        dk *= ctx.softcap  # q contains the factor scaling / softcap
         gradients = (dx.view(x.shape).to(x.dtype) for dx, x in ((dq, query), (dk, key), (dv, value)))
         return *gradients, None, None, None
 
 
 def _flat(x: Tensor) -> Tensor:
-    """(batch, heads, length, d) to (batch * heads, length, d) in the dtype of the arithmetic, at least float32."""
+    """From (batch, heads, length, d) to (batch * heads, length, d), in at least float32, in which sums are taken."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).flatten(0, 1)
 
 
 def _slabs(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of heads and of query rows that make up all scores of q (heads, queries, d) and k (heads, keys, d)."""
+    """The slabs of the scores of q (heads, queries, d) and k (heads, keys, d): slices of heads and of query rows."""
     (heads, queries, _), keys = q.shape, k.shape[1]
     on_cpu = q.device.type == "cpu"
     rows = min(queries, _CPU_ROWS) if on_cpu else queries
@@ -163,7 +166,7 @@ def _slabs(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _additive(mask: Tensor) -> Tensor:
-    """A bool mask (True: attend) as one to add to scores; any other as it is."""
+    """The additive form of a bool mask (True to attend); any other mask as it is."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
@@ -172,15 +175,15 @@ def _additive(mask: Tensor) -> Tensor:
 def padding_mask(
     batch_size: int, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs
 ) -> Tensor | None:
-    """The additive mask of padding, with a single row for all queries: (batch, 1, 1, kv_length)."""
+    """The additive mask of padding, with one row for all queries: (batch, 1, 1, kv_length)."""
     if attention_mask is not None and attention_mask.device.type != "cpu":
-        kwargs["allow_is_bidirectional_skip"] = False  # to see that nothing is masked, the host would have to wait
+        kwargs["allow_is_bidirectional_skip"] = False  # to find that nothing is masked the host would wait
     return eager_mask(batch_size, 1, kv_length, attention_mask=attention_mask, **kwargs)
 
 
 AttentionInterface.register(SOFTCAP_ATTENTION, softcap_attention_forward)
 AttentionMaskInterface.register(SOFTCAP_ATTENTION, padding_mask)
 
-# In some per mille of fresh processes the first tanh on several threads is wrong by 5e-5 in half of its elements
-# (seen with torch 2.13 and MKL); a first one on a single element prevents it.
+# In a few of a thousand fresh processes the first tanh on several threads is wrong by 5e-5 in half of its elements
+# (seen with torch 2.13 and MKL). A tanh of a single element before it prevents this.
 torch.zeros(1).tanh()

@@ -1,7 +1,7 @@
-"""Vocabulary losses in chunks of tokens: no tensor of size tokens x V is ever alive.
+"""Cross entropy and distillation losses in chunks of tokens: no tensor of size tokens x V is ever alive.
 
-The gradient is formed in the forward pass, chunk by chunk, while the chunk's probabilities are at hand; what is kept
-for the backward pass has the size of the inputs.
+The gradient is computed in the forward pass, chunk by chunk, while the probabilities of the chunk are there. What is
+kept for the backward pass has the size of the inputs.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 24  # logits held at a time
-_CPU_CHUNK, _CPU_ROWS = 1 << 20, 256  # the same on a CPU, where they should stay in the cache; but no fewer rows
+_CPU_CHUNK, _CPU_ROWS = 1 << 20, 256  # the same on a CPU, where they should stay in the cache; and the fewest rows
 
-Target = Callable[[slice], Tensor]  # rows of target probabilities (rows, V), float32, made when they are asked for
+Target = Callable[[slice], Tensor]  # from a slice of tokens to their target probabilities (rows, V), float32
 
 
 def chunked_cross_entropy(
@@ -23,18 +23,18 @@ def chunked_cross_entropy(
     token_weights: Tensor,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the cross entropies `-log softmax(c tanh((h W^T + b) / c))[label]`.
+    """The weighted sum of the tokens' cross entropies, `-log softmax(c tanh((h W^T + b) / c))[label]` each.
 
     Args:
-        hidden (`Tensor`): (tokens, d) floating point.
+        hidden (`Tensor`): (tokens, d) hidden states h, floating point.
         weight, bias (`Tensor`): (V, d) and (V,), the output layer.
         labels (`Tensor`): (tokens,) int64 in [0, V).
-        token_weights (`Tensor`): (tokens,) float32; a token of weight zero receives no gradient. The result is
-            differentiable in the weights too.
-        softcap (`float`, *optional*): c; None for plain logits.
+        token_weights (`Tensor`): (tokens,) float32 weights, in which the sum is differentiable, too. A token of weight
+            zero gets no gradient.
+        softcap (`float`, *optional*): the soft cap c; None for plain logits.
 
     Returns:
-        the weighted sum (scalar, float32), and the unweighted loss of each token (tokens,), float32 and detached.
+        the weighted sum, a float32 scalar; and the unweighted loss of each token, (tokens,) float32 and detached.
     """
 
     def loss_of(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
@@ -52,13 +52,14 @@ def chunked_distillation_loss(
     softcap: float | None = None,
     loss_type: str = "ce",
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the losses of `p = softmax(c tanh((h W^T + b) / c))` against target distributions q.
+    """The weighted sum of the tokens' losses of `p = softmax(c tanh((h W^T + b) / c))` against target distributions q.
 
-    "ce" is the cross entropy `-sum_v q_v log p_v`, "mse" the squared distance `sum_v (p_v - q_v)^2`. No gradient goes
-    into the target. Arguments and results are otherwise those of [`chunked_cross_entropy`].
+    The target gets no gradient. Results and other arguments are those of [`chunked_cross_entropy`].
 
     Args:
-        target: q by rows of tokens, such as [`posterior`] or a [`mixture`] of two.
+        target (`Callable`): from a slice of tokens to their q, such as a [`posterior`] or a [`mixture`] of two.
+        loss_type (`str`): "ce", the cross entropy `-sum_v q_v log p_v`; or "mse", the squared distance
+            `sum_v (p_v - q_v)^2`.
     """
     loss_of_scores = {"ce": _soft_cross_entropy, "mse": _squared_error}[loss_type]
 
@@ -73,7 +74,7 @@ def chunked_distillation_loss(
 
 
 def posterior(hidden: Tensor, weight: Tensor, bias: Tensor, softcap: float | None = None) -> Target:
-    """The predictions `softmax(c tanh((h W^T + b) / c))` of hidden states (tokens, d)."""
+    """The predictions `softmax(c tanh((h W^T + b) / c))` of hidden states (tokens, d), as a target."""
 
     def rows(part: slice) -> Tensor:
         logits = torch.addmm(bias, hidden[part], weight.T).float()
@@ -83,12 +84,13 @@ def posterior(hidden: Tensor, weight: Tensor, bias: Tensor, softcap: float | Non
 
 
 def mixture(share: Tensor, first: Target, second: Target) -> Target:
-    """`share * first + (1 - share) * second`, share (tokens,) in [0, 1]."""
+    """The target `share * first + (1 - share) * second`, with `share` (tokens,) in [0, 1]."""
     return lambda part: torch.lerp(second(part), first(part), share[part, None])
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sum of `token_weights` times the losses that `loss_of(logits, part)` gives with their gradient in the logits."""
+    """The sum of token weights times losses. `loss_of(logits, part)` gives those of a slice `part` of the tokens, and
+    their gradient in the logits."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, token_weights, loss_of, with_gradient):
@@ -119,7 +121,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), losses
             )
         ctx.mark_non_differentiable(losses)
-        return (losses * token_weights).sum(), losses  # autocast would round a dot product
+        return (losses * token_weights).sum(), losses  # not a dot product, which autocast would round
 
     @staticmethod
     def backward(ctx, grad_output, _):
@@ -128,17 +130,17 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _rows_at_a_time(vocab_size: int, device: str) -> int:
-    """Fewer rows than _CPU_ROWS would make the products with the output layer slow."""
+    """Size of a chunk. On a CPU, products with the output layer would be slow with fewer rows than _CPU_ROWS."""
     return max(_CPU_ROWS, _CPU_CHUNK // vocab_size) if device == "cpu" else max(1, _CHUNK // vocab_size)
 
 
 def _label_loss(logits: Tensor, label: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """Loss (rows,) of `logits` (rows, V) at `label` (rows, 1), and its gradient in the logits, written over them."""
+    """Cross entropy (rows,) of `logits` (rows, V) at `label` (rows, 1); its gradient in the logits overwrites them."""
     if softcap is None:
         logits -= logits.amax(1, keepdim=True)
         at_label = logits.gather(1, label)
         prob = logits.exp_()
-    else:  # capped logits lie in [-softcap, softcap]: their exponentials need no maximum taken out
+    else:  # capped logits lie in [-softcap, softcap], so no maximum is subtracted before the exponential
         bent = logits.div_(softcap).tanh_()
         at_label = bent.gather(1, label) * softcap
         prob = (bent * softcap).exp_()
@@ -152,12 +154,12 @@ def _label_loss(logits: Tensor, label: Tensor, softcap: float | None) -> tuple[T
 
 
 def _soft_cross_entropy(log_prob: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """`-sum q log p` (rows,), and its gradient in the logits of p."""
+    """The cross entropy `-sum q log p` (rows,), and its gradient in the logits of p."""
     return -(target * log_prob).sum(-1), log_prob.exp() - target
 
 
 def _squared_error(log_prob: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """`sum (p - q)^2` (rows,), and its gradient in the logits of p."""
+    """The squared distance `sum (p - q)^2` (rows,), and its gradient in the logits of p."""
     prob = log_prob.exp()
     error = prob - target
     return error.square().sum(-1), 2 * prob * (error - (prob * error).sum(-1, keepdim=True))

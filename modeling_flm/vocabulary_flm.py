@@ -1,6 +1,5 @@
-"""Sums over the vocabulary, read in blocks: predictions are embedded, decoded and drawn from without a tensor of size
-tokens x V.
-"""
+"""Operations on predictions that read the vocabulary in blocks: predictions are embedded, decoded and drawn from
+without a tensor of size tokens x V."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,26 +8,27 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _BLOCK, _CPU_BLOCK = 1 << 22, 1 << 20  # logits held at a time; on a CPU so few that they stay in the cache
-_COLUMNS = 256  # but of no fewer tokens of the vocabulary: the products would be slow
+_COLUMNS = 256  # smallest block of the vocabulary: products with fewer columns would be slow
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
-    """`cap tanh(logits / cap)`; unchanged without a cap."""
+    """Soft-capped logits, `cap tanh(logits / cap)`; unchanged if `cap` is None."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def expected_embedding(
     hidden: Tensor, weight: Tensor, bias: Tensor, table: Tensor, cap: float | None = None
 ) -> Tensor:
-    """`softmax(softcap(hidden W^T + b)) @ E`, the embedding of a prediction: attention over the vocabulary.
-    Differentiable with respect to `hidden` alone, and once.
+    """The embedding of a prediction, `softmax(softcap(hidden W^T + b)) @ E`, which is attention over the vocabulary.
+
+    It is differentiable once, and with respect to `hidden` alone.
 
     Args:
-        hidden (`Tensor`): (tokens, d), the queries.
-        weight, bias (`Tensor`): (V, d) and (V,), the output layer: the keys.
-        table (`Tensor`): (V, width), the embedding table: the values.
-        cap (`float`, *optional*): soft cap of the logits. With one, exponentials cannot overflow float32, so that one
-            pass without a running maximum is exact.
+        hidden (`Tensor`): (tokens, d) hidden states, the queries.
+        weight, bias (`Tensor`): (V, d) and (V,), the output layer, the keys.
+        table (`Tensor`): (V, width), the embedding table, the values.
+        cap (`float`, *optional*): soft cap of the logits. Exponentials of capped logits cannot overflow float32, so
+            that one pass without a running maximum is exact.
 
     Returns:
         float32 (tokens, width).
@@ -37,7 +37,7 @@ def expected_embedding(
 
 
 class _ExpectedEmbedding(torch.autograd.Function):
-    """With p the softmax, y = p @ E and z the capped logits: dL/dz = p * (E dL/dy - <y, dL/dy>)."""
+    """The output is y = p @ E, with the softmax p of the capped logits z. So dL/dz = p * (E dL/dy - <y, dL/dy>)."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, table, cap):
@@ -79,8 +79,9 @@ class _ExpectedEmbedding(torch.autograd.Function):
 
 @torch.no_grad()
 def most_likely_token(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`argmax(hidden W^T + b)` as (tokens,) int64: of equal logits the first, and -1 where a largest logit is not
-    finite. A soft cap would not change it.
+    """The likeliest token `argmax(hidden W^T + b)`, which a soft cap would not change: (tokens,) int64.
+
+    Of equal logits it is the first. It is -1 where the largest logit is not finite.
     """
 
     def logits(block: slice) -> Tensor:
@@ -93,11 +94,11 @@ def most_likely_token(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def most_likely_of_mixture(
     parts: Sequence[tuple[float, Tensor, Tensor, Tensor, float | None]],
 ) -> Tensor:
-    """`argmax(sum_i share_i softmax(softcap(hidden_i W_i^T + b_i)))` as (tokens,) int64: of equal entries the first,
-    and -1 where they are not finite. Shares may be negative.
+    """The largest entry of a mixture of predictions, `argmax(sum_i share_i softmax(softcap(hidden_i W_i^T + b_i)))`:
+    (tokens,) int64. Of equal entries it is the first, and it is -1 where they are not finite.
 
     Args:
-        parts: share, hidden (tokens, d_i), W_i (V, d_i), b_i (V,) and the soft cap of each.
+        parts: tuples (share, hidden (tokens, d_i), W_i (V, d_i), b_i (V,), soft cap). Shares may be negative.
     """
     normalisers = [_log_normaliser(*part[1:]) for part in parts]
     _, first, vocabulary, _, _ = parts[0]
@@ -113,27 +114,27 @@ def most_likely_of_mixture(
 
 
 def _argmax_by_blocks(entries: Callable[[slice], Tensor], hidden: Tensor, vocab_size: int) -> Tensor:
-    """The place (tokens,) of the largest of `entries` of the `hidden` states (tokens, d), which are given by blocks of
-    the vocabulary; -1 where it is not finite."""
+    """The token with the largest entry, (tokens,); -1 where it is not finite. `entries` gives those of a block of the
+    vocabulary, for all `hidden` states (tokens, d)."""
     best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
     token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     for block in _vocabulary_blocks(hidden, vocab_size):
         value, index = entries(block).max(dim=1)
         better = value > best
-        best = torch.maximum(best, value)  # which keeps a NaN
+        best = torch.maximum(best, value)  # a NaN stays
         token = torch.where(better, index + block.start, token)
     return torch.where(best.isfinite(), token, -1)
 
 
 @torch.no_grad()
 def token_probability(hidden: Tensor, token: Tensor, weight: Tensor, bias: Tensor, cap: float | None = None) -> Tensor:
-    """The probability of `token` (tokens,) in `softmax(softcap(hidden W^T + b))`, float32 (tokens,), blockwise."""
+    """The probability of a given `token` (tokens,) in `softmax(softcap(hidden W^T + b))`, float32 (tokens,)."""
     own = softcap(((hidden * weight[token]).sum(1) + bias[token]).float(), cap)
     return (own - _log_normaliser(hidden, weight, bias, cap)).exp()
 
 
 def _log_normaliser(hidden: Tensor, weight: Tensor, bias: Tensor, cap: float | None) -> Tensor:
-    """`logsumexp(softcap(hidden W^T + b))`, float32 (tokens,), blockwise."""
+    """`logsumexp(softcap(hidden W^T + b))`, float32 (tokens,), summed block by block of the vocabulary."""
     normaliser = torch.full((len(hidden),), -torch.inf, device=hidden.device)
     for block in _vocabulary_blocks(hidden, len(weight)):
         scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
@@ -152,18 +153,18 @@ def draw_token(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
-    """A token from each `softmax(softcap(hidden W^T + b) / temperature)`, by inversion of its distribution function.
+    """Draw a token from each `softmax(softcap(hidden W^T + b) / temperature)`, by inverting its distribution function.
 
-    Rows are taken in chunks, with the whole vocabulary each.
+    It works on a chunk of the tokens at a time, with the whole vocabulary.
 
     Args:
-        hidden (`Tensor`): (tokens, d).
+        hidden (`Tensor`): (tokens, d) hidden states.
         weight, bias (`Tensor`): (V, d) and (V,), the output layer.
         uniform (`Tensor`): (tokens,) numbers in [0, 1], one for each draw.
         cap (`float`, *optional*): soft cap of the logits.
-        temperature (`float`): > 0.
-        top_k (`int`, *optional*): only the so many likeliest tokens.
-        top_p (`float`, *optional*): only the fewest likeliest tokens that have this probability together, in (0, 1].
+        temperature (`float`): divisor of the logits, > 0.
+        top_k (`int`, *optional*): draw only from that many likeliest tokens.
+        top_p (`float`, *optional*): draw only from the fewest likeliest tokens with this total probability, in (0, 1].
 
     Returns:
         (tokens,) int64, -1 where the distribution is not finite.
@@ -182,7 +183,7 @@ def draw_token(
                 probability = probability.where(before < top_p, 0)
         total = probability.double().cumsum(-1)
         goal = number.double()[:, None] * total[:, -1:]
-        # The first token whose cumulated probability exceeds the goal; at the very end of it, the last that has any.
+        # The first token whose cumulated probability exceeds the goal. If none does, the last of positive probability.
         place = torch.searchsorted(total, goal, right=True)
         last = torch.searchsorted(total, total[:, -1:].contiguous())
         place = torch.minimum(place, last)
@@ -192,7 +193,7 @@ def draw_token(
 
 
 def _vocabulary_blocks(hidden: Tensor, vocab_size: int) -> Iterator[slice]:
-    """Of the vocabulary, for the logits of hidden states (tokens, d)."""
+    """Blocks of the vocabulary, each small enough to hold its logits of the hidden states (tokens, d)."""
     size = max(_COLUMNS, _logits_at_a_time(hidden.device) // max(len(hidden), 1))
     return (slice(start, min(start + size, vocab_size)) for start in range(0, vocab_size, size))
 
