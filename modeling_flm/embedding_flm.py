@@ -1,4 +1,4 @@
-"""The ways of a model into its embedded space: of tokens, of states over the vocabulary, of noise, of predictions."""
+"""How a model embeds tokens, states over the vocabulary, noise and predictions, and how it decodes hidden states."""
 
 from collections.abc import Sequence
 
@@ -12,20 +12,21 @@ from .vocabulary_flm import expected_embedding, softcap
 
 
 class EmbeddedSpace:
-    """For models with an embedding table `embed_tokens` and an output layer `lm_head`."""
+    """Adds these methods to a model with an embedding table `embed_tokens` and an output layer `lm_head`. For example
+    `model.embed_noise(4, 128)` is the noise from which four texts of 128 tokens start."""
 
     _kept_law: tuple[Tensor, NoiseLaw] | None = None
 
-    # -- the weights of the vocabulary: all that needs them as matrices takes them from here --------------------------
+    # -- the weights of the vocabulary as matrices: all other code reads them by these methods ------------------------
 
     def vocabulary_table(self) -> Tensor:
-        """The embedding table E (V, d): the parameter itself, or what an adapted, quantised or offloaded layer
-        computes with, differentiable. To be asked for where it is needed: it is as the weights are now."""
+        """The embedding table E (V, d) as it is now, differentiable. It is the parameter itself or, for an adapted,
+        quantised or offloaded layer, the table with which that layer computes."""
         return table_of(self.embed_tokens, self.config.vocab_size).to(self.device)
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
-        """W (V, d) and b (V,) of the logits `hidden W^T + b`, as [`vocabulary_table`] gives the table; for what is not
-        the parameters themselves at V d^2 of work a call."""
+        """W (V, d) and b (V,) of the logits `hidden W^T + b`, given as [`vocabulary_table`] gives E. A call takes V d^2
+        of work, unless W and b are the parameters themselves."""
         weight, bias = matrix_of(self.lm_head, self.config.hidden_size, self.dtype)
         return weight.to(self.device), bias.to(self.device)
 
@@ -33,7 +34,7 @@ class EmbeddedSpace:
         """The soft-capped logits (..., V) of the last hidden states (..., d)."""
         return softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
 
-    # -- the ways into the embedded space and out of it ---------------------------------------------------------------
+    # -- embeddings of states, noise and predictions ------------------------------------------------------------------
 
     def embed_state(self, state: Tensor) -> Tensor:
         """Embed ids (batch, length), as one-hots, or a dense state (batch, length, V): float32 (batch, length, d)."""
@@ -57,9 +58,9 @@ class EmbeddedSpace:
     ) -> Tensor:
         """Embedded Gaussian noise `x0 @ E`, x0 ~ N(0, I_V): float32 (batch, length, d).
 
-        Drawn from `generator` (None: the global one), or from one seed per sequence, which makes a sequence's noise
-        independent of the batch around it. The dense product is formed where it is the cheaper way (V <= d, or,
-        without seeds, no more tokens than d), the equal law of [`embedded_noise`] is used otherwise.
+        It is drawn from one seed per sequence, so that the noise of a sequence does not depend on its batch; or else
+        from `generator`, by default the global one. Where the dense product is cheaper (V <= d or, without seeds, no
+        more tokens than d), it is computed. Otherwise [`embedded_noise`] draws from the same law.
         """
         return self._embed_noise_and_uniform(batch_size, length, generator, seeds)[0]
 
@@ -72,10 +73,8 @@ class EmbeddedSpace:
         law: NoiseLaw | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Embedded noise, and a number in [0, 1) per sequence: independent with seeds, else evenly spread (batch,).
-
-        What a seed gives is counted from the first token that is not padding.
-        """
+        """Embedded noise, and a number in [0, 1) for each sequence, (batch,): independent ones with seeds, otherwise
+        evenly spread. The noise of a seed begins at the first token that is not padding."""
         vocab_size, width = self.config.vocab_size, self.config.hidden_size
         device = self.device
         dense = vocab_size <= width or (seeds is None and batch_size * length <= width)
@@ -93,12 +92,12 @@ class EmbeddedSpace:
         return self.embed_white_noise(noise, law), uniform
 
     def embed_white_noise(self, white: Tensor, law: NoiseLaw | None = None) -> Tensor:
-        """The embedding of noise over the vocabulary: float32 (..., d).
+        """Turn white noise into embedded noise over the vocabulary: float32 (..., d).
 
         Args:
-            white (`Tensor`): standard normal: (..., V), that noise itself; or, where V > d, (..., d), from which
-                [`embedded_noise`] makes the embedding of one.
-            law (`NoiseLaw`, *optional*): of the table, for the latter.
+            white (`Tensor`): standard normal numbers: (..., V), the noise over the vocabulary itself; or (..., d),
+                where V > d, of which [`embedded_noise`] makes the embedding of such noise.
+            law (`NoiseLaw`, *optional*): the cache of the table's law, for noise (..., d).
         """
         if white.shape[-1] == self.config.vocab_size:
             return self.embed_state(white)
@@ -109,9 +108,9 @@ class EmbeddedSpace:
             return embedded_noise(white, table, law=law)[0].float()
 
     def _law(self, table: Tensor) -> NoiseLaw:
-        """The law of the noise, kept from call to call while the table stays as it is: it costs V d^2.
+        """The law of the noise, which takes V d^2 of work and is kept as long as the table does not change.
 
-        What tells is a weighted sum of its rows, at V d: versions and addresses miss a change through `.data`.
+        A change shows in a weighted sum of its rows, at V d. Version and address of a tensor miss one by `.data`.
         """
         rows = torch.arange(1, len(table) + 1, device=table.device)
         mark = rows.sin().to(table.dtype) @ table
@@ -121,7 +120,7 @@ class EmbeddedSpace:
         return kept[1]
 
     def embed_prediction(self, hidden: Tensor) -> Tensor:
-        """Embed the prediction of `hidden` (batch, length, d): `softmax(logits) @ E`, float32, blockwise over V."""
+        """Embed the prediction of hidden states (batch, length, d): `softmax(logits) @ E`, float32, in blocks of V."""
         embedding = expected_embedding(
             hidden.flatten(0, 1), *self.output_layer(), self.vocabulary_table(), self.config.final_logit_softcapping
         )

@@ -1,4 +1,4 @@
-"""The layers of the transformer (arXiv 2602.16813): time embeddings, attention, blocks that time modulates."""
+"""The layers of the transformer of arXiv 2602.16813: time embeddings, attention and blocks modulated by the time."""
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +11,18 @@ from .configuration_flm import FLMConfig
 
 
 class FLMZeroLinear(nn.Linear):
-    """A linear layer that starts at zero, so that what it adds or modulates is absent at first."""
+    """A linear layer that is zero at initialisation, so that what it adds or modulates has no effect at first."""
 
 
 class FLMEmbedding(nn.Embedding):
-    """The embedding table: ids (...) to float32 (..., d)."""
+    """The embedding table, from ids (...) to float32 embeddings (..., d)."""
 
     def forward(self, ids: Tensor) -> Tensor:
         return super().forward(ids.long()).float()
 
 
 class FLMTimeLinear(nn.Linear):
-    """A linear layer that computes in at least float32, whatever its weights are kept in."""
+    """A linear layer that computes in at least float32, whatever the dtype of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
@@ -30,13 +30,13 @@ class FLMTimeLinear(nn.Linear):
 
 
 class FLMZeroTimeLinear(FLMTimeLinear, FLMZeroLinear):
-    """One that starts at zero."""
+    """A linear layer that computes in at least float32, and is zero at initialisation."""
 
 
 class FLMTimeEmbedding(nn.Module):
-    """Features of a time tau in [0, 1]: cosines and sines of tau 10000^(-k / n), through a two-layer MLP.
+    """The embedding of times tau (batch,) in [0, 1]: a two-layer MLP of cosines and sines of tau 10000^(-k / n).
 
-    It computes in float32, under autocast too: bfloat16 would round away the difference of times 1/1000 apart.
+    It computes in float32, under autocast too: bfloat16 could not tell times apart that differ by 1/1000.
     """
 
     def __init__(self, config: FLMConfig, last: type[nn.Linear] = FLMTimeLinear):
@@ -86,12 +86,14 @@ class FLMAttention(nn.Module):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on (batch, heads, length, head_dim): a head's two halves are the two axes of its planes."""
+    """Apply rotary positions to (batch, heads, length, head_dim), where entries i and i + head_dim / 2 are a pair."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 class FLMMLP(nn.Module):
+    """Two linear layers with a GELU (tanh approximation) between them."""
+
     def __init__(self, config: FLMConfig):
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -102,7 +104,7 @@ class FLMMLP(nn.Module):
 
 
 class FLMBlock(GradientCheckpointingLayer):
-    """A transformer block whose two branches are shifted, scaled and gated by the time condition (adaLN)."""
+    """A transformer block in which the time condition shifts, scales and gates attention and MLP (adaLN)."""
 
     def __init__(self, config: FLMConfig):
         super().__init__()
@@ -124,11 +126,13 @@ class FLMBlock(GradientCheckpointingLayer):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`x (1 + scale) + shift`, as adaLN modulates a normalised input."""
     return torch.addcmul(shift, x, 1 + scale)
 
 
 class FLMLossWeighting(nn.Module):
-    """The learned loss weight w(tau), of a flow map w(tau_s, tau_t): exp(-w) l + w, (batch,). In float32."""
+    """The learned loss weight w(tau), for a flow map w(tau_s, tau_t), by which a loss l becomes exp(-w) l + w. It is
+    computed in float32, of shape (batch,)."""
 
     def __init__(self, config: FLMConfig):
         super().__init__()
