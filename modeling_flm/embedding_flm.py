@@ -25,8 +25,8 @@ class EmbeddedSpace:
         return table_of(self.embed_tokens, self.config.vocab_size).to(self.device)
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
-        """W (V, d) and b (V,) of the logits `hidden W^T + b`, given as [`vocabulary_table`] gives E. A call takes V d^2
-        of work, unless W and b are the parameters themselves."""
+        """W (V, d) and b (V,) of the logits `hidden W^T + b`, read as [`vocabulary_table`] is. A call takes V d^2 of
+        work, unless W and b are the parameters themselves."""
         weight, bias = matrix_of(self.lm_head, self.config.hidden_size, self.dtype)
         return weight.to(self.device), bias.to(self.device)
 

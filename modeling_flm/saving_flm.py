@@ -1,4 +1,4 @@
-"""Loading of safetensors alone, and saving that cannot spoil what is there."""
+"""Loading from safetensors only, and saving that cannot damage an earlier model in the same folder."""
 
 import os
 import re
@@ -7,15 +7,15 @@ from typing import Any
 
 
 class LoadingAndSaving:
-    """`from_pretrained` and `save_pretrained` of flow language models, before those of `PreTrainedModel`."""
+    """`from_pretrained` and `save_pretrained` of flow language models, which wrap those of `PreTrainedModel`."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = None, **kwargs):
-        """[`~PreTrainedModel.from_pretrained`] of safetensors alone: pickled weights are not read.
+        """[`~PreTrainedModel.from_pretrained`] from safetensors only: pickled weights are not read.
 
         Raises:
-            ValueError: `use_safetensors` is False, the file of the weights is damaged, or they are those of a flow map
-                and this is the class of a flow, which would leave out its second time.
+            ValueError: if `use_safetensors` is False; if the file of the weights is damaged; or if the weights are
+                those of a flow map and this is the class of a denoiser, which would ignore the second time.
         """
         if use_safetensors is False:
             raise ValueError("`use_safetensors=False`: pickled weights are not read, convert them to safetensors.")
@@ -42,10 +42,10 @@ class LoadingAndSaving:
         variant: str | None = None,
         **kwargs,
     ) -> None:
-        """[`~PreTrainedModel.save_pretrained`] that cannot spoil what is already there.
+        """[`~PreTrainedModel.save_pretrained`] that cannot damage an earlier model in the same folder.
 
-        Everything is written beside its place first and moved there when all of it is complete: a save that fails (a
-        full disk, say) leaves an earlier model in the same folder as it was. With `push_to_hub` it is not so.
+        All files are written to a temporary folder first, and moved into place when they are complete. So a save that
+        fails, for example on a full disk, leaves an earlier model as it was. This does not hold with `push_to_hub`.
         """
         kwargs |= {"is_main_process": is_main_process, "variant": variant}
         if push_to_hub:
@@ -58,7 +58,7 @@ class LoadingAndSaving:
                 os.replace(os.path.join(staging, name), os.path.join(save_directory, name))
         of = "" if variant is None else re.escape(f".{variant}")
         weights = rf"model{of}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{of}\.json"
-        if any(re.fullmatch(weights, name) for name in written):  # shards of an earlier save would be loaded as well
+        if any(re.fullmatch(weights, name) for name in written):  # shards of an earlier save would be loaded, too
             for name in os.listdir(save_directory):
                 if re.fullmatch(weights, name) and name not in written:
                     os.remove(os.path.join(save_directory, name))
