@@ -1,6 +1,6 @@
-"""Checks of what a model is called with: shapes, times, ids and labels, and messages that say what to do.
+"""Checks of the arguments of a model: shapes, times, ids and labels. Their error messages say what to do.
 
-Values are looked at on a CPU only, and not in compiled code: on an accelerator the look would make the host wait.
+Values are checked on a CPU only, and not in compiled code: on an accelerator each check would make the host wait.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from .configuration_flm import FLMConfig
 
 
 def checkable(x: Tensor) -> bool:
-    """Whether a look at the values of `x` costs no wait for a device and no break of a compiled graph."""
+    """Whether the values of `x` can be read without waiting for a device or breaking a compiled graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_unknown(name: str, given: dict) -> None:
-    """Raises a `TypeError` for arguments that the class `name` does not know, unless they ask for nothing."""
+    """Raise a `TypeError` for arguments that the class `name` does not know, unless they are None or False."""
     unknown = sorted(key for key, value in given.items() if value is not None and value is not False)
     if unknown:
         flattened = " Rows joined by DataCollatorWithFlattening would see each other: pad them."
@@ -33,7 +33,7 @@ def check_shapes(
     attention_mask: Tensor | None,
     conditioning_mask: Tensor | None,
 ) -> int:
-    """The batch size."""
+    """Check that the arguments of `forward` fit together and have the right shapes; return the batch size."""
     width = config.hidden_size
     if input_ids is None and inputs_embeds is None and labels is None:
         raise ValueError("give `labels` (to train), or `input_ids` or `inputs_embeds` with `timesteps` (to predict).")
@@ -75,7 +75,7 @@ def check_shapes(
 def check_times(
     name: str, tau: Tensor | Sequence[float] | float | None, batch: int, device: torch.device
 ) -> Tensor | None:
-    """Times as float32 (batch,), from one time per sequence or one for all."""
+    """Check times, one per sequence or one for all, and return them as float32 (batch,); None stays None."""
     if tau is None:
         return None
     try:
@@ -90,6 +90,7 @@ def check_times(
 
 
 def check_target(labels: Tensor | None, timesteps: Tensor, target_timesteps: Tensor) -> None:
+    """Check that a jump does not go back in time, and that there are no labels."""
     if labels is not None:
         raise ValueError(
             "`labels` train the denoiser, on the diagonal of the flow map; `target_timesteps` is for prediction."
@@ -106,6 +107,7 @@ def check_labels(
     attention_mask: Tensor | None,
     scored: Tensor,
 ) -> None:
+    """Check that labels are ids or -100, agree with `input_ids` where they are scored, and leave no token unknown."""
     if not checkable(labels):
         return
     unlabelled = labels == -100
@@ -125,6 +127,7 @@ def check_labels(
 
 
 def check_ids(config: FLMConfig, name: str, ids: Tensor) -> None:
+    """Check that ids are in the vocabulary; the message calls them `name`."""
     if not checkable(ids) or ids.numel() == 0:
         return
     low, high = int(ids.min()), int(ids.max())
@@ -135,5 +138,5 @@ def check_ids(config: FLMConfig, name: str, ids: Tensor) -> None:
 
 
 def _furthest(tau: Tensor) -> float:
-    """The value furthest outside [0, 1] (a NaN counts as furthest)."""
+    """The value that is furthest outside [0, 1]; a NaN counts as the furthest."""
     return float(tau.flatten()[(tau - 0.5).abs().nan_to_num(torch.inf).argmax()])

@@ -1,4 +1,4 @@
-"""The text-generation pipeline that travels with a model repository."""
+"""The text-generation pipeline of a model repository."""
 
 import types
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .generation_flm import prompt_ids
 
 
 class FLMPipeline(Pipeline):
-    """Text from a flow language model: from nothing, after a prompt, or in the blanks of a text.
+    """The text-generation pipeline of flow language models: it writes from nothing, after a prompt, or in its blanks.
 
     ```python
     write = pipeline("text-generation", model="org/fmlm", trust_remote_code=True)
@@ -23,12 +23,12 @@ class FLMPipeline(Pipeline):
     write(f"He said{blank}{blank} the king.", num_steps=4)           # in blanks
     ```
 
-    It takes the arguments of the model's `generate`, in the call or when it is made, and of its own `return_full_text`
-    (default True: the prompt and what follows) and `skip_special_tokens` (default True). For each text it gives a list
-    of `{"generated_text": ...}`, one for each of `num_return_sequences`.
+    It takes the arguments of the model's `generate`, when it is called or when it is made, and two of its own:
+    `return_full_text` (default True) to return the prompt before what follows, and `skip_special_tokens` (default
+    True). For each text it returns a list of `{"generated_text": ...}`, one for each of `num_return_sequences`.
 
-    The sequences of all texts of a call are numbered in their order: the i-th takes `seed + i`, or `seed[i]`. What is
-    written does not depend on `batch_size`.
+    The sequences of all texts in a call are numbered in order, and the i-th takes the seed `seed + i`, or `seed[i]`.
+    What is written does not depend on `batch_size`.
     """
 
     _load_tokenizer = True
@@ -38,11 +38,11 @@ class FLMPipeline(Pipeline):
     _pipeline_calls_generate = False  # the model has a generation configuration of its own kind
 
     def __call__(self, text_inputs: str | Sequence[str] | None = None, **kwargs):
-        """Write for each of `text_inputs`: a text, several, or a generator or data set of texts, for which it gives an
-        iterator; None or "" to write from nothing.
+        """Write for a text, or for each of a list, generator or data set of texts; None or "" writes from nothing. For
+        a generator or data set an iterator is returned.
 
         Raises:
-            ValueError: an input is no text, or an argument is not one of `generate`.
+            ValueError: if an input is not a text, or an argument is not one of `generate`.
         """
         inputs = _numbered("" if text_inputs is None else text_inputs)
         if isinstance(inputs, list) and not inputs:
@@ -61,7 +61,7 @@ class FLMPipeline(Pipeline):
         return {}, generate_kwargs, {name: value for name, value in after.items() if value is not None}
 
     def _per_text(self, generate_kwargs: dict[str, Any]) -> int:
-        """How many sequences are written for a text."""
+        """The number of sequences that are written for each text."""
         configs = (generate_kwargs.get("generation_config"), self.model.generation_config)
         counts = (getattr(config, "num_return_sequences", None) for config in configs)
         return next((count for count in (generate_kwargs.get("num_return_sequences"), *counts) if count), 1)
@@ -72,7 +72,7 @@ class FLMPipeline(Pipeline):
         tokenizer: Any = self.tokenizer
         ids = prompt_ids(inputs.text, tokenizer)
         mask = torch.ones_like(ids)
-        if ids.shape[1] == 0:  # a single padding stands for no prompt, so that it can be put beside others
+        if ids.shape[1] == 0:  # no prompt is given as a single padding token, so that it fits a batch
             ids, mask = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long)
         return {"input_ids": ids, "attention_mask": mask, "number": torch.tensor([inputs.number])}
 
@@ -104,7 +104,7 @@ class FLMPipeline(Pipeline):
 
 @dataclass
 class _Text:
-    """A prompt, and which it is of those of a call."""
+    """A prompt, and its number among the prompts of a call."""
 
     number: int
     text: Any
@@ -122,7 +122,7 @@ class _NumberedDataset(Dataset):
 
 
 def _numbered(texts: Any):
-    """Prompts with their numbers, in a container of the kind that transformers' pipelines know."""
+    """The prompts with their numbers, in a container of the same kind, as transformers' pipelines expect it."""
     if isinstance(texts, Dataset) and not isinstance(texts, IterableDataset):
         return _NumberedDataset(texts)
     if isinstance(texts, IterableDataset | types.GeneratorType):
