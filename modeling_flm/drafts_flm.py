@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 class DraftStreamer(BaseStreamer):
     """A streamer for `generate` that shows the whole draft of every sequence at each step.
 
-    In a terminal each draft replaces the one before; in a file they follow one another.
+    In a terminal each draft replaces the one before; elsewhere they follow one another.
 
     ```python
     model.generate(num_steps=16, num_return_sequences=2, streamer=DraftStreamer(tokenizer))

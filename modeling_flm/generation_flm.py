@@ -23,7 +23,7 @@ from .noise_flm import step_seeds
 from .requests_flm import FlowRequests, spread_seeds
 from .samplers_flm import SAMPLERS, Sampler
 
-_WINDOW = 1 << 32  # from this step number on come the seeds of later windows; no generation has so many steps
+_WINDOW = 1 << 32  # added to the numbers of later windows for their seeds, beyond any number of steps
 
 
 @dataclass
@@ -76,7 +76,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         trust_remote_code,
         **kwargs,
     ) -> None:
-        """Called when a model is loaded: transformers' own version would make a plain GenerationConfig of the file."""
+        """Called on loading: transformers' own version reads `generation_config.json` as a plain GenerationConfig."""
         if generation_config is not None:
             self.generation_config = FlowGenerationConfig(**set_values(generation_config))
         elif pretrained_model_name_or_path is not None:
@@ -152,7 +152,8 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
             streamer (`BaseStreamer`, *optional*): receives the draft of every step, ids (batch, length) on the CPU;
                 for example a [`DraftStreamer`].
             progress_bar (`bool`): whether to show a progress bar, on the standard error.
-            kwargs: settings of [`FlowGenerationConfig`], such as `num_steps` or `max_length`.
+            kwargs: settings such as `num_steps`, `timesteps`, `sampler`, `temperature`, `top_k`, `top_p`, `gamma`,
+                `guidance_scale`, `refine_steps`, `max_length`, `max_new_tokens`, `num_return_sequences` and so on.
 
         Returns:
             int64 ids (batch * num_return_sequences, length); a [`FlowGenerationOutput`] with

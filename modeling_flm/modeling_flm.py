@@ -42,7 +42,7 @@ from .saving_flm import LoadingAndSaving
 
 @dataclass
 class FLMOutput(ModelOutput):
-    """The output of a flow language model: of `forward` with `labels` the losses, without them the prediction.
+    """The output of a flow language model: the losses if `labels` are given, the prediction if not.
 
     Args:
         loss (`Tensor`, *optional*): the training objective, a scalar; with `labels`.
@@ -240,8 +240,8 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
 
         In training, noise and times are drawn anew in each call. In evaluation (`model.eval()`) they are fixed, unless
         `noise_seed` or `generator` is given: the seed of a row is a hash of its tokens without padding, so that its
-        loss is the same in any batch and on any process. `labels` cannot train a flow map: its jumps would go
-        untrained.
+        loss is the same in any batch and on any process. A flow map cannot be trained by `labels`, which would
+        leave its jumps untrained.
 
         Args:
             input_ids (`Tensor`, *optional*): (batch, length) clean ids; default: `labels`. Without labels they are the
@@ -435,6 +435,6 @@ def _union(mask: Tensor | None, other: Tensor) -> Tensor:
 FLMModel.register_for_auto_class("AutoModel")
 FMLMModel.register_for_auto_class("AutoModel")
 
-# By this transformers' own pipeline knows that the models generate text, also when a repository's code is loaded.
+# This tells transformers' own pipeline that the models generate text, also when a repository's code is loaded.
 AutoModelForCausalLM.register(FLMConfig, FLMModel, exist_ok=True)
 AutoModelForCausalLM.register(FMLMConfig, FMLMModel, exist_ok=True)

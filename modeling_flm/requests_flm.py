@@ -317,7 +317,7 @@ class Job:
 
 
 def as_list(value):
-    """A sequence or tensor as a list, in the form that a configuration saves; any other value as it is."""
+    """A sequence or tensor as a list, as a configuration saves it; any other value as it is, to be refused later."""
     return list(value) if isinstance(value, Sequence | Tensor) and not isinstance(value, str) else value
 
 

@@ -44,8 +44,8 @@ class LoadingAndSaving:
     ) -> None:
         """[`~PreTrainedModel.save_pretrained`] that cannot damage an earlier model in the same folder.
 
-        All files are written to a temporary folder first, and moved into place when they are complete. So a save that
-        fails, for example on a full disk, leaves an earlier model as it was. This does not hold with `push_to_hub`.
+        All files are written to a temporary folder within it, and moved into place when they are complete. So a save
+        that fails, for example on a full disk, leaves an earlier model as it was. With `push_to_hub` this is not so.
         """
         kwargs |= {"is_main_process": is_main_process, "variant": variant}
         if push_to_hub:
