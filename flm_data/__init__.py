@@ -1,6 +1,6 @@
 """Text to train and evaluate on: where it is, how it is read, and how it becomes rows of tokens.
 
-The names are imported on first use, so that a command that only checks a path does not wait for `datasets`.
+Names are imported on first use, so that a command that only checks a path does not wait for `datasets` to load.
 """
 
 from importlib import import_module

@@ -1,13 +1,13 @@
-"""Detokenisers: each undoes what a corpus did to its text before it was published."""
+"""Detokenisers: functions that undo what a corpus did to its text before it was published."""
 
 import re
 
-# What LM1B's tokenisation looks like, and the text it stands for; in this order, as in the published code.
+# Patterns in LM1B's text and what replaces them. They are applied in this order, as in the published code.
 _LM1B_RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"(https?) : / / ", r"\1://"),
-        (r" '(\w)", r"'\1"),  # he 's; "do n't" has no space before its apostrophe and stays
+        (r" '(\w)", r"'\1"),  # "he 's" becomes "he's"; "do n't" stays as it is
         (r" (\w+) \. ", r" \1. "),
         (r" (\w+) \.$", r" \1."),
         (r" \? ", "? "),
@@ -28,7 +28,7 @@ _LM1B_RULES = [
 
 
 def detokenize_lm1b(text: str) -> str:
-    """LM1B's text, which has spaces around its punctuation, as it would be written."""
+    """Remove the spaces that LM1B has around punctuation: "he 's here ." becomes "he's here."."""
     for pattern, replacement in _LM1B_RULES:
         text = pattern.sub(replacement, text)
     return text

@@ -1,8 +1,8 @@
-"""From documents to rows of tokens.
+"""Turns documents into rows of tokens, which models are trained on.
 
-Documents of any length become rows of one length, as the published models were trained (arXiv 2602.16813): a
-row is `[BOS] piece [EOS]`, a piece being cut from a stream of documents that are each followed by EOS. No row
-is padded.
+[`pack`] makes rows of one length of documents of any length, as the published models were trained on (arXiv
+2602.16813). The documents are joined, each followed by EOS, and cut into pieces. A row is `[BOS] piece [EOS]`, without
+padding. [`one_row_each`] makes a row of each document, as for Sudoku grids.
 """
 
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .detokenizers import DETOKENIZERS
 
-DOCUMENTS_PER_BATCH = 1000  # packed together, as in the published code
-DOCUMENTS_PER_CALL = 16  # tokenised together: few, as a tokenizer's answer takes hundreds of bytes a token
+DOCUMENTS_PER_BATCH = 1000  # packed together, as in the published code; what is left over is dropped
+DOCUMENTS_PER_CALL = 16  # tokenised together: few, since the result takes hundreds of bytes per token
 
 
 def load_tokenizer(name_or_path: str, for_wrapping: bool = True) -> PreTrainedTokenizerBase:
-    """A tokenizer; `for_wrapping`, with the BOS, EOS and padding tokens which wrapped rows need.
+    """Load a tokenizer. With `for_wrapping` it gets the BOS, EOS and padding tokens that packed rows need.
 
-    BERT's [CLS] and [SEP] stand in for BOS and EOS. Where there is no padding token, [PAD] is added: that is
-    how the paper's GPT-2 vocabulary comes to 50,258 entries.
+    BERT's [CLS] and [SEP] stand in for missing BOS and EOS. A missing padding token is added as [PAD]: so the GPT-2
+    vocabulary of the paper has 50,258 entries.
 
     Raises:
-        ValueError: there is neither BOS nor [CLS], or neither EOS nor [SEP].
+        ValueError: if `for_wrapping` is true, and there is neither BOS nor [CLS], or neither EOS nor [SEP].
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if not for_wrapping:
@@ -44,7 +44,7 @@ def load_tokenizer(name_or_path: str, for_wrapping: bool = True) -> PreTrainedTo
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, role: str, token: str | None) -> int:
-    """The id of `token`, or of the tokenizer's own token for that role where `token` is None."""
+    """The id of `token`. If it is None, the id of the tokenizer's own token for `role`, such as "bos_token"."""
     token = getattr(tokenizer, role) if token is None else token
     if token is None:
         raise ValueError(f"The tokenizer has no `{role}`: load it with `load_tokenizer`, or name one.")
@@ -64,24 +64,24 @@ def pack(
     eos_token: str | None = None,
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
-    """Rows of exactly `length` `input_ids` (int32), and nothing else, from the documents of `dataset`.
+    """Tokenise documents and pack them into rows of exactly `length` tokens, with the one column `input_ids` (int32).
 
-    Each document is tokenised without special tokens and followed by EOS. The documents of a batch (1,000)
-    are joined and cut into pieces of `length - 2` tokens, each written as `[BOS] piece [EOS]`; what fills no
-    piece at the end of a batch is dropped. Documents that are None or hold no token are skipped.
+    Each document is tokenised without special tokens and followed by EOS. The documents of a batch (1,000) are joined
+    and cut into pieces of `length - 2` tokens. A row is `[BOS] piece [EOS]`. Tokens at the end of a batch that do not
+    fill a piece are dropped. Documents that are None or have no token are skipped.
 
     Args:
-        dataset: documents; rows of an `IterableDataset` are made as they are read, in the same order.
-        tokenizer: see [`load_tokenizer`].
-        length (`int`): tokens a row, at least 3.
+        dataset: the documents. Those of an `IterableDataset` are packed as they are read, in the same order.
+        tokenizer: a tokenizer with BOS and EOS, see [`load_tokenizer`].
+        length (`int`): tokens per row, at least 3.
         text_column (`str`): the column with the documents.
-        detokenizer (`str`, *optional*): undoes what a corpus did to its text, before tokenising: `lm1b`.
+        detokenizer (`str`, *optional*): "lm1b" to undo what LM1B did to its text, before it is tokenised.
         bos_token, eos_token (`str`, *optional*): tokens to use instead of the tokenizer's own.
-        num_proc (`int`, *optional*): processes, each with an unbroken share of the documents (and so its own
-            last batch); an `IterableDataset` is packed where it is read.
+        num_proc (`int`, *optional*): number of processes. Each packs an unbroken share of the documents, with a last
+            batch of its own. Without effect on an `IterableDataset`.
 
     Raises:
-        ValueError: an argument breaks its rule, a document is not text, or the whole corpus fills no row.
+        ValueError: if an argument breaks its rule, a document is not text, or the whole corpus does not fill a row.
     """
     if length < 3:
         raise ValueError(f"`length` is {length}, but a row is [BOS], a token or more, and [EOS]: at least 3.")
@@ -94,7 +94,7 @@ def pack(
         "input_columns": [text_column],
         "remove_columns": columns,
         "features": Features({"input_ids": List(Value("int32"))}),
-        # Arguments, not a closure: `datasets` hashes them to find the rows again in its cache.
+        # Arguments, not a closure: `datasets` hashes them to find packed rows again in its cache.
         "fn_kwargs": {
             "tokenizer": tokenizer,
             "length": length,
@@ -118,10 +118,10 @@ def one_row_each(
     text_column: str = "text",
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
-    """Rows of exactly `length` `input_ids` (int32), one for each document: its tokens and nothing else.
+    """Tokenise each document to a row of its own, without special tokens. The one column is `input_ids` (int32).
 
     Raises:
-        ValueError: there is no such column, or a document does not have `length` tokens.
+        ValueError: if there is no `text_column`, or a document does not have exactly `length` tokens.
     """
     columns = _columns(dataset, text_column)
     options: dict[str, Any] = {
@@ -148,7 +148,7 @@ def _tokenise_rows(texts: list[str], tokenizer: PreTrainedTokenizerBase, length:
 
 
 def _columns(dataset: Dataset | IterableDataset, text_column: str) -> list[str]:
-    """The names of the columns, `text_column` among them. A stream may not know them before its first row."""
+    """The names of all columns. A stream may only know them from its first row. Raises if `text_column` is missing."""
     columns = dataset.column_names or list(next(iter(dataset), {}))
     if text_column not in columns:
         raise ValueError(f"There is no column `{text_column}` in the corpus; its columns are {columns}.")
@@ -163,7 +163,7 @@ def _pack_batch(
     bos: int,
     eos: int,
 ) -> dict[str, list[list[int]]]:
-    """The rows of one batch of documents: `input_ids`, a list of lists of `length` ids."""
+    """Pack one batch of documents into rows: `input_ids`, lists of `length` ids."""
     documents = [*_tokenise(texts, tokenizer, detokenizer, eos), np.empty(0, np.int32)]
     stream = np.concatenate(documents)
     count = len(stream) // (length - 2)
@@ -177,7 +177,7 @@ def _pack_batch(
 def _tokenise(
     texts: list[str | None], tokenizer: PreTrainedTokenizerBase, detokenizer: str | None, eos: int
 ) -> Iterator[np.ndarray]:
-    """The tokens of each document that has any, followed by `eos`."""
+    """Yield the tokens of each document, followed by `eos`. Documents without tokens are skipped."""
     present = [text for text in texts if text is not None]
     for text in present:
         if not isinstance(text, str):
@@ -186,7 +186,7 @@ def _tokenise(
         present = [DETOKENIZERS[detokenizer](text) for text in present]
     for start in range(0, len(present), DOCUMENTS_PER_CALL):
         some = present[start : start + DOCUMENTS_PER_CALL]
-        # Not verbose: a warning about long texts would be beside the point, and change the tokenizer's hash.
+        # Not verbose: the warning about long texts does not apply here, and would change the tokenizer's hash.
         for ids in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]:
             if ids:
                 yield np.array([*ids, eos], np.int32)

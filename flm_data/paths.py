@@ -1,21 +1,20 @@
-"""Whether a name is a path or that of something on the Hub, what to say where it is neither, and where the checkout is
-that holds what is shipped."""
+"""Tells paths from names on the Hub, says what is missing, and finds the checkout with the shipped models."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Of the files that a command takes. Any other, as in "model-2.5", may end a name on the Hub.
+# Suffixes of the files that commands read. Any other, as in "model-2.5", may be the end of a name on the Hub.
 _SUFFIXES = {".ckpt", ".csv", ".json", ".jsonl", ".parquet", ".safetensors", ".txt", ".yaml", ".yml"}
 _ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?")
 
 
 def is_path(name: str) -> bool:
-    """Whether `name` is that of a file or a folder, there or not, rather than of a model or a data set on the Hub
+    """Whether `name` means a file or folder, which need not exist. Otherwise it is a model or data set on the Hub
     ("gpt2", "organisation/model", "organisation/model@revision") or an address ("hf://...").
 
-    It is one if it exists, begins with `./`, `../`, `/` or `~`, has more than one slash, or ends like a file.
+    It is a path if it exists, begins with `./`, `../`, `/` or `~`, has more than one slash, or a file's suffix.
     """
     if Path(name).exists():
         return True
@@ -25,22 +24,22 @@ def is_path(name: str) -> bool:
 
 
 def check_path(name: str) -> None:
-    """Raises a `ValueError` if `name` is a path and there is nothing."""
+    """Raise a `ValueError` if `name` is a path (see [`is_path`]) that does not exist."""
     if is_path(name) and not Path(name).exists():
         raise ValueError(f"there is no file or folder {name}.")
 
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Around whatever reads `name`, a path or a name on the Hub: says in one line that it is neither.
+    """A context in which `name`, a path or a name on the Hub, is read. If it is neither, one line says so.
 
     Raises:
-        ValueError: `name` is a path and there is nothing; or it cannot be had from the Hub, offline or not.
+        ValueError: if `name` is a path that does not exist, or cannot be had from the Hub or its cache.
     """
     check_path(name)
     try:
         yield
-    except OSError as error:  # that of whichever library was reading
+    except OSError as error:  # from whichever library was reading
         if is_path(name) or _is_cached(name):
             raise
         from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -50,10 +49,10 @@ def reading(name: str) -> Iterator[None]:
 
 
 def checkout() -> Path:
-    """The checkout of the repository, with the shipped models: the one this package lies in, or the current folder.
+    """The folder of a checkout, which has the shipped models: the one of this package, or the current folder.
 
     Raises:
-        ValueError: neither is one, as where the package is installed by itself: its models are not part of it.
+        ValueError: if neither is a checkout, as when the package is installed by itself, without the models.
     """
     for folder in (Path(__file__).parent.parent, Path.cwd()):
         if (folder / "examples" / "sudoku" / "9x9" / "validation.parquet").is_file():
@@ -65,8 +64,8 @@ def checkout() -> Path:
 
 
 def check_links(folder: Path) -> None:
-    """Raises a `ValueError` if the code of a model folder should be links to modeling_flm/, as that of the shipped
-    models is, but is the text of such links: what a checkout leaves where there are none (Windows, some archives)."""
+    """Raise a `ValueError` if a model folder has the text of links in place of its code: shipped models have links to
+    modeling_flm/, and a checkout without symbolic links (Windows, some archives) has files with their text."""
     for file in folder.glob("*_flm.py"):
         if file.read_bytes().startswith(b"../"):
             raise ValueError(
@@ -76,7 +75,7 @@ def check_links(folder: Path) -> None:
 
 
 def _is_cached(name: str) -> bool:
-    """Whether something of `name` was downloaded before."""
+    """Whether the Hub's cache has any files of `name`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     repository = name.partition("@")[0].replace("/", "--")

@@ -1,4 +1,4 @@
-"""Where a corpus is, and how its documents are read."""
+"""Data sources: where a corpus is, and how its documents are read."""
 
 import dataclasses
 import os
@@ -12,20 +12,20 @@ from datasets.exceptions import DatasetGenerationError
 
 from .paths import reading
 
-# The builder of `datasets` that reads files of a suffix. A text file holds one document a line, unless said otherwise.
+# The builder of `datasets` for each suffix. In a text file each line is a document, unless `whole_files` is true.
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSource:
-    """One split of one corpus: the arguments of `datasets.load_dataset`.
+    """One split of a corpus, by the arguments of `datasets.load_dataset`.
 
     Args:
-        path (`str`): a dataset on the Hub, a folder, or a builder of `datasets` (`parquet`, `text`, ...).
-        name (`str`, *optional*): which of the dataset's configurations.
-        data_files (`str`, list or mapping, *optional*): some of the dataset's files, relative to `path`.
-        split (`str`): which split, or part of one (`train[:90%]`); a single file is its own `train` split.
-        revision (`str`, *optional*): a branch, tag or commit of the dataset's repository.
+        path (`str`): a data set on the Hub, a folder, or a builder of `datasets` (`parquet`, `text`, ...).
+        name (`str`, *optional*): the configuration of the data set.
+        data_files (`str`, list or mapping, *optional*): some of the data set's files, relative to `path`.
+        split (`str`): a split, or a part of one (`train[:90%]`). A single file is a split `train`.
+        revision (`str`, *optional*): branch, tag or commit of the data set's repository.
     """
 
     path: str
@@ -36,16 +36,16 @@ class DataSource:
 
     @classmethod
     def parse(cls, value: str | Mapping[str, Any], base_dir: str | Path) -> "DataSource":
-        """The source that a recipe names: a mapping with the fields above, or `path` alone as a string.
+        """Parse the source that a recipe names: a mapping with the fields above, or only a `path` as a string.
 
-        A path that begins with `./`, `../` or `/` is a local file (.csv, .json, .jsonl, .parquet or .txt) or
-        a folder of such files, relative to `base_dir`, the recipe's folder. Any other path goes to
+        A `path` that begins with `./`, `../` or `/` is a local file (.csv, .json, .jsonl, .parquet or .txt) or a
+        folder of such files. It is relative to `base_dir`, the folder of the recipe. Any other `path` is given to
         `load_dataset` as it is.
 
         Raises:
-            ValueError: a key or suffix is unknown, `path` or what it points to is missing, a value is not a
-                string, a local path comes with a field that means nothing for it, or what ends like a file does
-                not begin like a path.
+            ValueError: if a key or suffix is unknown, `path` or what it points to is missing, a value is not a
+                string, a local path has a field that means nothing for it, or `path` ends like a file but does not
+                begin like one.
         """
         if not isinstance(value, str | Mapping):
             raise ValueError(f"A data source is a path or a mapping with a `path`, not {value!r}.")
@@ -69,8 +69,8 @@ class DataSource:
 
 
 def _local(fields: dict[str, Any], base_dir: Path) -> dict[str, Any]:
-    """The fields of a source whose path is local, with what `load_dataset` wants in their place."""
-    path = Path(os.path.abspath(base_dir / fields["path"]))  # a link keeps its own name, and so its suffix
+    """Replace the fields of a source with a local path by the arguments that `load_dataset` needs for it."""
+    path = Path(os.path.abspath(base_dir / fields["path"]))  # links are not followed, since their own suffix counts
     if not path.exists():
         raise ValueError(f"there is no file or folder {path} (`{fields['path']}` in a data source).")
     useless = {"revision"} if path.is_dir() else {"revision", "name", "data_files"}
@@ -86,13 +86,13 @@ def _local(fields: dict[str, Any], base_dir: Path) -> dict[str, Any]:
 
 
 def load_text(source: DataSource, streaming: bool = False, whole_files: bool = False) -> Dataset | IterableDataset:
-    """The documents of `source`: on disk (and cached there), or read as they are needed with `streaming`. Of a .txt
-    file each line is a document, or all of it with `whole_files`.
+    """Load the documents of `source`, cached on disk. With `streaming` they are read as they are needed. Each line of
+    a .txt file is a document; with `whole_files` each file is one.
 
     Raises:
-        ValueError: there is no such source, or it cannot be had offline; `streaming` with a part of a split, which
-            cannot be found without reading all before it; `whole_files` with files of another kind; or a file is
-            broken: cut off, not UTF-8, no JSON.
+        ValueError: if there is no such source, or it cannot be had offline; if a file is broken (cut off, not UTF-8,
+            no JSON); if `whole_files` is used with other files than .txt; or if `streaming` is used with a part of a
+            split, which cannot be found without reading all before it.
     """
     if streaming and "[" in source.split:
         raise ValueError(f"Only a whole split can be streamed, not a part of one (`{source.split}`).")

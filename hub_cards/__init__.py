@@ -1,1 +1,1 @@
-"""What is published on the Hub: model cards, pushes, converted official checkpoints and the Space."""
+"""What is published on the Hub: model cards, pushes, ONNX exports, converted official checkpoints and Spaces."""

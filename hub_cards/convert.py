@@ -1,8 +1,8 @@
-"""Official checkpoints to model repositories of this package, and back: `flm convert` and `flm export-official`.
+"""Converts official checkpoints to model repositories, and back: `flm convert` and `flm export-official`.
 
-A source is the official Hub export (a folder with the nested `config.json` and `model.safetensors`) or a Lightning
-checkpoint (`.ckpt`). Nothing is loaded in part: every tensor of the source is used or named as dropped, every weight
-of the model filled, and what was written is loaded again in a fresh process and compared.
+An official checkpoint is a Hub export (a folder with a nested `config.json` and `model.safetensors`) or a Lightning
+checkpoint (`.ckpt`). It is converted as a whole or refused: every tensor is used or named as dropped, and every weight
+of the model is filled. Then the written folder is loaded in a fresh process, and its logits are compared.
 """
 
 import json
@@ -27,7 +27,7 @@ from trainers.model_card import model_card
 
 from .official import convert_config, convert_state_dict, official_logits, official_name
 
-_COMPUTED = "rotary_emb.inv_freq"  # a constant of the official network, computed in ours
+_COMPUTED = "rotary_emb.inv_freq"  # a stored constant of the official network, which ours computes
 _RELOAD = """
 import sys
 from safetensors.torch import load_file, save_file
@@ -41,13 +41,13 @@ save_file({"logits": model(**inputs).logits.detach()}, found)
 
 @dataclass
 class Source:
-    """An official checkpoint.
+    """An official checkpoint, read from disk.
 
     Args:
-        config (`dict`): the nested configuration.
-        weights (`dict[str, Tensor]`): the network's, by official names.
-        dropped (`list[str]`): tensors that are not the network's, a teacher's say.
-        name (`str`): what it is called: its name on the Hub, or that of its file or folder.
+        name (`str`): its name on the Hub, or that of its file or folder.
+        config (`dict`): the nested official configuration.
+        weights (`dict[str, Tensor]`): the weights of the network, by official names.
+        dropped (`list[str]`): names of tensors that are no part of the network, such as those of a teacher.
     """
 
     name: str
@@ -61,11 +61,11 @@ def read_source(path: Path, config: Path | None = None, averaged: bool = True) -
 
     Args:
         path (`Path`): the folder of a Hub export, or a `.ckpt` file.
-        config (`Path`, *optional*): the nested configuration as JSON, for a `.ckpt` that does not hold a readable one.
-        averaged (`bool`): of a `.ckpt`, take the exponential moving average, not the raw weights.
+        config (`Path`, *optional*): a JSON file with the nested configuration, for a `.ckpt` without a readable one.
+        averaged (`bool`): from a `.ckpt`, take the exponential moving average of the weights, not the raw weights.
 
     Raises:
-        ValueError: something is missing, damaged, or would run code when loaded; the message names it.
+        ValueError: if something is missing or damaged, or would run code when loaded. The message names it.
     """
     if path.is_dir():
         return _read_export(path)
@@ -93,14 +93,14 @@ def _read_config(path: Path) -> dict:
 
 
 class _Inert:
-    """What stands for an object of a configuration library in a checkpoint: its attributes, none of its code."""
+    """Stands for an object of a configuration library in a checkpoint: it has its attributes, but not its code."""
 
     def __setstate__(self, state) -> None:
         self.__dict__.update(state if isinstance(state, dict) else {})
 
 
 def _inert(*names: str) -> list:
-    """Safe globals: each name becomes a class of its own that only holds attributes."""
+    """Safe globals for `torch.load`: a class for each name, which only holds attributes."""
     return [(type(name.rsplit(".", 1)[-1], (_Inert,), {}), name) for name in names]
 
 
@@ -117,7 +117,7 @@ def _read_lightning(path: Path, config: Path | None, averaged: bool) -> Source:
     with torch.serialization.safe_globals(_ALLOWED):
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises many kinds, by what is wrong with the file
+        except Exception as error:  # of many kinds, depending on what is wrong with the file
             reason = str(error).split("\n")[0]
             raise ValueError(
                 f"{path} cannot be read without running code that it brings, or is damaged ({reason}): take the Hub "
@@ -142,7 +142,7 @@ def _read_lightning(path: Path, config: Path | None, averaged: bool) -> Source:
 
 
 def _average(path: Path, checkpoint: Mapping, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The moving average by name: a list in the order of the network's parameters."""
+    """The moving average by parameter name. The checkpoint has it as a list, in the order of the parameters."""
     average = (checkpoint.get("ema") or {}).get("shadow_params")
     if average is None:
         raise ValueError(f"{path} holds no moving average (ema.shadow_params): convert its raw weights (--raw).")
@@ -159,7 +159,7 @@ def _average(path: Path, checkpoint: Mapping, weights: Mapping[str, Tensor]) -> 
 
 
 def _plain(node: Any) -> Any:
-    """A configuration object as dicts, lists and values."""
+    """Turn a configuration object into plain dicts, lists and values."""
     if isinstance(node, _Inert):
         held = vars(node)
         return _plain(held["_content"] if "_content" in held else held.get("_val"))
@@ -173,18 +173,18 @@ def _plain(node: Any) -> Any:
 def convert(
     source: Source, output: Path, tokenizer: str | None = None, final_logit_softcapping: float | None = 30.0
 ) -> FLMModel:
-    """Write a model repository: FLM or FMLM, by the structure of the weights.
+    """Write a checkpoint as a model repository: an FMLM if its weights have a second time embedding, else an FLM.
 
     Args:
-        source (`Source`): what `read_source` read.
+        source (`Source`): the checkpoint, from [`read_source`].
         output (`Path`): the folder to write.
-        tokenizer (`str`, *optional*): folder or Hub name of the tokenizer to put in, whose special ids go into the
-            configuration. The official gpt2 has a [PAD] more than that on the Hub: it is added.
+        tokenizer (`str`, *optional*): folder or Hub name of a tokenizer to save with the model. Its special ids go
+            into the configuration. gpt2 on the Hub has no padding token: it gets the [PAD] of the official one.
         final_logit_softcapping (`float`, *optional*): 30 for the second published version, None for the first.
 
     Raises:
-        ValueError: a weight is missing, too many, of a wrong shape or not finite, the configuration does not fit, or
-            what was written does not load as it was.
+        ValueError: if a weight is missing, unexpected, of a wrong shape or not finite, if the configuration does not
+            fit the weights, or if the written folder does not load or has other logits than the source.
     """
     weights = convert_state_dict(source.weights)
     config = convert_config(source.config, source.weights, final_logit_softcapping)
@@ -252,8 +252,8 @@ def _load_tokenizer(name: str, vocab_size: int):
 
 
 def _compare(source: Source, config, folder: Path) -> float:
-    """The largest difference of logits between the folder, loaded by its own code in a fresh process, and the official
-    equations on the source's weights."""
+    """The largest difference between the logits of the written folder and those of the official equations on the
+    source's weights. The folder is loaded in a fresh process, by its own code."""
     length = min(16, config.max_position_embeddings)
     state = torch.randn(2, length, config.vocab_size, generator=torch.Generator().manual_seed(0))
     tau = torch.tensor([0.2, 0.7])
@@ -278,10 +278,10 @@ def _compare(source: Source, config, folder: Path) -> float:
 
 
 def export_official(model: FLMModel, output: Path) -> None:
-    """Write a model in the form of the official Hub export, for the official evaluation.
+    """Write a model as an official Hub export, which the official evaluation can read.
 
     Raises:
-        ValueError: the model has something that the official network has not.
+        ValueError: if the model has a weight or a setting that the official network does not have.
     """
     config = model.config
     if config.attn_logit_softcapping != 50.0:
@@ -292,7 +292,7 @@ def export_official(model: FLMModel, output: Path) -> None:
     weights = {
         official_name(name): tensor.contiguous()
         for name, tensor in model.state_dict().items()
-        if not name.startswith("loss_weighting.target_time_embedding.")  # a second time that the official one ignores
+        if not name.startswith("loss_weighting.target_time_embedding.")  # the official one ignores the second time
     }
     half = config.hidden_size // config.num_attention_heads // 2
     weights[_COMPUTED] = config.rope_theta ** (-torch.arange(half, dtype=torch.float32) / half)

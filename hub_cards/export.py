@@ -1,22 +1,22 @@
-"""A flow map as an ONNX graph, which writes text where there is no Python: `flm export`.
+"""Exports a flow map as an ONNX graph, which generates text without Python: `flm export`.
 
-One graph is one step of sampling, for one evaluation of the network or several:
+The graph is one step of sampling, with one evaluation of the network. It is run once for each step:
 
-    x          = state + sigma * (noise @ factor)             embedded noise: all of it at first, gamma's later
+    x          = state + sigma * (noise @ factor)             embedded noise; after the first step only with gamma > 0
     x          = E[input_ids] where given
     delta      = the flow map's prediction for x, from tau to target_tau
     token_ids  = input_ids where given, else argmax delta
     next_state = a * x + b * embedding(delta)
 
-The numbers (sigma, tau, target_tau, a, b) of every step stand in the file's metadata as a table for each number of
-steps, so that whoever runs the graph needs neither the clock nor its inverse:
+The metadata of the file has a table for each number of steps, with the numbers (sigma, tau, target_tau, a, b) of each
+step. So a program that runs the graph needs neither the clock nor its inverse:
 
 ```python
 for row in json.loads(session.get_modelmeta().custom_metadata_map["steps"])["4"]:
     token_ids, state = session.run(None, {"state": state, "noise": noise, "step": row, ...})
 ```
 
-`examples/onnx_generate.py` is a whole program of this kind.
+`examples/onnx_generate.py` is a complete program.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ from .push import weights
 INPUTS = ("state", "noise", "input_ids", "given", "step")
 OUTPUTS = ("token_ids", "next_state")
 DTYPES = ("float32", "float16", "int8")
-OPSET = 20  # has GELU in its tanh form
-# Settings of generation that the graph does not have: a model whose configuration asks for one is refused.
+OPSET = 20  # has an operator for GELU in its tanh form
+# Settings that the graph does not support: a model whose generation configuration has one is refused.
 NOT_EXPORTED = (
     *("guidance_scale", "guidance_dropout", "refine_steps", "timesteps", "temperature", "top_k", "top_p"),
     *("suppress_tokens", "bad_words_ids", "window_overlap"),
@@ -49,10 +49,10 @@ NOT_EXPORTED = (
 
 
 class SamplingStep(nn.Module):
-    """One step of the `flow_map` sampler, as the graph has it (see the module's docstring).
+    """One step of the `flow_map` sampler as a module, from which the graph is made (see the module's docstring).
 
     Args:
-        model (`FMLMModel`): with the eager attention.
+        model (`FMLMModel`): the flow map, with eager attention.
     """
 
     factor: Tensor
@@ -71,11 +71,11 @@ class SamplingStep(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
-            state (`Tensor`): (batch, length, d) float32, the state after the step before; at first zeros.
-            noise (`Tensor`): (batch, length, n) float32 standard normal; n is V where V <= d, else d.
-            input_ids (`Tensor`): (batch, length) int64, read where `given`.
-            given (`Tensor`): (batch, length) bool.
-            step (`Tensor`): (5,) float32: sigma, tau, target_tau, a, b.
+            state (`Tensor`): (batch, length, d) float32, the `next_state` of the step before; zeros in the first step.
+            noise (`Tensor`): (batch, length, n) float32, standard normal numbers, where n is the smaller of V and d.
+            input_ids (`Tensor`): (batch, length) int64, the ids of given tokens; not read elsewhere.
+            given (`Tensor`): (batch, length) bool, True at given tokens.
+            step (`Tensor`): (5,) float32: sigma, tau, target_tau, a, b. See [`step_table`].
 
         Returns:
             token_ids (batch, length) int64, and next_state (batch, length, d) float32.
@@ -92,10 +92,10 @@ class SamplingStep(nn.Module):
 
 
 def step_table(model: FMLMModel, num_steps: int, gamma: float = 0.0) -> list[list[float]]:
-    """The `step` of each of `num_steps` evaluations on an even grid of tau: (num_steps, 5).
+    """The numbers of each step (sigma, tau, target_tau, a, b) on an even grid of tau: (num_steps, 5).
 
     Args:
-        gamma (`float`): strength of the noise put back after each jump, in [0, 1], as `renoise="official"` does it.
+        gamma (`float`): in [0, 1], how much noise is put back after each jump, as with `renoise="official"`.
     """
     tau = torch.cat([torch.arange(num_steps) / num_steps, torch.ones(1)])
     t = model.clock.t(tau)
@@ -107,10 +107,10 @@ def step_table(model: FMLMModel, num_steps: int, gamma: float = 0.0) -> list[lis
 
 
 def load_map(folder: Path) -> FMLMModel:
-    """The flow map in a folder, ready for export.
+    """Load the flow map of a folder for export: in float32, with eager attention.
 
     Raises:
-        ValueError: it is not a flow map, or its weights are damaged; the message names it.
+        ValueError: if it is no flow map, its weights are damaged, or it has a setting that is not supported.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: it is no model folder.")
@@ -140,21 +140,21 @@ def export(
     gamma: float | None = None,
     dtype: str = "float32",
 ) -> Path:
-    """Write `model.onnx`, with the model's configuration and tokenizer beside it.
+    """Export a flow map to `model.onnx`, with the model's configuration and tokenizer beside it.
 
     Args:
-        folder (`Path`): a flow map's.
+        folder (`Path`): the model folder of the flow map.
         output (`Path`): the folder to write.
-        num_steps (`list[int]`): the numbers of evaluations that the metadata has a table for.
-        gamma (`float`, *optional*): of these tables, in [0, 1]; default: that of the generation configuration, or 0.
-        dtype (`str`): of the weights: "float32", "float16" or "int8" (matrices alone, per column, the activations
-            quantised as they come).
+        num_steps (`list[int]`): the numbers of steps for which the metadata gets a table.
+        gamma (`float`, *optional*): in [0, 1], see [`step_table`]. Default: the generation configuration's, or 0.
+        dtype (`str`): precision of the weights: "float32", "float16" or "int8". The last is dynamic quantisation:
+            matrices per column, activations while the graph runs, and nothing else.
 
     Returns:
-        the path of the graph.
+        the path of `model.onnx`.
 
     Raises:
-        ValueError: see [`load_map`]; or an argument outside its range.
+        ValueError: if an argument is outside its range, or the model is refused by [`load_map`].
     """
     if not num_steps or min(num_steps) < 1:
         raise ValueError(f"`num_steps` must be numbers >= 1, but are {list(num_steps)}.")
@@ -180,7 +180,7 @@ def export(
 
 
 def _graph(model: FMLMModel):
-    """The step as an ONNX model with dynamic batch and length."""
+    """The step as an ONNX model, for any batch size and any length that the model takes."""
     step = SamplingStep(model).eval()
     batch, length, width = 2, model.config.max_position_embeddings, model.config.hidden_size
     example = (
@@ -209,11 +209,11 @@ def _graph(model: FMLMModel):
 
 
 def _converted(graph, dtype: str):
-    """The graph with its weights in another precision; inputs and outputs stay as they are."""
+    """The graph with its weights in another precision. Its inputs and outputs keep their types."""
     if dtype == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        # Tables of angles and the features of time need float32: 1 - tau is a matter of the fourth digit.
+        # Angles and time features stay in float32: float16 rounds the fourth digit, which matters near tau = 1.
         return convert_float_to_float16(graph, keep_io_types=True, op_block_list=["Cos", "Sin", "Range", "Pow"])
     if dtype == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -227,7 +227,7 @@ def _converted(graph, dtype: str):
 
 
 def _metadata(folder: Path, model: FMLMModel, num_steps: Sequence[int], gamma: float, dtype: str) -> dict[str, str]:
-    """What the file says of itself, and what is needed to run it: all values are strings."""
+    """The metadata of the file: where the model comes from, and what is needed to run it. All values are strings."""
     config = model.config
     readme = folder / "README.md"
     card = ModelCard.load(readme) if readme.is_file() else None

@@ -1,7 +1,6 @@
-"""What a model folder lacks to be a repository, from what the folder tells: `flm card`.
+"""Completes a model folder so that it can be pushed, with the model's code and a model card: `flm card`.
 
-transformers' own Trainer leaves a folder without a card, or with one of blanks, and what it pushes while it trains is
-without the model's code.
+transformers' own Trainer saves no card, or one full of blanks, and its pushes during training lack the model's code.
 """
 
 import filecmp
@@ -28,15 +27,14 @@ SAMPLES = 2
 
 
 def complete(folder: Path) -> list[str]:
-    """Write those files of a model repository that its configuration determines, where they are missing: the model's
-    code and the generation configuration.
+    """Add the model's code and the generation configuration to a model folder, where they are missing.
 
     Returns:
-        the names of the files that were written.
+        the names of the written files.
 
     Raises:
-        ValueError: this is no folder of a flow language model with its tokenizer, or it has code of another version
-            of this package, but not all of it.
+        ValueError: if the folder is not that of a flow language model with its tokenizer, or if it has only a part of
+            the code, from another version of this package.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder.")
@@ -66,17 +64,19 @@ def complete(folder: Path) -> list[str]:
 
 
 def write_card(folder: Path, name: str | None = None, datasets: Sequence[str] = (), license: str | None = None) -> str:
-    """Write the card of a whole folder (see [`complete`]) that has none, or transformers' with its blanks; of another
-    change only what is given here.
+    """Write the model card of a complete folder (see [`complete`]), or add to the card that it has.
+
+    A folder without a card, or with the blank one of transformers, gets a new card, made of what the folder tells. Any
+    other card is changed only in what the arguments give.
 
     Args:
-        folder (`Path`): the model's.
-        name (`str`, *optional*): "organisation/name" on the Hub.
-        datasets (`list[str]`): names on the Hub of what the model was trained on.
-        license (`str`, *optional*): its identifier on the Hub, such as "apache-2.0".
+        folder (`Path`): the model folder.
+        name (`str`, *optional*): name of the repository on the Hub, "organisation/name".
+        datasets (`list[str]`): Hub names of the data sets that the model was trained on.
+        license (`str`, *optional*): identifier of the licence on the Hub, such as "apache-2.0".
 
     Returns:
-        what was done, in words.
+        what was done, in words, for the user.
     """
     readme = folder / "README.md"
     old = ModelCard(readme.read_text(encoding="utf-8") if readme.is_file() else "")
@@ -96,7 +96,7 @@ def write_card(folder: Path, name: str | None = None, datasets: Sequence[str] = 
 
 
 def _card(folder: Path, name: str, known: Any) -> str:
-    """The card of what the folder tells, and of the metadata `known` without it."""
+    """A new card, of what the folder tells and of `known`, the metadata that its old card or the user gives."""
     config = json.loads((folder / "config.json").read_text())
     datasets, bases = listed(known.datasets), listed(known.base_model)
     made = [f"Trained from: {', '.join(bases)}."] if bases else []
@@ -128,7 +128,7 @@ def _card(folder: Path, name: str, known: Any) -> str:
 
 
 def size(folder: Path) -> int:
-    """How many numbers the weights are."""
+    """The number of parameters, counted in the weight files."""
     count = 0
     for file in weights(folder):
         with safe_open(file, framework="np") as tensors:
@@ -137,7 +137,7 @@ def size(folder: Path) -> int:
 
 
 def drawn(folder: Path, num_steps: int | None = None) -> Samples:
-    """What the model of the folder writes from the first seeds, with its own settings but for `num_steps`."""
+    """Texts that the model writes from the first seeds, with its own settings; `num_steps` overrides theirs."""
     logging.disable_progress_bar()
     model = AutoModel.from_pretrained(folder).eval()
     num_steps = num_steps or model.generation_config.num_steps
@@ -147,8 +147,8 @@ def drawn(folder: Path, num_steps: int | None = None) -> Samples:
 
 
 def _log(folder: Path) -> tuple[str, list[dict]]:
-    """The Trainer's log of the training that these weights come from, and the file it is in: that of the checkpoint
-    with the same weights, else that of the folder."""
+    """The Trainer's log of the training that made these weights, and the file that it was read from: that of the last
+    checkpoint with the same weights, else that of the folder."""
     states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
     for state in reversed(states):
         there = [state.with_name(file.name) for file in weights(folder)]

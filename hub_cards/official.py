@@ -1,6 +1,6 @@
-"""Weights of the official implementation (github.com/david3684/flm) in the names of this package.
+"""Converts weights and configurations of the official implementation (github.com/david3684/flm) to this package's.
 
-Both are the same network: only names differ, and the rotary frequencies, a stored constant there, are computed here.
+Both have the same network. Only names of weights differ; the rotary frequencies are stored there, and computed here.
 """
 
 import math
@@ -38,15 +38,15 @@ _DROPPED = {"rotary_emb.inv_freq"}
 
 
 def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official state dict to this package's names; the rotary constant is dropped.
+    """Rename the weights of an official state dict as this package does. The stored rotary frequencies are dropped.
 
     Raises:
-        ValueError: a key that the official network does not have; the message names it.
+        ValueError: if a key is not one of the official network. The message names it.
     """
     converted = {_convert_name(name): tensor for name, tensor in official.items() if name not in _DROPPED}
     weighting = "loss_weighting.time_embedding"
     if f"{weighting}.linear_1.weight" in converted and "target_time_embedding.linear_1.weight" in converted:
-        # The official loss weight of a flow map ignores the second time; here its embedding adds nothing at first.
+        # The official loss weight ignores the second time. Ours gets an embedding of it, whose last layer is zero.
         for name in ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"):
             like = converted[f"{weighting}.{name}"]
             added = like.clone() if name.startswith("linear_1") else torch.zeros_like(like)
@@ -62,10 +62,10 @@ def _convert_name(name: str) -> str:
 
 
 def official_name(name: str) -> str:
-    """The official name of a weight of this package.
+    """The official name of a weight, by its name in this package.
 
     Raises:
-        ValueError: the official network has no such weight.
+        ValueError: if the official network has no such weight.
     """
     for pattern, replacement in _NAMES:
         ours = re.sub(r"\\\\\d", r"(\\w+)", re.escape(replacement))
@@ -79,18 +79,18 @@ def official_name(name: str) -> str:
 def convert_config(
     official: Mapping, weights: Mapping[str, Tensor], final_logit_softcapping: float | None = 30.0
 ) -> FLMConfig:
-    """The configuration of an official model, from its `config.json` and the shapes of its weights (official names).
+    """The configuration of an official model, from its `config.json` and the shapes of its weights.
 
-    FLM or FMLM is decided by structure: a flow map has a second time embedding.
+    The model is a flow map (FMLM) if its weights have a second time embedding, else a flow (FLM).
 
     Args:
-        official (`Mapping`): `config.json` as written by the official export: `vocab_size`, and `model` with
-            `n_heads`, `length` and `dropout`.
-        weights (`Mapping[str, Tensor]`): the official state dict.
+        official (`Mapping`): the `config.json` of the official export, with `vocab_size`, and with `n_heads`, `length`
+            and `dropout` in `model`.
+        weights (`Mapping[str, Tensor]`): the official state dict, with its own names.
         final_logit_softcapping (`float`, *optional*): 30 for the second published version, None for the first.
 
     Raises:
-        ValueError: a value or weight that decides a size is missing, or they contradict each other.
+        ValueError: if a value or weight that decides a size is missing, or a value contradicts the weights.
     """
     model = official.get("model") or {}
     for section, names in ((official, ("vocab_size", "model")), (model, ("n_heads", "length", "dropout"))):
@@ -134,17 +134,17 @@ def official_logits(
     target_tau: Tensor | None = None,
     final_logit_softcapping: float | None = None,
 ) -> Tensor:
-    """The official network's equations on its own weights by their own names: what a conversion is checked against.
+    """The logits of the official network, computed by its equations from its own weights in float32.
 
-    It shares nothing with this package's model, and is written for clearness: in float32, attention in full.
+    A conversion is checked against them. The code shares nothing with this package's model, and is written to be read.
 
     Args:
-        weights (`Mapping[str, Tensor]`): the official state dict.
-        num_heads (`int`): heads of the attention.
-        state (`Tensor`): dense states (B, L, V).
-        tau (`Tensor`): (B,), in [0, 1].
+        weights (`Mapping[str, Tensor]`): the official state dict, with its own names.
+        num_heads (`int`): number of attention heads.
+        state (`Tensor`): (B, L, V), states that are not embedded.
+        tau (`Tensor`): (B,), the time, in [0, 1].
         target_tau (`Tensor`, *optional*): (B,), the second time of a flow map.
-        final_logit_softcapping (`float`, *optional*): cap on the logits.
+        final_logit_softcapping (`float`, *optional*): cap on the logits; None for no cap.
 
     Returns:
         logits (B, L, V).

@@ -1,4 +1,4 @@
-"""A page that plays how texts come about: one self-contained HTML file, for a browser without network."""
+"""An HTML page that plays how texts are generated: one self-contained file, which needs no network."""
 
 import json
 import time
@@ -23,21 +23,21 @@ def write_page(
     title: str = "How a flow writes",
     **settings,
 ) -> Tensor:
-    """Write the page to `path`: a column for each number of steps, the same seeds in all of them.
+    """Generate with each number of steps, and write a page with a column for each. All columns have the same seeds.
 
     Args:
-        path (`str` or `Path`): the HTML file.
-        model (`FLMModel`), tokenizer (`PreTrainedTokenizerBase`): who writes.
-        step_counts (`list[int]`): numbers of evaluations, one for each column; None for the model's own.
-        prompt (`Tensor`, *optional*): `input_ids` of `generate`.
+        path (`str` or `Path`): the HTML file to write.
+        model (`FLMModel`), tokenizer (`PreTrainedTokenizerBase`): the model that generates, and its tokenizer.
+        step_counts (`list[int]`): the number of steps of each column; None for the model's own.
+        prompt (`Tensor`, *optional*): `input_ids` for `generate`.
         title (`str`): heading of the page.
-        settings: for `generate`, such as `num_return_sequences` and `seed`.
+        settings: other arguments of `generate`, such as `num_return_sequences` and `seed`.
 
     Returns:
         the ids (samples, length) of the last column.
 
     Raises:
-        ValueError: `generate` refuses the settings.
+        ValueError: if `generate` refuses the settings.
     """
     columns = []
     for steps in step_counts:
@@ -49,12 +49,12 @@ def write_page(
 
 
 def flow_column(model, prompt: Tensor | None = None, **settings) -> tuple[Column, Any]:
-    """What a page plays of one call of `model.generate`, and its `FlowGenerationOutput`.
+    """Generate, and return what a page plays of it (a column for [`page`]) and the `FlowGenerationOutput`.
 
-    The time is that of the text alone, of a call of its own: the drafts and their confidence take time as well.
+    It generates twice: first for the time that the text alone takes, then again with the drafts and their confidence.
 
     Raises:
-        ValueError: `generate` refuses the settings.
+        ValueError: if `generate` refuses the settings.
     """
     before = time.perf_counter()
     out = model.generate(prompt, return_dict_in_generate=True, **settings)
@@ -74,18 +74,18 @@ def flow_column(model, prompt: Tensor | None = None, **settings) -> tuple[Column
 
 
 def page(title: str, columns: Sequence[Column], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The page, as HTML.
+    """The HTML of the page.
 
     Args:
-        title (`str`): its heading.
-        columns (`list[dict]`): each with its number of `steps`, the `seconds` they took, a `name` for its heading if
-            there is one, and its `samples`: `ids` and `confidence`, (steps, length), one draft a step, and which of
-            them were `given`, (length,). An id is None where a draft has no token yet.
-        tokenizer (`PreTrainedTokenizerBase`): of all columns.
+        title (`str`): heading of the page.
+        columns (`list[dict]`): for each, the number of `steps`, the `seconds` that they took, optionally a `name` for
+            its heading, and `samples`. A sample has `ids` and `confidence`, (steps, length), with one draft per step,
+            and `given`, (length,), True at tokens of the prompt. An id is None where a draft has no token yet.
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer of all columns.
     """
     drafts = (draft for column in columns for sample in column["samples"] for draft in sample["ids"])
     used = {token for draft in drafts for token in draft if token is not None}
     tokens = {token: tokenizer.decode([token]) for token in sorted(used)}
     data = json.dumps({"title": title, "tokens": tokens, "columns": columns}, ensure_ascii=False)
-    # Within a script element only "</" and "<!" have a meaning to HTML.
+    # Within a script element only "</" and "<!" mean anything to HTML, so it is enough to escape "<".
     return TEMPLATE.read_text(encoding="utf-8").replace("DATA", data.replace("<", "\\u003c"), 1)

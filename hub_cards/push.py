@@ -1,4 +1,4 @@
-"""A model folder, or a Space, to the Hub: `flm push`."""
+"""Uploads a model folder, or a Space, to the Hub: `flm push`."""
 
 import hashlib
 import json
@@ -16,10 +16,10 @@ from flm_data.paths import check_links, checkout
 from trainers.model_card import BEGIN, END, in_repository, is_stock, listed
 from trainers.pushes import PICKLED, reason
 
-WRITTEN = ("README.md", "generation_config.json", "modeling_flm.py", "pipeline_flm.py")  # by `flm card`
+WRITTEN = ("README.md", "generation_config.json", "modeling_flm.py", "pipeline_flm.py")  # `flm card` writes them
 NEEDED = ("config.json", "tokenizer.json", *WRITTEN)
 SPACE_NEEDED = ("README.md", "app.py", "requirements.txt")
-# What the Space imports and reads of this repository, and finds at the same paths on the Hub.
+# The files of this repository that the Space imports or reads. On the Hub it has them at the same paths.
 SPACE_TAKES = (
     "evaluation/sudoku.py",
     "hub_cards/page.py",
@@ -27,18 +27,18 @@ SPACE_TAKES = (
     "examples/sudoku/9x9/validation.parquet",
 )
 STATIC_NEEDED = ("README.md", "index.html")
-MANIFEST = "models/manifest.json"  # of what `make space-static` makes: the sum of every file
+MANIFEST = "models/manifest.json"  # by `make space-static`: the checksum of every file that it made
 LEFT_OUT = (".*", *PICKLED)
 LARGE = 5 * 10**9  # bytes
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def to_upload(folder: Path) -> dict[str, Path]:
-    """The files that go to the Hub, by their paths there: those at the top of the folder that are neither hidden nor
-    pickled, and with a Space what it takes from elsewhere in this repository, or what was built for it.
+    """The files to upload, by their paths on the Hub: all at the top of the folder, but no hidden or pickled ones.
+    A Space also has the files that it uses from elsewhere in this repository, or those that were built for it.
 
     Raises:
-        ValueError: something that a repository needs is missing or damaged; the message names it.
+        ValueError: if a file that the repository needs is missing or damaged. The message names it.
     """
     if not folder.exists():
         raise ValueError(f"there is no file or folder {folder}.")
@@ -66,10 +66,10 @@ def to_upload(folder: Path) -> dict[str, Path]:
 
 
 def built(folder: Path) -> dict[str, Path]:
-    """The files that `make space-static` made in the folder of the static Space, by their paths there.
+    """The files that `make space-static` made in the folder of the static Space, by their paths on the Hub.
 
     Raises:
-        ValueError: it has not been built, or one of them is not as it was made.
+        ValueError: if the Space has not been built, or one of the files has changed since.
     """
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} has not been built: `make space-static` makes its models and libraries.")
@@ -82,16 +82,16 @@ def built(folder: Path) -> dict[str, Path]:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """The SHA-256 checksum of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights(folder: Path) -> list[Path]:
-    """The files of the weights: one, or those that an index names.
+    """The weight files of a model folder: `model.safetensors`, or the shards that its index names.
 
     Raises:
-        ValueError: there are none, or one is missing or damaged.
+        ValueError: if there are none, or one is missing or damaged.
     """
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
@@ -109,7 +109,7 @@ def weights(folder: Path) -> list[Path]:
 
 
 def _head(folder: Path) -> dict:
-    """The YAML at the head of the folder's README."""
+    """The metadata of the folder's README.md: the YAML at its head."""
     readme = folder / "README.md"
     if not readme.is_file():
         raise ValueError(f"{folder} has no README.md, which a repository needs: `flm card` writes it for a model.")
@@ -124,10 +124,10 @@ def _head(folder: Path) -> dict:
 
 
 def check_name(name: str) -> None:
-    """Whether the Hub allows a repository of that name, which must say whose it is.
+    """Check that the Hub allows a repository of that name, and that the name has an owner ("organisation/name").
 
     Raises:
-        ValueError: it does not.
+        ValueError: if not.
     """
     validate_repo_id(name)
     if "/" not in name:
@@ -135,8 +135,8 @@ def check_name(name: str) -> None:
 
 
 def card_in(folder: Path, name: str) -> str:
-    """The card of the folder as it stands in the repository `name`. What a card names without an organisation, the
-    models of a Space and base models that lie beside the folder, is taken to be of the same organisation."""
+    """The folder's card, as it is uploaded to the repository `name`. Where it names models without an organisation,
+    those of a Space and base models that lie beside the folder get the organisation of `name`."""
     card, organisation = (folder / "README.md").read_text(encoding="utf-8"), name.split("/")[0]
     if "sdk" in _head(folder):
         space = SpaceCard(card)
@@ -149,7 +149,7 @@ def card_in(folder: Path, name: str) -> str:
 
 
 def described(card: str) -> str:
-    """The metadata of a card as YAML, its results in short."""
+    """The metadata of a card as YAML, with its evaluation results summarised."""
     head = yaml.safe_load(card.split("---\n")[1])
     for model in head.pop("model-index", []):
         metrics = [metric["type"] for result in model["results"] for metric in result["metrics"]]
@@ -158,8 +158,8 @@ def described(card: str) -> str:
 
 
 def remarks(card: str, files: Mapping[str, Path], name: str) -> list[str]:
-    """What is not as it should be in the model repository `name` with this card and these files, a sentence each; it
-    can be pushed all the same."""
+    """What should be mended in the model repository `name` with this card and these files, a sentence each. None of it
+    prevents a push."""
     parsed = ModelCard(card)
     data: Any = parsed.data
     said = []
@@ -193,20 +193,20 @@ def remarks(card: str, files: Mapping[str, Path], name: str) -> list[str]:
 
 
 def push(folder: Path, name: str, create_pr: bool = False, private: bool = False) -> str:
-    """Upload a model repository, or a Space, in one commit, with the card that it has there (see [`card_in`]).
+    """Upload a model folder, or a Space, in one commit. Its card is adapted to the repository (see [`card_in`]).
 
     Args:
-        folder (`Path`): the repository; it is a Space where the head of its README names an `sdk`.
-        name (`str`): "organisation/name"; it is made if it is not there.
-        create_pr (`bool`): open a pull request instead of committing to its main branch.
-        private (`bool`): if it is made, make it private.
+        folder (`Path`): the folder to upload; a Space if the head of its README.md names an `sdk`.
+        name (`str`): name of the repository, "organisation/name". It is created if it does not exist.
+        create_pr (`bool`): open a pull request instead of committing to the main branch.
+        private (`bool`): if the repository is created, make it private.
 
     Returns:
-        the address of the commit, or of the pull request.
+        the URL of the commit, or of the pull request.
 
     Raises:
-        ValueError: see [`to_upload`] and [`check_name`].
-        RuntimeError: the Hub failed or refused; the repository there is as it was, or all of the new one.
+        ValueError: as in [`to_upload`] and [`check_name`].
+        RuntimeError: if the Hub fails or refuses. The repository there is unchanged, or wholly new; never in between.
     """
     check_name(name)
     files: dict[str, Path | bytes] = to_upload(folder) | {"README.md": card_in(folder, name).encode()}

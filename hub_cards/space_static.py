@@ -1,9 +1,9 @@
-"""Builds the static Space: what its page loads, libraries and models, beside it. `make space-static`.
+"""Builds the static Space, a page without a server: the libraries and models that it loads. `make space-static`.
 
-The page itself is in `space-static/`. It has no server and loads from nowhere else, so that all it needs lies in two
-folders there, which are made here and not committed: `vendor/`, what it takes of the npm packages that
-`package-lock.json` pins, and `models/`, the exported models and a manifest. That has the sum of every file made here:
-the page checks it before it runs a model, and `flm push` before it uploads one.
+The page itself is in `space-static/`, and loads nothing from elsewhere. What is built goes into two folders there,
+which are not committed. `vendor/` has the files that the page needs of the npm packages pinned in `package-lock.json`.
+`models/` has the exported models and a manifest with the checksum of every built file: the page checks it before it
+runs a model, `flm push` before it uploads one.
 """
 
 import json
@@ -23,24 +23,24 @@ from hub_cards.push import MANIFEST, sha256
 FOLDER = "hub_cards/space-static"
 MODELS = {"text": "fmlm-english-small", "sudoku": "fmlm-sudoku"}
 PUZZLES = "examples/sudoku/9x9/validation.parquet"
-SOLUTIONS = 200  # so many of them
+SOLUTIONS = 200  # how many of them the page gets
 STEPS = range(1, 9)
-EXPORTED = ("model.onnx", "tokenizer.json", "tokenizer_config.json")  # what the page takes of `flm export`
-# The runtime for WebAssembly alone, without the ones for graphics cards, and the tokenizer.
+EXPORTED = ("model.onnx", "tokenizer.json", "tokenizer_config.json")  # the files of `flm export` that the page needs
+# The runtime for WebAssembly, without those for graphics cards, and the tokenizer.
 VENDORED = (
     "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
     "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
     "@huggingface/tokenizers/dist/tokenizers.min.mjs",
-    "@huggingface/tokenizers/LICENSE",  # the other's is at the head of its file
+    "@huggingface/tokenizers/LICENSE",  # the runtime's licence is at the head of its file
 )
 
 
 def build(folder: Path) -> None:
-    """Make `vendor/` and `models/` in a folder with the page and its `package-lock.json`; what was there goes once
-    the new ones are complete.
+    """Make `vendor/` and `models/` in the folder of the page, which has its `package-lock.json`. Old ones are replaced
+    once the new ones are complete.
 
     Raises:
-        ValueError: npm is not there or fails.
+        ValueError: if npm is missing or fails.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as place:
         made = Path(place)
@@ -60,10 +60,10 @@ def build(folder: Path) -> None:
 
 
 def export_model(name: str, into: Path) -> dict[str, Any]:
-    """Export a shipped map, and keep of it what the page takes.
+    """Export a shipped flow map, and put the files that the page needs into the folder `into`.
 
     Returns:
-        what a browser needs to know of the graph, which onnxruntime-web does not give of its metadata.
+        what the page must know about the graph. onnxruntime-web itself cannot read it from the file's metadata.
     """
     into.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as place:
@@ -80,11 +80,11 @@ def export_model(name: str, into: Path) -> dict[str, Any]:
 
 
 def vendor(folder: Path, into: Path) -> None:
-    """Copy what the page takes of the packages that the lock file in `folder` pins. npm checks their sums; none of
-    their scripts is run.
+    """Copy the files that the page needs from the packages that the lock file in `folder` pins. npm verifies their
+    checksums and runs none of their scripts.
 
     Raises:
-        ValueError: npm is not there or fails; the message has its last words.
+        ValueError: if npm is missing or fails. The message has the end of npm's.
     """
     into.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as place:

@@ -1,11 +1,11 @@
-"""Make the Sudoku grids and their tokenizers, 4x4 and 9x9: one grid a document, its rows written on one line.
+"""Make the Sudoku grids, 4x4 and 9x9, and their tokenizers. A document is a grid, with its rows written on one line.
 
     python examples/sudoku/make_grids.py
 
-writes `4x4/` and `9x9/` next to this file, the same bytes every time. There are 288 grids of 4x4: all of them are the
-training set. Of 9x9 there are 6.7e21: 200,000 are made, in some minutes, by filling at random with backtracking and
-then drawing one of the symmetries of Sudoku (digits, bands, stacks, rows in a band, columns in a stack,
-transposition); so they are random, but not exactly uniform.
+This writes `4x4/` and `9x9/` next to this file, the same bytes every time. There are 288 grids of 4x4: all of them are
+the training set. There are 6.7e21 grids of 9x9: 200,000 are made, in some minutes. Each is filled at random with
+backtracking, and then changed by a random symmetry of Sudoku (digits, bands, stacks, rows in a band, columns in a
+stack, transposition). So they are random, but not exactly uniform.
 """
 
 from itertools import product
@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerFast
 
 FOLDER = Path(__file__).parent
 BLANK = "."
-TRAINING_GRIDS, VALIDATION_GRIDS = 200_000, 1_000  # of 9x9
-COPIES = 100  # of each 4x4 grid: an epoch long enough to be worth starting
+TRAINING_GRIDS, VALIDATION_GRIDS = 200_000, 1_000  # numbers of 9x9 grids
+COPIES = 100  # of each 4x4 grid, so that an epoch is not too short
 
 
 def all_4x4() -> np.ndarray:
-    """The 288 grids of 4x4, (288, 16) with digits from 1."""
+    """All grids of 4x4: (288, 16), digits from 1 to 4."""
     rows = [row for row in product(range(1, 5), repeat=4) if len(set(row)) == 4]
     grids = [row for row in rows]
     for _ in range(3):
@@ -38,9 +38,9 @@ def _fits(grid: tuple, row: tuple) -> bool:
 
 
 def random_9x9(rng: np.random.Generator) -> np.ndarray:
-    """A grid of 9x9, (81,) with digits from 1, filled at random: the cell with the fewest candidates first."""
+    """A random grid of 9x9: (81,), digits from 1 to 9. The cell with the fewest candidates is filled first."""
     grid = [0] * 81
-    free = [[0b111111111] * 9 for _ in range(3)]  # of each row, column and box: the digits still to place, as bits
+    free = [[0b111111111] * 9 for _ in range(3)]  # the digits still to place in each row, column and box, as bits
     units = [(i // 9, i % 9, i // 27 * 3 + i % 9 // 3) for i in range(81)]
     order = rng.random((81, 9)).argsort(axis=1).tolist()
     ties = rng.permutation(81).tolist()
@@ -73,14 +73,14 @@ def random_9x9(rng: np.random.Generator) -> np.ndarray:
 
 
 def image(grid: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The grid under a random symmetry of Sudoku."""
+    """The grid, changed by a random symmetry of Sudoku."""
     lines = [np.concatenate([3 * band + rng.permutation(3) for band in rng.permutation(3)]) for _ in range(2)]
     square = rng.permutation(np.arange(1, 10))[grid - 1].reshape(9, 9)[np.ix_(*lines)]
     return (square.T if rng.random() < 0.5 else square).flatten()
 
 
 def tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """The blank is token 0, a digit its own value: ids are grids."""
+    """A tokenizer of single characters. The blank has id 0 and each digit its own value, so that ids are grids."""
     vocabulary = {BLANK: 0} | {str(digit): digit for digit in range(1, size + 1)}
     characters = Tokenizer(models.WordLevel(vocabulary, unk_token=BLANK))
     characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")

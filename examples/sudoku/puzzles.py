@@ -1,8 +1,8 @@
-"""Sudoku puzzles of 9x9 with exactly one solution, dug from whole grids.
+"""Makes Sudoku puzzles of 9x9 with exactly one solution, by blanking cells of whole grids.
 
     python examples/sudoku/puzzles.py --clues 30 --count 5 --seed 0
 
-prints puzzles of held-out grids with 30 clues. From Python:
+This prints puzzles with 30 clues, made of held-out grids. From Python:
 
 ```python
 rng = np.random.default_rng(0)
@@ -10,8 +10,8 @@ puzzle = dig(grid, clues=30, rng=rng)  # (81,), 0 where a cell is blank
 assert len(solutions(puzzle, most=2)) == 1
 ```
 
-A grid has puzzles of few clues only by luck: 30 are nearly always found, 24 after some attempts, 22 and fewer hardly
-ever (17 are the fewest that any puzzle has).
+It is a matter of luck whether few clues are enough. Puzzles of 30 clues are nearly always found, of 24 after some
+attempts, and of 22 or fewer hardly ever. No puzzle has fewer than 17.
 """
 
 import argparse
@@ -26,12 +26,12 @@ UNITS = [(cell // 9, cell % 9, cell // 27 * 3 + cell % 9 // 3) for cell in range
 
 
 def solutions(puzzle: np.ndarray, most: int = 2) -> list[np.ndarray]:
-    """The solutions (81,) of a puzzle (81,) of digits and 0 for blanks, but no more than `most`.
+    """The solutions (81,) of a puzzle (81,), whose blanks are 0. The search ends when it has found `most` of them.
 
-    Backtracking, the cell with the fewest candidates first.
+    It is by backtracking, with the cell that has the fewest candidates first.
     """
     grid = puzzle.tolist()
-    free = [[ALL] * 9 for _ in range(3)]  # of each row, column and box: the digits that are still to be placed
+    free = [[ALL] * 9 for _ in range(3)]  # the digits still to place in each row, column and box, as bits
     for cell, digit in enumerate(grid):
         if digit:
             bit = 1 << digit - 1
@@ -77,12 +77,12 @@ def solutions(puzzle: np.ndarray, most: int = 2) -> list[np.ndarray]:
 
 
 def dig(grid: np.ndarray, clues: int, rng: np.random.Generator, attempts: int = 20) -> np.ndarray:
-    """A puzzle (81,) with `clues` cells of `grid` (81,), the others 0, whose only solution is the grid.
+    """Make a puzzle (81,) whose only solution is `grid` (81,): it has `clues` cells of the grid, the others are 0.
 
-    Cells are blanked in random order, each if the puzzle still has one solution without it.
+    In random order each cell is blanked if the puzzle then still has only one solution.
 
     Raises:
-        ValueError: `clues` is not in [17, 81], or no attempt came down to so few.
+        ValueError: if `clues` is not in [17, 81], or none of the `attempts` came down to so few.
     """
     if not 17 <= clues <= 81:
         raise ValueError(f"`clues` is {clues}, but a puzzle with one solution has 17 to 81.")
@@ -104,7 +104,7 @@ def dig(grid: np.ndarray, clues: int, rng: np.random.Generator, attempts: int = 
 
 
 def held_out_grids(count: int | None = None) -> np.ndarray:
-    """The first `count` (all, by default) of the 9x9 grids that no model was trained on: (count, 81) digits."""
+    """Digits (count, 81) of the first 9x9 grids that no model was trained on; all of them by default."""
     text = load_dataset("parquet", data_files=str(HELD_OUT), split="train")["text"]
     return np.array([[int(digit) for digit in line] for line in text[:count]])
 

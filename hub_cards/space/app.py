@@ -1,8 +1,8 @@
-"""The Space: text beside an autoregressive model's, and Sudoku, in the browser.
+"""The Space, an app in the browser: it generates text beside an autoregressive model, and solves Sudoku.
 
-On one's own machine `flm demo --web` starts it with the shipped models. As a Space it stands alone, with the few files
-of this repository that `flm push` puts beside it, and takes the models of its own organisation; the environment
-variables FLM_TEXT_MODEL, FLM_SUDOKU_MODEL and FLM_AR_MODEL name others, folders or names on the Hub.
+`flm demo --web` starts it locally, with the shipped models. As a Space it has only the few files of this repository
+that `flm push` uploads with it, and loads the models of its own organisation. The environment variables
+FLM_TEXT_MODEL, FLM_SUDOKU_MODEL and FLM_AR_MODEL name other models, by folder or by name on the Hub.
 """
 
 import html
@@ -29,9 +29,9 @@ from evaluation.sudoku import is_valid
 from hub_cards.page import Column, flow_column, page
 
 PUZZLES = "examples/sudoku/9x9/validation.parquet"
-ROOT = Path(evaluation.sudoku.__file__).parent.parent  # of the repository, or of the Space
+ROOT = Path(evaluation.sudoku.__file__).parent.parent  # the root of the repository, or of the Space
 if not (ROOT / PUZZLES).is_file():
-    ROOT = Path.cwd()  # of the repository, where the package is installed by itself
+    ROOT = Path.cwd()  # the package is installed by itself: the checkout is the current folder
 MODELS = {
     "FLM_TEXT_MODEL": "hub_cards/fmlm-english-small",
     "FLM_SUDOKU_MODEL": "hub_cards/fmlm-sudoku",
@@ -41,7 +41,7 @@ BLANK = "___"
 MOST_STEPS = 64
 CELLS = np.arange(81).reshape(9, 9)
 UNITS = {"row": CELLS, "column": CELLS.T, "box": CELLS.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)}
-# In the package, which has other weights of these fonts for a few letters only: nothing is fetched from elsewhere.
+# gradio brings these weights of the fonts (others only for a few letters), so none is fetched from elsewhere.
 THEME = gr.themes.Default(
     font=[gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "sans-serif"],
     font_mono=[gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "monospace"],
@@ -61,7 +61,7 @@ td.given { color: var(--body-text-color); background: var(--background-fill-seco
 
 @dataclass
 class Loaded:
-    """A model, its tokenizer, and the last part of its name."""
+    """A model with its tokenizer and the last part of its name."""
 
     model: Any
     tokenizer: Any
@@ -73,16 +73,16 @@ class Loaded:
 
 
 def load(name: str, auto=AutoModel) -> Loaded:
-    """A model folder, or a name on the Hub, with the code that lies beside the weights."""
+    """Load a model and its tokenizer, from a folder or the Hub, with the code that lies beside the weights."""
     model = auto.from_pretrained(name, trust_remote_code=True).eval()
     return Loaded(model, AutoTokenizer.from_pretrained(name, trust_remote_code=True), name.rstrip("/").split("/")[-1])
 
 
 def model_name(variable: str) -> str:
-    """What the environment names, or the folder shipped with the repository, or the model beside the Space.
+    """The model that the environment variable names, else the shipped folder, else that of the Space's organisation.
 
     Raises:
-        ValueError: there is none of them.
+        ValueError: if there is none of them.
     """
     folder = ROOT / MODELS[variable]
     if variable in os.environ:
@@ -98,10 +98,10 @@ def model_name(variable: str) -> str:
 
 
 def encode(text: str, tokenizer, context: int) -> Tensor | None:
-    """Ids (1, n) of a prompt that the model of this `context` can take, with its blanks; None of an empty one.
+    """Tokenise a prompt to ids (1, n), with mask tokens for its blanks. An empty prompt gives None.
 
     Raises:
-        ValueError: it is too long, or has blanks and the tokenizer none.
+        ValueError: if it is too long for a `context` of so many tokens, or has blanks and the tokenizer no mask token.
     """
     text = text.strip()
     if not text:
@@ -109,7 +109,7 @@ def encode(text: str, tokenizer, context: int) -> Tensor | None:
     if BLANK in text:
         if tokenizer.mask_token is None:
             raise ValueError("This model has no blanks: it only goes on from a prompt.")
-        # A token holds the space before its word: so does what goes into the blank.
+        # A token includes the space before its word, so the one for a blank replaces that space, too.
         text = re.sub(rf"\s*{BLANK}", tokenizer.mask_token, text)
     ids = tokenizer(text, add_special_tokens=False).input_ids
     if tokenizer.bos_token_id is not None:  # rows of training text begin with it
@@ -121,7 +121,7 @@ def encode(text: str, tokenizer, context: int) -> Tensor | None:
 
 
 def autoregressive_column(gpt2: Loaded, given: Tensor, length: int, seed: int) -> Column:
-    """What the page plays of an autoregressive model: `given` (1, n) and what it writes on to `length`, by token."""
+    """Generate from `given` (1, n) up to `length` tokens, as a column for [`page`] with one draft per token."""
     torch.manual_seed(seed)
     before = time.perf_counter()
     ids = gpt2.model.generate(given, attention_mask=torch.ones_like(given), max_length=length)
@@ -143,10 +143,10 @@ def autoregressive_column(gpt2: Loaded, given: Tensor, length: int, seed: int) -
 def write(
     flow: Loaded, gpt2: Loaded, prompt: str, steps: int, sampler: str, temperature: float, seed: int | None
 ) -> str:
-    """The page that plays how both write, as HTML.
+    """Generate with both models. Returns the HTML of a page that plays them side by side.
 
     Raises:
-        ValueError: the prompt is too long, or `generate` refuses a setting.
+        ValueError: if the prompt is too long, or `generate` refuses a setting.
     """
     ids = encode(prompt, flow.tokenizer, flow.model.config.max_position_embeddings)
     settings: dict[str, Any] = {"num_steps": steps, "sampler": sampler, "seed": seed}
@@ -155,8 +155,8 @@ def write(
     before = torch.tensor([[gpt2.tokenizer.bos_token_id]]) if ids is None else ids
     blanks = before[0] == flow.tokenizer.mask_token_id
     if blanks.any():
-        settings["max_length"] = before.shape[1]  # the text ends where what is given ends
-        # Left to right, blanks cannot be filled in: it goes on from what stands before the first one.
+        settings["max_length"] = before.shape[1]  # a text with blanks ends where the prompt ends
+        # An autoregressive model cannot fill in blanks: it continues what stands before the first one.
         before = before[:, : int(blanks.int().argmax())]
     column, out = flow_column(flow.model, ids, **settings)
     column["name"] = "Flow map" if flow.model.config.model_type == "fmlm" else "Flow"
@@ -165,7 +165,7 @@ def write(
 
 
 def framed(document: str) -> str:
-    """A page within the page: its scripts run, its style stays its own."""
+    """Embed a page in another by an iframe: its scripts run, and its style stays its own."""
     style = (
         "width: 100%; height: 30rem; border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg)"
     )
@@ -173,7 +173,7 @@ def framed(document: str) -> str:
 
 
 def text_tab(flow: Loaded, gpt2: Loaded, seed: int) -> None:
-    """Put the controls and what comes of them into the Blocks around."""
+    """Add the controls and the output for text to the surrounding Blocks."""
     is_map = flow.model.config.model_type == "fmlm"
     samplers = (["flow_map"] if is_map else []) + ["euler", "multistep", "bridge"]
     gr.Markdown(
@@ -209,10 +209,10 @@ def text_tab(flow: Loaded, gpt2: Loaded, seed: int) -> None:
 
 
 def read_puzzle(text: str) -> np.ndarray:
-    """The (81,) digits of a puzzle in any layout, 0 for an empty cell.
+    """Read a puzzle in any layout. Returns its digits (81,), with 0 for an empty cell.
 
     Raises:
-        ValueError: it is none; the message says where.
+        ValueError: if it is not a puzzle. The message says where.
     """
     cells = "".join(text.split())
     for character in cells:
@@ -234,22 +234,22 @@ def read_puzzle(text: str) -> np.ndarray:
 
 
 def as_text(puzzle: np.ndarray) -> str:
-    """A puzzle (81,) as nine lines, as [`read_puzzle`] takes it."""
+    """Write a puzzle (81,) as nine lines, which [`read_puzzle`] can read."""
     return "\n".join(" ".join(str(digit or ".") for digit in row) for row in puzzle.reshape(9, 9))
 
 
 def new_puzzle(solutions: list[str], clues: int, rng: np.random.Generator) -> np.ndarray:
-    """A puzzle (81,) from one of the `solutions`, with so many of its cells."""
+    """Make a puzzle (81,) of a random one of `solutions`: `clues` of its cells are given, the others are 0."""
     puzzle = np.array([int(digit) for digit in rng.choice(solutions)])
     puzzle[rng.choice(81, 81 - clues, replace=False)] = 0
     return puzzle
 
 
 def fill_in(sudoku: Loaded, text: str, steps: int, attempts: int, seed: int | None) -> tuple[str, str]:
-    """What came of it, in Markdown, and a grid, in HTML: of the first right attempt, or else of the first.
+    """Solve a puzzle. Returns a message in Markdown, and the first right attempt (else the first) as an HTML table.
 
     Raises:
-        ValueError: the puzzle is none, or `generate` refuses a setting.
+        ValueError: if the text is not a puzzle, or `generate` refuses a setting.
     """
     puzzle = read_puzzle(text)
     ids = sudoku.tokenizer(
@@ -258,7 +258,7 @@ def fill_in(sudoku: Loaded, text: str, steps: int, attempts: int, seed: int | No
     before = time.perf_counter()
     filled = sudoku.model.generate(ids.input_ids, num_steps=steps, num_return_sequences=attempts, seed=seed)
     seconds = time.perf_counter() - before
-    right = is_valid(filled.numpy())  # an id is its digit
+    right = is_valid(filled.numpy())  # the id of a digit is the digit
     cost = f"in {steps} evaluation{'s' * (steps > 1)} of the network, {1000 * seconds:.0f} ms in all"
     shown = "One of these:" if right.any() else "More evaluations, attempts or clues may help. The first attempt:"
     message = f"**{right.sum() or 'None'} of {attempts} attempts right**, {cost}. {shown}"
@@ -266,14 +266,14 @@ def fill_in(sudoku: Loaded, text: str, steps: int, attempts: int, seed: int | No
 
 
 def show_grid(puzzle: np.ndarray, grid: Sequence[int] | np.ndarray) -> str:
-    """The 81 digits of `grid` as an HTML table, 0 as an empty cell; those that the `puzzle` gives have a class."""
+    """The 81 digits of `grid` as an HTML table, 0 as an empty cell. Cells given by `puzzle` have a class `given`."""
     kinds = [' class="given"' if given else "" for given in puzzle]
     cells = [f"<td{kind}>{digit or ''}</td>" for kind, digit in zip(kinds, grid, strict=True)]
     return "<table>" + "".join(f"<tr>{''.join(cells[row : row + 9])}</tr>" for row in range(0, 81, 9)) + "</table>"
 
 
 def sudoku_tab(sudoku: Loaded, seed: int) -> None:
-    """Put the controls and what comes of them into the Blocks around."""
+    """Add the controls and the output for Sudoku to the surrounding Blocks."""
     rng = np.random.default_rng(seed)
     solutions = list(load_dataset("parquet", data_files=str(ROOT / PUZZLES), split="train")["text"])
     first = new_puzzle(solutions, 50, rng)
@@ -314,7 +314,7 @@ def sudoku_tab(sudoku: Loaded, seed: int) -> None:
 
 
 def _told(answer: Callable) -> Callable:
-    """`answer`, whose refusals the page tells the user."""
+    """Wrap `answer`, so that the page shows a `ValueError` of it to the user."""
 
     def answer_or_tell(*controls):
         try:
@@ -326,21 +326,21 @@ def _told(answer: Callable) -> Callable:
 
 
 def build(text_model: str, sudoku_model: str, ar_model: str, seed: int = 0) -> gr.Blocks:
-    """The app.
+    """Load the models and build the app.
 
     Args:
-        text_model (`str`), sudoku_model (`str`): flow language models, folders or names on the Hub.
-        ar_model (`str`): an autoregressive model with the tokens of `text_model`.
-        seed (`int`): that the page starts with.
+        text_model (`str`), sudoku_model (`str`): flow language models, by folder or by name on the Hub.
+        ar_model (`str`): an autoregressive model with the vocabulary of `text_model`.
+        seed (`int`): the seed that the controls start with.
 
     Raises:
-        ValueError: the tokens of the two are not the same.
-        OSError: one of the models is not there.
+        ValueError: if `ar_model` has another vocabulary than `text_model`.
+        OSError: if one of the models cannot be found.
     """
     flow, gpt2, sudoku = load(text_model), load(ar_model, AutoModelForCausalLM), load(sudoku_model)
     if flow.tokenizer.get_vocab() != gpt2.tokenizer.get_vocab():
         raise ValueError(f"{ar_model} writes other tokens than {text_model}: they cannot be shown side by side.")
-    write(flow, gpt2, "", 1, "euler", 1, seed)  # the first call of a network takes longer: no user shall time it
+    write(flow, gpt2, "", 1, "euler", 1, seed)  # warm up: the first call takes longer, and is not shown
     with gr.Blocks(title="Flow language models", analytics_enabled=False) as app:
         gr.Markdown("# Flow language models\nText in a few evaluations of a network, down to one.")
         with gr.Tab("Text"):
@@ -351,7 +351,7 @@ def build(text_model: str, sudoku_model: str, ar_model: str, seed: int = 0) -> g
 
 
 def serve(port: int | None = None, seed: int = 0) -> None:
-    """Show the app at this port, or at the first free one from 7860, until interrupted."""
+    """Serve the app until it is interrupted, at `port` or at the first free port from 7860."""
     logging.disable_progress_bar()
     disable_progress_bar()
     text, sudoku, ar = map(model_name, MODELS)
