@@ -61,7 +61,7 @@ def chunked_distillation_loss(
         loss_type (`str`): "ce", the cross entropy `-sum_v q_v log p_v`; or "mse", the squared distance
             `sum_v (p_v - q_v)^2`.
     """
-    loss_of_scores = {"ce": _soft_cross_entropy, "mse": _squared_error}[loss_type]
+    loss_of_scores = {"ce": _soft_cross_entropy, "mse": _squared_error, "expectation": _expectation}[loss_type]
 
     def loss_of(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         scores = logits if softcap is None else softcap * torch.tanh(logits / softcap)
@@ -163,3 +163,10 @@ def _squared_error(log_prob: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     prob = log_prob.exp()
     error = prob - target
     return error.square().sum(-1), 2 * prob * (error - (prob * error).sum(-1, keepdim=True))
+
+
+def _expectation(log_prob: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
+    """`sum p c` (rows,), and its gradient in the logits of p."""
+    prob = log_prob.exp()
+    mean = (prob * cost).sum(-1)
+    return mean, prob * (cost - mean[:, None])

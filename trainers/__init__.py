@@ -10,6 +10,8 @@ _HOMES = {
     "FLMTrainingArguments": "flm_arguments",
     "FMLMTrainer": "fmlm_trainer",
     "FMLMTrainingArguments": "fmlm_arguments",
+    "MatchingTrainer": "matching_trainer",
+    "MatchingTrainingArguments": "matching_arguments",
 }
 
 __all__ = list(_HOMES)

@@ -14,9 +14,12 @@ from .flm_arguments import FLMTrainingArguments
 from .flm_trainer import FLMTrainer
 from .fmlm_arguments import FMLMTrainingArguments
 from .fmlm_trainer import FMLMTrainer
+from .matching_arguments import MatchingTrainingArguments
+from .matching_trainer import MatchingTrainer
 from .recipe import Recipe
 from .start import start_from_masked
 
+MATCHING = "distribution_matching"  # the objective that has a trainer of its own
 _CLASSES = {"flm": (FLMConfig, FLMModel), "fmlm": (FMLMConfig, FMLMModel)}
 
 
@@ -50,7 +53,7 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
     return trainer
 
 
-def build_distiller(recipe: Recipe) -> FMLMTrainer:
+def build_distiller(recipe: Recipe) -> FLMTrainer:
     """Everything that a recipe for `flm distill` names; without a teacher the map learns from the data alone. With
     `model: {from: ...}` a map goes on from its own weights, else from the teacher's (`initialize_from_teacher`).
 
@@ -58,6 +61,8 @@ def build_distiller(recipe: Recipe) -> FMLMTrainer:
         ValueError: an entry of the recipe is unknown or not allowed, or a model cannot be loaded or is of the wrong
             kind.
     """
+    if recipe.training.get("objective") == MATCHING:
+        return _build_matcher(recipe)
     training, goes_on = recipe.training, "from" in recipe.model
     if goes_on:
         if training.get("initialize_from_teacher"):
@@ -76,6 +81,23 @@ def build_distiller(recipe: Recipe) -> FMLMTrainer:
         model = build_model(fields | recipe.model | {"type": "fmlm"}, tokenizer, args.seed)
     data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
     trainer = FMLMTrainer(model, teacher, args, **data)
+    trainer.trained_on = hub_datasets(recipe)
+    return trainer
+
+
+def _build_matcher(recipe: Recipe) -> MatchingTrainer:
+    """The trainer for a recipe with `objective: distribution_matching`: the map is `model.from`, `teacher` the masked
+    diffusion model whose texts it is to write."""
+    if recipe.teacher is None or "from" not in recipe.model:
+        raise ValueError(
+            f"`objective: {MATCHING}` needs a `teacher`, a masked diffusion model, and `model: {{from: ...}}`, a map."
+        )
+    training = {name: value for name, value in recipe.training.items() if name != "objective"}
+    args = MatchingTrainingArguments(**_known("training", training, MatchingTrainingArguments))
+    tokenizer, attention = _tokenizer(recipe), recipe.model.get("attn_implementation")
+    model, teacher = (load_model(name, attention, tokenizer) for name in (recipe.model["from"], recipe.teacher))
+    data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
+    trainer = MatchingTrainer(model, teacher, args, **data)
     trainer.trained_on = hub_datasets(recipe)
     return trainer
 

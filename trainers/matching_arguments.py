@@ -1,0 +1,36 @@
+"""Arguments of [`MatchingTrainer`]."""
+
+from dataclasses import dataclass, field
+
+from .flm_arguments import FLMTrainingArguments
+
+
+@dataclass
+class MatchingTrainingArguments(FLMTrainingArguments):
+    """[`FLMTrainingArguments`] with arguments for distribution matching.
+
+    Args:
+        auxiliary_learning_rate (`float`): constant learning rate of the auxiliary network, above 0. It has to follow
+            the map closely, so it should be several times that of the map.
+        auxiliary_steps (`int`): steps of the auxiliary network for each step of the map, at least 1.
+        renoised_fraction (`float`): share of the sequences, in [0, 1], that are not written from pure noise. They
+            start from a text that the map has just written, mixed with new noise up to a random time, as generation
+            in several steps with `gamma=1` does.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second moment decay of AdamW."})
+    auxiliary_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the auxiliary network."})
+    auxiliary_steps: int = field(default=2, metadata={"help": "Steps of the auxiliary network for one of the map."})
+    renoised_fraction: float = field(default=0.25, metadata={"help": "Share of the sequences begun from a text."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.auxiliary_learning_rate <= 0:
+            raise ValueError(f"`auxiliary_learning_rate` is {self.auxiliary_learning_rate}, but it must be above 0.")
+        if self.auxiliary_steps < 1:
+            raise ValueError(f"`auxiliary_steps` is {self.auxiliary_steps}, but it must be at least 1.")
+        if not 0 <= self.renoised_fraction <= 1:
+            raise ValueError(f"`renoised_fraction` is {self.renoised_fraction}, but it must lie in [0, 1].")

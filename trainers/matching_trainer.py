@@ -1,0 +1,196 @@
+"""The Trainer that teaches a flow map by its own texts: distribution matching."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from modeling_flm import FLMModel
+from modeling_flm.flow_flm import interpolate
+from modeling_flm.losses_flm import Target, chunked_cross_entropy, chunked_distillation_loss, posterior
+from modeling_flm.noise_flm import step_seeds
+from modeling_flm.vocabulary_flm import draw_token
+
+from .flm_trainer import FLMTrainer
+from .matching_arguments import MatchingTrainingArguments
+
+AUXILIARY = "auxiliary.pt"  # the auxiliary network and its optimiser, in a checkpoint
+LARGEST_COST = 10.0  # nats
+
+
+class MatchingTrainer(FLMTrainer):
+    """Trains the jumps of an [`FMLMModel`] to the end, delta_{s,1}, so that its texts look to a masked diffusion model
+    like the data: distribution matching distillation (arXiv 2311.18828; for discrete data arXiv 2503.15457).
+
+    ```python
+    args = MatchingTrainingArguments("runs/matched", max_steps=1500, learning_rate=1e-4)
+    MatchingTrainer(flow_map, masked, args, train_dataset=rows).train()
+    ```
+
+    A distilled map imitates its teacher token by token: where the teacher is unsure, so is the map, and the tokens of
+    one text need not go together. Here the map writes a text y, drawn from its prediction p = delta_{0,1}(noise). A
+    random part m of y is masked. Of the masked tokens the teacher knows the probabilities in the data,
+    `T(y_m | the rest)`, and an auxiliary network those in the texts of the map, `A(y_m | the rest)`: it is a second
+    masked diffusion model, trained on these texts all along. The loss of the map is
+
+        sum_v p_v (log A_v - log T_v),     the mean over the masked tokens, in nats,
+
+    an estimate of the Kullback-Leibler divergence of the map's texts from the data. Its gradient moves p towards
+    tokens that fit the rest of the text, and away from those that the map writes too often. The data itself is only
+    used for given tokens (`conditioning_rate`) and for the number of rows.
+
+    Only jumps to the end are trained, so a matched map writes in several steps with `gamma=1`, which its generation
+    configuration says. The embedding table stays as it is.
+
+    Args:
+        model (`FMLMModel`): the map, best distilled already.
+        teacher (`FLMModel`): a masked diffusion model of the same vocabulary, with `masked_diffusion` in its
+            configuration, such as `python -m benchmarks.baselines.mdlm` trains. The auxiliary network starts as it.
+        args (`MatchingTrainingArguments`): how.
+
+    Raises:
+        ValueError: if the model has one time only, the teacher is no masked diffusion model, the vocabularies differ,
+            or there are several processes.
+    """
+
+    args: MatchingTrainingArguments
+
+    def __init__(self, model=None, teacher: FLMModel | None = None, args=None, **kwargs):
+        if not isinstance(args, MatchingTrainingArguments):
+            raise ValueError(f"`args` must be MatchingTrainingArguments, but are {type(args).__name__}.")
+        if model is None or model.config.model_type != "fmlm":
+            raise ValueError("`model` must be a two-time model (FMLM): only it can be a flow map.")
+        if not getattr(getattr(teacher, "config", None), "masked_diffusion", False):
+            raise ValueError(
+                "`teacher` must be a masked diffusion model, with `masked_diffusion` in its configuration."
+            )
+        if teacher.config.vocab_size != model.config.vocab_size:
+            raise ValueError(
+                f"the teacher has a vocabulary of {teacher.config.vocab_size} tokens and the map of "
+                f"{model.config.vocab_size}: they must be the same."
+            )
+        if args.world_size > 1:
+            raise ValueError(
+                "distribution matching runs in one process: its auxiliary network is trained in it alone."
+            )
+        super().__init__(model=model, args=args, **kwargs)
+        self.auxiliary = copy.deepcopy(teacher).requires_grad_(True).train().to(args.device)
+        self.teacher = teacher.requires_grad_(False).eval().to(args.device)
+        self.auxiliary_optimizer = torch.optim.AdamW(
+            self.auxiliary.parameters(), args.auxiliary_learning_rate, (0.9, args.adam_beta2), weight_decay=0.0
+        )
+        self._auxiliary_losses: list[Tensor] = []  # since the last line of the log
+        model.generation_config.gamma = 1.0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of the map, and `auxiliary_steps` steps of the auxiliary network, each on texts of its own."""
+        ids, scored = inputs["input_ids"], inputs["labels"] != -100
+        generator = torch.Generator(ids.device).manual_seed(inputs["noise_seed"][0])
+        for step in reversed(range(self.args.auxiliary_steps)):
+            with torch.set_grad_enabled(step == 0):
+                seeds = step_seeds(inputs["noise_seed"], step)
+                hidden, written = self._write(model, ids, scored, seeds, generator)
+            chance, share = torch.rand(2, *ids.shape, generator=generator, device=ids.device)
+            masked = scored & (chance < share[:, :1])
+            rest = written.masked_fill(masked, self.teacher.config.mask_token_id)
+            with torch.enable_grad():
+                follows = _last_layer(self.auxiliary, rest, masked)
+            if step == 0:  # before the auxiliary network changes
+                loss = self._map_loss(hidden[masked], follows, rest, masked)
+            self._train_auxiliary(*follows, written[masked])
+        if num_items_in_batch is not None:  # the share of this batch in an optimiser step
+            loss = loss * scored.sum() / num_items_in_batch
+        return (loss, {}) if return_outputs else loss
+
+    def _map_loss(self, hidden: Tensor, follows: "LastLayer", rest: Tensor, masked: Tensor) -> Tensor:
+        """The loss of the map, whose last hidden states at the masked tokens are `hidden` (tokens, d)."""
+        with torch.no_grad():
+            wanted = posterior(*_last_layer(self.teacher, rest, masked))
+            written = posterior(*follows)
+        own, weights = self.model, torch.ones(len(hidden), device=hidden.device) / max(len(hidden), 1)
+        cap = own.config.final_logit_softcapping
+        cost = log_ratio(written, wanted)
+        return chunked_distillation_loss(hidden, *own.output_layer(), cost, weights, cap, "expectation")[0]
+
+    def _write(self, model, ids: Tensor, scored: Tensor, seeds: list[int], generator: torch.Generator):
+        """The last hidden states (rows, length, d) of jumps to the end, and the texts (rows, length) drawn from them.
+
+        Tokens that are not scored are given: they are those of `ids`.
+        """
+        own, (rows, length) = self.model, ids.shape
+
+        def jump(state: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+            some = slice(len(state))
+            state = torch.where(scored[some, :, None], state, own.embed_tokens(ids[some])).detach()
+            end = torch.ones_like(tau)
+            hidden = model(
+                inputs_embeds=state, timesteps=tau, target_timesteps=end, output_logits=False
+            ).last_hidden_state
+            uniform = torch.rand(len(state) * length, generator=generator, device=ids.device)
+            cap = own.config.final_logit_softcapping
+            drawn = draw_token(hidden.flatten(0, 1).detach(), *own.output_layer(), uniform, cap).view(-1, length)
+            return hidden, torch.where(scored[some], drawn, ids[some])
+
+        noise, tau = own.embed_noise(rows, length, seeds=seeds).detach(), torch.zeros(rows, device=ids.device)
+        again = round(self.args.renoised_fraction * rows)
+        if again:
+            with torch.no_grad():
+                text = jump(noise[:again], tau[:again])[1]
+                tau[:again] = torch.rand(again, generator=generator, device=ids.device)
+                fresh = own.embed_noise(again, length, seeds=step_seeds(seeds[:again], 1))
+                noise[:again] = interpolate(fresh, own.embed_tokens(text), own.clock.t(tau[:again]))
+        return jump(noise, tau)
+
+    def _train_auxiliary(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor, cap: float | None, tokens: Tensor
+    ) -> None:
+        weights = torch.ones(len(hidden), device=hidden.device) / max(len(hidden), 1)
+        with torch.enable_grad():
+            loss = chunked_cross_entropy(hidden, weight, bias, tokens, weights, cap)[0]
+            loss.backward()
+        self.auxiliary_optimizer.step()
+        self.auxiliary_optimizer.zero_grad()
+        self._auxiliary_losses.append(loss.detach())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._auxiliary_losses:
+            logs["auxiliary_loss"] = torch.stack(self._auxiliary_losses).mean().item()
+            self._auxiliary_losses.clear()
+        super().log(logs, start_time)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        parts = {"model": self.auxiliary.state_dict(), "optimizer": self.auxiliary_optimizer.state_dict()}
+        torch.save(parts, Path(output_dir, AUXILIARY))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        parts = torch.load(Path(resume_from_checkpoint, AUXILIARY), map_location=self.args.device, weights_only=True)
+        self.auxiliary.load_state_dict(parts["model"])
+        self.auxiliary_optimizer.load_state_dict(parts["optimizer"])
+
+
+LastLayer = tuple[
+    Tensor, Tensor, Tensor, float | None
+]  # hidden states (tokens, d), weight (V, d), bias (V,), soft cap
+
+
+def _last_layer(masked_diffusion: FLMModel, ids: Tensor, wanted: Tensor) -> LastLayer:
+    """What the predictions at the `wanted` positions of `ids` (rows, length) are made of."""
+    own = masked_diffusion
+    state, times = own.embed_tokens(ids), torch.zeros(len(ids), device=ids.device)
+    hidden = own(inputs_embeds=state, timesteps=times, output_logits=False).last_hidden_state
+    return hidden[wanted], *own.output_layer(), own.config.final_logit_softcapping
+
+
+def log_ratio(numerator: Target, denominator: Target) -> Target:
+    """log(numerator / denominator) of two predictions, within +-LARGEST_COST, which rare tokens would exceed."""
+
+    def rows(part: slice) -> Tensor:
+        first, second = (
+            target(part).clamp(min=torch.finfo(torch.float32).tiny) for target in (numerator, denominator)
+        )
+        return (first.log() - second.log()).clamp(-LARGEST_COST, LARGEST_COST)
+
+    return rows
