@@ -9,7 +9,7 @@
     vocabulary      the output layer's loss and gradient alone, in chunks, its elementwise part compiled or not
     optimiser       AdamW alone, with its loop over the parameters or fused (the trainers' default)
 
-The model is that of `benchmarks.training_step`; ways run in turn, memory is that of a process of its own.
+The model is that of `benchmarks.training_step`.
 """
 
 import statistics
@@ -23,9 +23,9 @@ from modeling_flm import FLMConfig, FLMModel, losses_flm
 from modeling_flm.noise_flm import NoiseLaw
 from trainers import FLMTrainer
 
-from .results import ROOT, Row, measure_parts
-from .timing import growth, in_its_own_process, in_turn, machine, spread, timed_table
-from .training_step import DEVICE, SIZES, TURNS, Size, config, trainer
+from .results import ROOT, Row, measure_parts, page, section
+from .timing import DEVICE, compared, growth, in_its_own_process, in_turn
+from .training_step import SIZES, TURNS, Size, config, trainer
 
 RESULTS = ROOT / "benchmarks" / "step_options.json"
 LONG, SMALL = SIZES["owt-4"], Size(30_522, 128, 4)
@@ -110,27 +110,26 @@ def memory(part: str, way: str) -> float:
 def measure(part: str) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         seconds = in_turn(WAYS[part][1](folder), TURNS)
-    rows: list[Row] = []
-    for number, (way, values) in enumerate(seconds.items()):
-        if number % 2 == 0:
-            plain = statistics.median(values)
-        row: Row = {"way": way} | spread(values) | {"x plain": statistics.median(values) / plain}
-        rows.append(row | {"peak GiB": in_its_own_process(memory, part, way)})
-        print(rows[-1], flush=True)
-    return [row | {"machine": machine()} for row in rows]
+    ways = list(seconds)
+
+    def more(way: str, median: float) -> Row:
+        plain = seconds[ways[ways.index(way) // 2 * 2]]  # the first of its pair
+        return {"x plain": median / statistics.median(plain), "peak GiB": in_its_own_process(memory, part, way)}
+
+    return compared(seconds, more)
+
+
+ABOUT = f"""
+# Options of a training step
+
+`python -m benchmarks.step_options` measures everything here anew: forward and backward (optimiser: its step
+alone), float32 on a CPU, median of {TURNS}, run in turn. Memory: beyond the loaded models.
+"""
 
 
 def report(results: dict[str, list[Row]]) -> str:
-    text = [
-        "# Options of a training step",
-        "",
-        "`python -m benchmarks.step_options` measures everything here anew: forward and backward (optimiser: its step",
-        f"alone), float32 on a CPU, median of {TURNS}, run in turn. Memory: beyond the loaded models.",
-    ]
-    for part, (title, _) in WAYS.items():
-        if part in results:
-            text += ["", f"## {part.capitalize()} ({title})", "", timed_table(results[part])]
-    return "\n".join(text) + "\n"
+    titles = {part: f"{part.capitalize()} ({size})" for part, (size, _) in WAYS.items()}
+    return page(ABOUT, *(section(results.get(part), title) for part, title in titles.items()))
 
 
 if __name__ == "__main__":

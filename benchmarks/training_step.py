@@ -8,10 +8,9 @@
     masked LM     what a masked language model of this transformer costs: no noise, all logits at once
     distillation  FMLMTrainer with the paper's split, semigroup objective; compared with ours
 
-A step is forward, backward and AdamW. The ways run in turn, in one process. Memory is what a step needs beyond the
-loaded model, gradients and optimiser states included, each way in a process of its own. Utilisation: the products of
-the masked-LM step (the useful work, the same for the first three) per second, as a share of what a large product
-reaches.
+A step is forward, backward and AdamW. Memory is what two steps need beyond the loaded model, gradients and optimiser
+states included. Utilisation is the products of the masked-LM step (the useful work, the same for the first three) per
+second, as a share of what a large product reaches.
 """
 
 import statistics
@@ -30,13 +29,12 @@ from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 from modeling_flm.flow_flm import interpolate
 from trainers import FLMTrainer, FLMTrainingArguments, FMLMTrainer, FMLMTrainingArguments
 
-from .results import ROOT, Row, measure_parts
-from .timing import growth, in_its_own_process, in_turn, machine, matmul_flops, spread, timed_table
+from .results import ROOT, Row, measure_parts, page, section
+from .timing import DEVICE, compared, growth, in_its_own_process, in_turn, matmul_flops, transformer
 
 RESULTS = ROOT / "benchmarks" / "training_step.json"
 WIDTH, BLOCKS = 512, 8
 TURNS = 3
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,7 @@ LOSSES = {"ours": ours, "dense": dense, "masked LM": masked_lm}
 
 
 def config(size: Size) -> dict:
-    return dict(
-        vocab_size=size.vocab_size,
-        hidden_size=WIDTH,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=WIDTH // 64,
-        intermediate_size=4 * WIDTH,
-        max_position_embeddings=size.length,
-    )
+    return transformer(size.vocab_size, size.length, WIDTH, BLOCKS)
 
 
 def steps_of_a_flow(size: Size) -> dict[str, Callable[[], None]]:
@@ -163,34 +154,34 @@ def measure(name: str) -> list[Row]:
         peak = matmul_flops()
         seconds = in_turn(ways, TURNS)
     del ways
-    baseline = {way: statistics.median(seconds["ours" if way == "distillation" else "masked LM"]) for way in seconds}
-    rows: list[Row] = []
-    for way, values in seconds.items():
-        median = statistics.median(values)
-        row: Row = {"way": way} | spread(values)
-        row["x masked LM"] = median / baseline[way] if way != "distillation" else None
-        row["x ours"] = median / baseline[way] if way == "distillation" else None
-        row["tokens a second"] = size.tokens / median
-        if way != "distillation" and DEVICE == "cpu":
+    masked, ours = (statistics.median(seconds[way]) for way in ("masked LM", "ours"))
+
+    def more(way: str, median: float) -> Row:
+        of_a_flow = way != "distillation"
+        row: Row = {"x masked LM": median / masked if of_a_flow else None}
+        row |= {"x ours": None if of_a_flow else median / ours, "tokens a second": size.tokens / median}
+        if of_a_flow and DEVICE == "cpu":
             row["utilisation"] = counter.get_total_flops() / median / peak
-        rows.append(row | {"peak GiB": in_its_own_process(memory, size, way)})
-        print(rows[-1], flush=True)
-    return [row | {"machine": machine()} for row in rows]
+        return row | {"peak GiB": in_its_own_process(memory, size, way)}
+
+    return compared(seconds, more)
+
+
+ABOUT = f"""
+# A training step
+
+`python -m benchmarks.training_step` measures everything here anew. Forward, backward and AdamW, float32 on
+a CPU; d {WIDTH}, {BLOCKS} blocks; median of {TURNS}, run in turn. Memory: beyond the loaded model.
+Utilisation: useful products per second against those of one large product.
+"""
 
 
 def report(results: dict[str, list[Row]]) -> str:
-    text = [
-        "# A training step",
-        "",
-        "`python -m benchmarks.training_step` measures everything here anew. Forward, backward and AdamW, float32 on",
-        f"a CPU; d {WIDTH}, {BLOCKS} blocks; median of {TURNS}, run in turn. Memory: beyond the loaded model.",
-        "Utilisation: useful products per second against those of one large product.",
-    ]
-    for name, size in SIZES.items():
-        if name in results:
-            title = f"## V {size.vocab_size:,}, {size.batch_size} x {size.length:,} = {size.tokens:,} tokens"
-            text += ["", title, "", timed_table(results[name])]
-    return "\n".join(text) + "\n"
+    titles = {
+        name: f"V {size.vocab_size:,}, {size.batch_size} x {size.length:,} = {size.tokens:,} tokens"
+        for name, size in SIZES.items()
+    }
+    return page(ABOUT, *(section(results.get(name), title) for name, title in titles.items()))
 
 
 if __name__ == "__main__":
