@@ -1,11 +1,10 @@
 """The ablation of the paper at the scale of 4x4 Sudoku: writes ablation.json and ablation.md.
 
-    python -m benchmarks.ablation
-    python -m benchmarks.ablation lagrangian mse     # some of it; the others stay as they were measured
+    python -m benchmarks.ablation             # or some of it: python -m benchmarks.ablation lagrangian mse
 
-Every map starts from the shipped flow (hub_cards/flm-shidoku) and gets the same number of steps of the same recipe,
-with one thing changed. Without the clock, tau is the interpolation time itself. The flow is then trained anew, too,
-for as many steps as its map, and the pair is compared with one that is trained so with the clock.
+Every map starts from the shipped flow (hub_cards/flm-shidoku) and has the same recipe, with one thing changed. Without
+the clock, tau is the interpolation time itself. The flow is then trained anew, too, for as many steps as its map, and
+the pair is compared with one that is trained so with the clock.
 """
 
 import tempfile

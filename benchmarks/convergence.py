@@ -1,7 +1,6 @@
 """What the gradient through the noise is worth: three estimators of the same loss, by steps and by seconds.
 
-    python -m benchmarks.convergence                        # or some of it:
-    python -m benchmarks.convergence flow-dense-1 seconds
+    python -m benchmarks.convergence            # or some of it: python -m benchmarks.convergence flow-dense-1 seconds
 
     rao-blackwellised   the noise `x0 @ E` drawn in the embedded space: gradient E[x0 | x0 E]^T g (`embedded_noise`)
     dense               the noise drawn over the vocabulary, as the paper writes it: gradient x0^T g
@@ -35,8 +34,7 @@ RESULTS = ROOT / "benchmarks" / "convergence.json"
 PICTURE = RESULTS.with_suffix(".png")
 ESTIMATORS = ("rao-blackwellised", "dense", "no-gradient")
 STEPS = {"flow": 320, "map": 80}
-EVALUATIONS = 8  # in the course of a training
-TIMED = 9  # steps of each
+EVALUATIONS, TIMED = 8, 9  # in the course of a training; steps of each
 
 _embedded = FLMModel._embed_noise_and_uniform
 _shared = fmlm_trainer.shared_noise
@@ -120,9 +118,6 @@ def seconds() -> list[Row]:
             for e, t in times.items()
         ]
     return rows
-
-
-# -- report -----------------------------------------------------------------------------------------------------------
 
 
 def curves(results: dict[str, list[Row]], what: str, measure: str) -> dict[str, dict[int, np.ndarray]]:

@@ -1,10 +1,8 @@
 """A shipped flow map in onnxruntime beside torch and beside a GPT-2 with its cache: writes deploy.json and deploy.md.
 
-    python -m benchmarks.deploy                 # all of it
-    python -m benchmarks.deploy start           # one part; the others stay as they were
+    python -m benchmarks.deploy                 # or a part: python -m benchmarks.deploy start
 
-128 tokens of English from `hub_cards/fmlm-english-small` in one evaluation, and from the GPT-2 of the same size in
-127, on all cores. Both are exported to onnxruntime, the GPT-2 as a graph that takes one token and its keys and values.
+Both are exported to onnxruntime, the GPT-2 as a graph that takes a token with the keys and values before it.
 """
 
 import resource
@@ -21,15 +19,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, DynamicCache, GPT2LMHeadModel
 
-from benchmarks.results import BASELINES, HUB, ROOT, Row, measure_parts, page, section
+from benchmarks.results import BASELINES, HUB, ROOT, Row, measure_parts, page, sections
 from benchmarks.timing import compared, growth, in_its_own_process, in_turn
 from examples.onnx_generate import FlowMap
 from hub_cards.export import DTYPES, export
 
 RESULTS = ROOT / "benchmarks" / "deploy.json"
 MAP, GPT2 = HUB / "fmlm-english-small", BASELINES / "ar-english-small"
-TURNS = 7
-TEXTS = 64
+TURNS, TEXTS = 7, 64
 MAP_IN_TORCH, GPT2_IN_TORCH = "flow map, torch", "GPT-2 with cache, torch"
 GPT2_IN_ORT = "GPT-2 with cache, onnxruntime"
 
@@ -53,7 +50,7 @@ def exported(dtype: str) -> Path:
 
 
 class NextToken(nn.Module):
-    """A GPT-2 as onnxruntime is given it: a token and the keys and values before it, to logits and those with it."""
+    """A GPT-2 for onnxruntime: from a token, and the keys and values before it, to logits, and those with it."""
 
     def __init__(self, gpt2: GPT2LMHeadModel):
         super().__init__()
@@ -184,15 +181,15 @@ ABOUT = f"""
 `python -m benchmarks.deploy`: 128 tokens of English from the shipped flow map (4.1 M parameters) in
 one evaluation, and from a GPT-2 of the same size in 127. On all cores; median of {TURNS} in turn.
 """
+TITLES = {
+    "speed": "One text, with the model loaded",
+    "start": "From the start of a process to its first text",
+    "size": f"Files, and tokens as torch writes them in float32 ({TEXTS} texts)",
+}
 
 
 def report(results: dict[str, list[Row]]) -> str:
-    return page(
-        ABOUT,
-        section(results.get("speed"), "One text, with the model loaded"),
-        section(results.get("start"), "From the start of a process to its first text"),
-        section(results.get("size"), f"Files, and tokens as torch writes them in float32 ({TEXTS} texts)"),
-    )
+    return page(ABOUT, *sections(results, TITLES))
 
 
 if __name__ == "__main__":

@@ -24,15 +24,14 @@ from transformers.generation import CompileConfig
 
 from modeling_flm import FMLMConfig, FMLMModel
 
-from .results import HUB, ROOT, Row, measure_parts, page, section
+from .results import HUB, ROOT, Row, measure_parts, page, sections
 from .timing import DEVICE, compared, growth, in_its_own_process, in_turn, transformer
 
 RESULTS = ROOT / "benchmarks" / "generation.json"
 VOCABULARY, WIDTH, BLOCKS = 50_257, 768, 12
 TURNS = 7
-SIZES = {f"{length}x{batch}": (length, batch, torch.float32) for length in (128, 1024) for batch in (1, 16)} | {
-    f"{length}x1-bfloat16": (length, 1, torch.bfloat16) for length in (128, 1024)
-}
+SIZES = {f"{length}x{batch}": (length, batch, torch.float32) for length in (128, 1024) for batch in (1, 16)}
+SIZES |= {f"{length}x1-bfloat16": (length, 1, torch.bfloat16) for length in (128, 1024)}
 ONE_STEP, COMPILED, DENSE, GPT2 = "one step", "compiled", "dense", "GPT-2"
 SHIPPED = ("fmlm-english-small", "fmlm-shidoku", "fmlm-sudoku")
 
@@ -109,8 +108,9 @@ def report(results: dict[str, list[Row]]) -> str:
     titles = {
         name: f"{batch} x {length:,} tokens, {str(dtype).removeprefix('torch.')}"
         for name, (length, batch, dtype) in SIZES.items()
-    } | {"agreement": "Tokens in bfloat16 as in float32, of shipped maps (64 texts)"}
-    return page(ABOUT, *(section(results.get(name), title) for name, title in titles.items()))
+    }
+    titles["agreement"] = "Tokens in bfloat16 as in float32, of shipped maps (64 texts)"
+    return page(ABOUT, *sections(results, titles))
 
 
 if __name__ == "__main__":

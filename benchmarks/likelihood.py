@@ -1,11 +1,9 @@
 """Likelihood of held-out data under the shipped models: writes likelihood.json and likelihood.md.
 
-    python -m benchmarks.likelihood              # all of it
-    python -m benchmarks.likelihood shidoku      # one part; the other stays as it was measured
+    python -m benchmarks.likelihood              # or a part: python -m benchmarks.likelihood shidoku
 
-4x4 Sudoku: nats per grid, against log 288. English: bits per token and per character of the held-out text, next to the
-exact ones of GPT-2 and of an n-gram model, and the bound of masked diffusion. The time at which the flow ends is
-chosen on other rows than those reported.
+4x4 Sudoku: nats per grid, against log 288. English: bits per token and per character of held-out text, next to the
+exact ones of GPT-2 and of an n-gram model, and the bound of masked diffusion.
 """
 
 import math
@@ -39,9 +37,6 @@ def tightest(bound: Callable[..., Tensor], ends: tuple[float, ...]) -> float:
     return max(ends, key=lambda end: float(bound(end=end).mean()))
 
 
-# -- Sudoku -----------------------------------------------------------------------------------------------------------
-
-
 def shidoku() -> list[Row]:
     folder = ROOT / "examples" / "sudoku" / "4x4"
     text = load_dataset("parquet", data_files=str(folder / "train.parquet"), split="train")["text"]
@@ -70,9 +65,6 @@ def shidoku() -> list[Row]:
 
 def bound_of_grids(model, grids: Tensor, steps: int = STEPS, **settings) -> Tensor:
     return log_likelihood(model, grids, num_steps=steps, batch_size=64, **settings).bound
-
-
-# -- English ----------------------------------------------------------------------------------------------------------
 
 
 def english() -> list[Row]:
@@ -109,8 +101,6 @@ def bound_of_texts(model, ids: Tensor, steps: int = STEPS, **settings) -> Tensor
     given[:, 0] = True
     return log_likelihood(model, ids, conditioning_mask=given, num_steps=steps, batch_size=8, **settings).bound
 
-
-# -- report -----------------------------------------------------------------------------------------------------------
 
 ABOUT = """
 # Likelihood

@@ -71,6 +71,11 @@ def section(rows: list[Row] | None, title: str, *text: str) -> str:
     return page(f"## {title}", *text, table(rows)) if rows else ""
 
 
+def sections(results: dict[str, list[Row]], titles: Mapping[str, str]) -> list[str]:
+    """A section for each part in `titles` that was measured."""
+    return [section(results.get(part), title) for part, title in titles.items()]
+
+
 def page(*blocks: str) -> str:
     """Blocks of Markdown with a blank line between them. Empty ones are left out."""
     return "\n\n".join(block.strip("\n") for block in blocks if block) + "\n"

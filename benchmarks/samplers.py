@@ -1,7 +1,6 @@
 """Every sampler and control of `generate` on the shipped models: writes samplers.json, samplers.md and samplers.png.
 
-    python -m benchmarks.samplers              # all of it
-    python -m benchmarks.samplers english      # one part; the others stay as they were measured
+    python -m benchmarks.samplers              # or a part: python -m benchmarks.samplers english
 
 Measures, scorers and seeds are those of `benchmarks.few_step`. Rows are compared at equal evaluations of the network:
 a guided step is two, a step of refinement one.
@@ -105,9 +104,6 @@ def grid() -> list[Row]:
 def written(model, sampler: str, steps: int, scorers: Scorers, seed: int, **settings) -> Row:
     draw = partial(model.generate, num_return_sequences=TEXTS, seed=1_000_000 * seed)
     return scorers.measure(draw(num_steps=steps, sampler=sampler, **settings))
-
-
-# -- report -----------------------------------------------------------------------------------------------------------
 
 
 def frontier(rows: list[Row]) -> None:

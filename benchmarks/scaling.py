@@ -12,7 +12,7 @@ blocks keep for the backward pass in bfloat16.
 import json
 from dataclasses import dataclass
 
-from .results import ROOT, Row, table
+from .results import ROOT, Row, page, table
 
 REPORT = ROOT / "benchmarks" / "scaling.md"
 GPUS, PEAK, UTILISATION = 8, 989e12, 0.35  # H100, bfloat16 without sparsity, as its maker states
@@ -50,12 +50,12 @@ class Size:
     def row(self, distillation: float) -> Row:
         seconds = self.work / (GPUS * PEAK * UTILISATION)
         states = STATES * 4 * self.parameters / 2**30
-        tokens = self.batch * self.length // GPUS
-        kept = KEPT * tokens * self.width * self.blocks / 2**30
+        tokens = self.batch * self.length
+        kept = KEPT * (tokens // GPUS) * self.width * self.blocks / 2**30
         return {
             "": self.name,
             "parameters, M": f"{self.parameters / 1e6:,.0f}",
-            "tokens a step": f"{self.batch * self.length:,}",
+            "tokens a step": f"{tokens:,}",
             "TFLOP a step": f"{self.work / 1e12:,.0f}",
             "ms a step": f"{1000 * seconds:,.0f}",
             "ms a distillation step": f"{1000 * seconds * distillation:,.0f}",
@@ -81,20 +81,14 @@ def distillation_ratio() -> float:
 
 def report() -> str:
     ratio = distillation_ratio()
-    return "\n".join(
-        [
-            "# What it takes",
-            "",
-            f"`python -m benchmarks.scaling`: arithmetic for {GPUS} H100, not a measurement. Assumed:",
-            f"{UTILISATION:.0%} of the GPUs' {PEAK / 1e12:.0f} TFLOP/s; a distillation step is {ratio:.2f} steps of",
-            "the flow, as measured on a CPU. States: weights, gradients, moments and average, per GPU, whole (DDP) or",
-            "sharded (FSDP2). Kept: for the backward pass, per GPU, all its rows at once; gradient accumulation and",
-            "activation checkpointing divide it.",
-            "",
-            table([size.row(ratio) for size in SIZES]),
-            "",
-        ]
-    )
+    about = f"""
+`python -m benchmarks.scaling`: arithmetic for {GPUS} H100, not a measurement. Assumed:
+{UTILISATION:.0%} of the GPUs' {PEAK / 1e12:.0f} TFLOP/s; a distillation step is {ratio:.2f} steps of
+the flow, as measured on a CPU. States: weights, gradients, moments and average, per GPU, whole (DDP) or
+sharded (FSDP2). Kept: for the backward pass, per GPU, all its rows at once; gradient accumulation and
+activation checkpointing divide it.
+"""
+    return page("# What it takes", about, table([size.row(ratio) for size in SIZES]))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """Fine-tuning shipped models on Shakespeare, judged by n-gram models: writes style.json and style.md.
 
-    python -m benchmarks.style
-    python -m benchmarks.style text      # one part; the others stay as they were measured
+    python -m benchmarks.style              # or a part: python -m benchmarks.style text
 
-The example scripts train on the works from A to L, run as their users run them. The tuned models stay in runs/style: a
-later run takes them from there. The judges are Kneser-Ney trigrams of as many tokens each: of the works from M to Z,
-which the fine-tuning does not see, and of all other sources. Held-out text of both is scored the same way.
+The example scripts are run as their users run them. The tuned models stay in runs/style, and a later run takes them
+from there: remove it to train anew.
 """
 
 import re
@@ -18,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets, load_dataset
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
-import modeling_flm  # noqa: F401  registers the model types
+from benchmarks.few_step import load
 from benchmarks.results import CORPUS, HUB, ROOT, Row, measure_parts, over_seeds, page, shown, table
 from evaluation.ngram import KneserNey
 from evaluation.text import token_entropy
@@ -36,9 +34,6 @@ MARKERS = {  # per 1,000 words
     "thou": re.compile(r"\b(thou|thee|thy|thine|hath|doth)\b", re.IGNORECASE),
     "states": re.compile(r"\b(government|congress|states|country|united)\b", re.IGNORECASE),
 }
-
-
-# -- text -------------------------------------------------------------------------------------------------------------
 
 
 class Texts:
@@ -95,9 +90,6 @@ def denoising_loss(model, rows: np.ndarray) -> float:
     return total / rows.size
 
 
-# -- models -----------------------------------------------------------------------------------------------------------
-
-
 def train(script: str, name: str, tuning: Dataset, *options: object) -> Path:
     """The folder in RUNS with a model tuned on `tuning` by an example script; it is trained if it is not there yet."""
     folder = RUNS / name
@@ -137,7 +129,7 @@ def distilled(texts: Texts) -> Path:
 def measure(name: str, folder_of: Callable[[Texts], Path]) -> list[Row]:
     """Rows of the model in the folder that `folder_of` gives."""
     texts = Texts()
-    model = AutoModel.from_pretrained(folder_of(texts)).eval()
+    model = load(folder_of(texts))
     losses = {"loss_style": denoising_loss(model, texts.style), "loss_rest": denoising_loss(model, texts.rest[:256])}
 
     def written(steps: int, seed: int) -> Row:
@@ -149,8 +141,6 @@ def measure(name: str, folder_of: Callable[[Texts], Path]) -> list[Row]:
         for steps in ((1, 4) if model.config.model_type == "fmlm" else (64,))
     )
 
-
-# -- report -----------------------------------------------------------------------------------------------------------
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "text": text,

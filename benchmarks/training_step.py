@@ -1,16 +1,14 @@
 """Time and peak memory of a training step, in ways that share the transformer.
 
-    python -m benchmarks.training_step                  # or one of its parts:
-    python -m benchmarks.training_step lm1b-32
+    python -m benchmarks.training_step             # or one size: python -m benchmarks.training_step lm1b-32
 
     ours          FLMModel(labels=...): embedded noise, loss in chunks
     dense         the same loss as the paper writes it: noise and state of size batch x length x V, all logits at once
     masked LM     what a masked language model of this transformer costs: no noise, all logits at once
     distillation  FMLMTrainer with the paper's split, semigroup objective; compared with ours
 
-A step is forward, backward and AdamW. Memory is what two steps need beyond the loaded model, gradients and optimiser
-states included. Utilisation is the products of the masked-LM step (the useful work, the same for the first three) per
-second, as a share of what a large product reaches.
+Memory is what two steps need beyond the loaded model, gradients and optimiser states included. Useful products are
+those of the masked-LM step, which all losses have in common.
 """
 
 import statistics
@@ -29,7 +27,7 @@ from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 from modeling_flm.flow_flm import interpolate
 from trainers import FLMTrainer, FLMTrainingArguments, FMLMTrainer, FMLMTrainingArguments
 
-from .results import ROOT, Row, measure_parts, page, section
+from .results import ROOT, Row, measure_parts, page, sections
 from .timing import DEVICE, compared, growth, in_its_own_process, in_turn, matmul_flops, transformer
 
 RESULTS = ROOT / "benchmarks" / "training_step.json"
@@ -46,6 +44,12 @@ class Size:
     @property
     def tokens(self) -> int:
         return self.batch_size * self.length
+
+    def __str__(self) -> str:
+        return f"V {self.vocab_size:,}, {self.batch_size} x {self.length:,} = {self.tokens:,} tokens"
+
+    def config(self) -> dict:
+        return transformer(self.vocab_size, self.length, WIDTH, BLOCKS)
 
 
 SIZES = {
@@ -79,14 +83,10 @@ def _all_logits(model: FLMModel, state: Tensor, tau: Tensor) -> Tensor:
 LOSSES = {"ours": ours, "dense": dense, "masked LM": masked_lm}
 
 
-def config(size: Size) -> dict:
-    return transformer(size.vocab_size, size.length, WIDTH, BLOCKS)
-
-
 def steps_of_a_flow(size: Size) -> dict[str, Callable[[], None]]:
     """A training step of one model, with each of the losses."""
     torch.manual_seed(0)
-    model = FLMModel(FLMConfig(**config(size))).to(DEVICE)
+    model = FLMModel(FLMConfig(**size.config())).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(0, size.vocab_size, (size.batch_size, size.length), device=DEVICE)
 
@@ -105,19 +105,13 @@ def trainer(kind: str, size: Size, folder: str, micro_batches: int = 1) -> FLMTr
     torch.manual_seed(0)
     rows = torch.randint(0, size.vocab_size, (micro_batches * size.batch_size, size.length)).tolist()
     data = {"train_dataset": Dataset.from_dict({"input_ids": rows})}
-    settings = dict(
-        per_device_train_batch_size=size.batch_size,
-        gradient_accumulation_steps=micro_batches,
-        report_to="none",
-        use_cpu=DEVICE == "cpu",
-        bf16=DEVICE == "cuda",
-        ema_decay=0,
-    )
-    flow = FLMModel(FLMConfig(**config(size)))
+    settings = dict(per_device_train_batch_size=size.batch_size, gradient_accumulation_steps=micro_batches)
+    settings |= dict(report_to="none", use_cpu=DEVICE == "cpu", bf16=DEVICE == "cuda", ema_decay=0)
+    flow = FLMModel(FLMConfig(**size.config()))
     if kind == "flow":
         made = FLMTrainer(flow, FLMTrainingArguments(folder, **settings), **data)
     else:
-        student = FMLMModel(FMLMConfig(**config(size)))
+        student = FMLMModel(FMLMConfig(**size.config()))
         made = FMLMTrainer(student, flow, FMLMTrainingArguments(folder, **settings), **data)
     made.create_optimizer()
     made.current_gradient_accumulation_steps = micro_batches
@@ -125,7 +119,6 @@ def trainer(kind: str, size: Size, folder: str, micro_batches: int = 1) -> FLMTr
 
 
 def step_of_a_map(size: Size, folder: str) -> Callable[[], None]:
-    """A distillation step."""
     made = trainer("map", size, folder)
     batch = next(iter(made.get_train_dataloader()))
 
@@ -154,12 +147,12 @@ def measure(name: str) -> list[Row]:
         peak = matmul_flops()
         seconds = in_turn(ways, TURNS)
     del ways
-    masked, ours = (statistics.median(seconds[way]) for way in ("masked LM", "ours"))
+    masked, flow = (statistics.median(seconds[way]) for way in ("masked LM", "ours"))
 
     def more(way: str, median: float) -> Row:
         of_a_flow = way != "distillation"
         row: Row = {"x masked LM": median / masked if of_a_flow else None}
-        row |= {"x ours": None if of_a_flow else median / ours, "tokens a second": size.tokens / median}
+        row |= {"x ours": None if of_a_flow else median / flow, "tokens a second": size.tokens / median}
         if of_a_flow and DEVICE == "cpu":
             row["utilisation"] = counter.get_total_flops() / median / peak
         return row | {"peak GiB": in_its_own_process(memory, size, way)}
@@ -177,11 +170,7 @@ Utilisation: useful products per second against those of one large product.
 
 
 def report(results: dict[str, list[Row]]) -> str:
-    titles = {
-        name: f"V {size.vocab_size:,}, {size.batch_size} x {size.length:,} = {size.tokens:,} tokens"
-        for name, size in SIZES.items()
-    }
-    return page(ABOUT, *(section(results.get(name), title) for name, title in titles.items()))
+    return page(ABOUT, *sections(results, {name: str(size) for name, size in SIZES.items()}))
 
 
 if __name__ == "__main__":

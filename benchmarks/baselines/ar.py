@@ -39,9 +39,7 @@ def main() -> None:
         n_head=fields["num_attention_heads"],
         n_positions=fields["max_position_embeddings"],
         activation_function="gelu_pytorch_tanh",  # GPT-2's, in one kernel
-        resid_pdrop=fields["hidden_dropout"],
-        embd_pdrop=fields["hidden_dropout"],
-        attn_pdrop=fields["hidden_dropout"],
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), fields["hidden_dropout"]),
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=None,  # it stands between documents and at the end of a row: it stops nothing
@@ -56,13 +54,8 @@ def main() -> None:
     last = last_whole_checkpoint(args.output_dir)
     trainer.train(resume_from_checkpoint=last and str(last))
     # Plain sampling of whole rows. The Trainer has put the tokenizer's EOS into the configuration meanwhile.
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        top_k=0,
-        max_length=config.n_positions,
-        bos_token_id=config.bos_token_id,
-        pad_token_id=config.pad_token_id,
-    )
+    special = dict(bos_token_id=config.bos_token_id, pad_token_id=config.pad_token_id)
+    model.generation_config = GenerationConfig(do_sample=True, top_k=0, max_length=config.n_positions, **special)
     trainer.save_model()
 
 
