@@ -4,8 +4,8 @@
 
 The weights are random, with the names, shapes and nested `config.json` of the official Hub exports
 `david3684/{FLM,FMLM}-B-{LM1B,OWT}` (the published weights are not part of this repository). Each conversion runs as
-its user runs it, in a process of its own. It compares what it wrote, loaded in another process, with an independent
-forward pass of the official equations.
+its user runs it, in a process of its own. It loads what it wrote in another process, and compares it with the official
+equations.
 """
 
 import json
@@ -27,14 +27,6 @@ RESULTS = ROOT / "benchmarks" / "convert.json"
 SIZES = {"LM1B": (30_522, 128), "OWT": (50_258, 1024)}
 NAMES = [f"{kind}-B-{data}" for data in SIZES for kind in ("FLM", "FMLM")]
 WIDTH, CONDITION, BLOCKS, HEADS = 768, 128, 12, 12
-
-_CONVERT = """
-import resource, sys
-from command.main import main
-status = main(["convert", *sys.argv[1:]])
-print("peak of the converter in KiB:", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-sys.exit(status)
-"""
 
 
 def weights_of(kind: str, vocab_size: int) -> Iterator[tuple[str, tuple[int, ...], bool]]:
@@ -83,19 +75,18 @@ def converted(name: str) -> Row:
         source, output = Path(folder, name), Path(folder, "ours")
         official_export(source, name)
         before = time.perf_counter()
-        command = [sys.executable, "-c", _CONVERT, str(source), "--output", str(output)]
+        command = [sys.executable, "-m", "command.main", "convert", str(source), "--output", str(output)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         seconds = time.perf_counter() - before
         if done.returncode:
             raise RuntimeError(done.stderr)
         card = (output / "README.md").read_text()
-    peak = int(re.search(r"in KiB: (\d+)", done.stdout)[1])
-    reloading = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest descendant of this process so far
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # KiB of the largest descendant so far
     return {
         "checkpoint": name,
         "millions of parameters": float(re.search(r"of ([\d.]+) M parameters", done.stdout)[1]),
         "seconds": seconds,
-        "peak GiB": max(peak, reloading) / 2**20,
+        "peak GiB": peak / 2**20,
         "largest difference of logits": re.search(r"within ([\d.e-]+)", card)[1],
     }
 

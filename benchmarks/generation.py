@@ -7,10 +7,9 @@
     dense         the same step as the paper writes it: noise of size batch x length x V, embedded, all logits at once
     GPT-2         transformers' GPT2LMHeadModel.generate with its key-value cache, sampling, one token after another
 
-The model has d 768, 12 blocks of 12 heads, V 50,257 and random weights (time does not depend on them), in float32, for
-single texts in bfloat16, too. A long GPT-2 text takes minutes and is timed once, after a short one that warms up.
-Memory is what the text needs beyond the loaded model. `agreement` is the share of tokens that shipped maps write in
-bfloat16 as in float32, from the same noise.
+Weights are random: time does not depend on them. Single texts are written in bfloat16, too, and `agreement` is the
+share of tokens that shipped maps then write as in float32, from the same noise. A long GPT-2 text takes minutes and is
+timed once, after a short one that warms up.
 """
 
 import statistics
@@ -45,8 +44,7 @@ def write(way: str, length: int, batch: int, dtype: torch.dtype) -> Callable[[],
         start = torch.zeros(batch, 1, dtype=torch.long, device=DEVICE)
         new = dict(min_new_tokens=length - 1, max_new_tokens=length - 1, do_sample=True, pad_token_id=0)
         return partial(gpt2.generate, start, attention_mask=torch.ones_like(start), **new)
-    config = FMLMConfig(**transformer(VOCABULARY, length, WIDTH, BLOCKS))
-    model = FMLMModel(config).eval().to(DEVICE, dtype)
+    model = FMLMModel(FMLMConfig(**transformer(VOCABULARY, length, WIDTH, BLOCKS))).eval().to(DEVICE, dtype)
     if way == DENSE:
         return partial(_dense, model, length, batch)
     compiled = {"compile_config": CompileConfig(fullgraph=False)} if way == COMPILED else {}
@@ -57,8 +55,8 @@ def write(way: str, length: int, batch: int, dtype: torch.dtype) -> Callable[[],
 def _dense(model: FMLMModel, length: int, batch: int) -> torch.Tensor:
     noise = torch.randn(batch, length, VOCABULARY, device=DEVICE, dtype=model.dtype)
     state = model.embed_state(noise)
-    times = torch.zeros(batch, device=DEVICE), torch.ones(batch, device=DEVICE)
-    logits = model(inputs_embeds=state, timesteps=times[0], target_timesteps=times[1]).logits
+    start, end = torch.zeros(batch, device=DEVICE), torch.ones(batch, device=DEVICE)
+    logits = model(inputs_embeds=state, timesteps=start, target_timesteps=end).logits
     return logits.log_softmax(-1).argmax(-1)
 
 
