@@ -16,6 +16,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -156,28 +157,27 @@ ABOUT = """
 nats a token, at fixed noise and uniform tau (of a map: on the diagonal; off it, its own training loss),
 mean over the seeds ± standard deviation; rows of 128 tokens, 24 a step.
 """
-_SPREAD = {"": lambda v: float(v.mean()), "_sd": lambda v: float(v.std(ddof=1)) if len(v) > 1 else None}
 
 
 def report(results: dict[str, list[Row]]) -> str:
-    sections = []
-    for what in STEPS:
-        for measure, title in (("loss", f"The {what}"), ("off_diagonal", f"The {what}, off the diagonal")):
-            rows = [
-                {"estimator": e, "seeds": min(map(len, values.values()))}
-                | {f"step {n}{end}": f(v) for n, v in values.items() for end, f in _SPREAD.items()}
-                for e, values in curves(results, what, measure).items()
-            ]
-            sections.append(section(rows, title))
+    blocks = [ABOUT]
+    for what, (measure, title) in product(STEPS, {"loss": "", "off_diagonal": ", off the diagonal"}.items()):
+        rows: list[Row] = []
+        for estimator, values in curves(results, what, measure).items():
+            rows.append({"estimator": estimator, "seeds": min(map(len, values.values()))})
+            for n, v in values.items():
+                rows[-1] |= {
+                    f"step {n}": float(v.mean()),
+                    f"step {n}_sd": float(v.std(ddof=1)) if len(v) > 1 else None,
+                }
+        blocks.append(section(rows, f"The {what}{title}"))
     seconds = section(results.get("seconds"), f"A step (median of {TIMED}, run in turn ± standard deviation)")
-    return page(ABOUT, *sections, seconds, f"![Loss against steps and seconds]({PICTURE.name})")
+    return page(*blocks, seconds, f"![Loss against steps and seconds]({PICTURE.name})")
 
 
 PARTS = {
     f"{what}-{estimator}-{seed}": partial(losses, what, estimator, seed)
-    for what in STEPS
-    for seed in SEEDS
-    for estimator in ESTIMATORS
+    for what, seed, estimator in product(STEPS, SEEDS, ESTIMATORS)
 }
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ def main() -> None:
         n_head=fields["num_attention_heads"],
         n_positions=fields["max_position_embeddings"],
         activation_function="gelu_pytorch_tanh",  # GPT-2's, in one kernel
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), fields["hidden_dropout"]),
+        resid_pdrop=fields["hidden_dropout"],
+        embd_pdrop=fields["hidden_dropout"],
+        attn_pdrop=fields["hidden_dropout"],
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=None,  # it stands between documents and at the end of a row: it stops nothing
