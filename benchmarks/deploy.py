@@ -2,7 +2,8 @@
 
     python -m benchmarks.deploy                 # or a part: python -m benchmarks.deploy start
 
-Both are exported to onnxruntime, the GPT-2 as a graph that takes a token with the keys and values before it.
+The map and the GPT-2 are exported to onnxruntime. The GPT-2 is a graph that takes a token, and the keys and values
+before it.
 """
 
 import resource

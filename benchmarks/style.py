@@ -3,7 +3,7 @@
     python -m benchmarks.style              # or a part: python -m benchmarks.style text
 
 The example scripts are run as their users run them. The tuned models stay in runs/style, and a later run takes them
-from there: remove it to train anew.
+from there: remove the folder to train anew.
 """
 
 import re
