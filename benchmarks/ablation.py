@@ -1,11 +1,10 @@
 """The ablation of the paper at the scale of 4x4 Sudoku: writes ablation.json and ablation.md.
 
-    python -m benchmarks.ablation
-    python -m benchmarks.ablation lagrangian mse     # some of it; the others stay as they were measured
+    python -m benchmarks.ablation             # or some of it: python -m benchmarks.ablation lagrangian mse
 
-Every map starts from the shipped flow (hub_cards/flm-shidoku) and gets the same number of steps of the same recipe,
-with one thing changed. Without the clock, tau is the interpolation time itself, in the flow too, which is trained anew
-for as many steps as its map and compared with a pair that is trained so with the clock.
+Every map starts from the shipped flow (hub_cards/flm-shidoku) and has the same recipe, with one thing changed. Without
+the clock, tau is the interpolation time itself. The flow is then trained anew, too, for as many steps as its map, and
+the pair is compared with one that is trained so with the clock.
 """
 
 import tempfile
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.few_step import GRIDS, unconditional
-from benchmarks.results import HUB, ROOT, Row, measure_parts, over_seeds, show, table
+from benchmarks.results import HUB, ROOT, Row, measure_parts, over_seeds, page, shown, table
 from modeling_flm import FLMModel
 from modeling_flm.clock_flm import Clock
 from trainers import FLMTrainer
@@ -45,27 +44,27 @@ class NoClock(Clock):
 
 
 def recipe(name: str, **changes) -> Recipe:
-    changes = {
-        "max_steps": TRAINING_STEPS,
-        "per_device_train_batch_size": BATCH,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "logging_steps": 500,
-        **changes,
-    }
     read = load_recipe(ROOT / "recipes" / f"{name}.yaml")
-    read.training |= changes
+    read.training |= {"max_steps": TRAINING_STEPS, "per_device_train_batch_size": BATCH}
+    read.training |= {"save_strategy": "no", "disable_tqdm": True, "logging_steps": 500, **changes}
     return read
 
 
-def distilled(teacher: Path | None, clock: type[Clock] = Clock, **changes) -> FLMModel:
-    """A map trained for TRAINING_STEPS from the flow in `teacher` (None: from itself, with fresh weights)."""
+def distilled(teacher: Path | None = HUB / "flm-shidoku", clock: type[Clock] = Clock, **changes) -> FLMModel:
+    """A map of the flow in the folder `teacher`. Without a teacher it learns from itself, with fresh weights."""
     with tempfile.TemporaryDirectory() as folder:
         wanted = recipe("shidoku-fmlm", output_dir=folder, **changes)
         wanted.teacher = None if teacher is None else str(teacher)
         if teacher is None:
             wanted.model = recipe("shidoku").model
         return _trained(build_distiller(wanted), clock)
+
+
+def pair(clock: type[Clock], seed: int) -> FLMModel:
+    """The map of a flow, both trained with this clock."""
+    with tempfile.TemporaryDirectory() as folder:
+        _trained(build_trainer(recipe("shidoku", output_dir=folder, seed=seed)), clock)
+        return distilled(Path(folder), clock, seed=seed)
 
 
 def _trained(trainer: FLMTrainer, clock: type[Clock]) -> FLMModel:
@@ -80,77 +79,54 @@ def _trained(trainer: FLMTrainer, clock: type[Clock]) -> FLMModel:
     return model
 
 
-def pair(clock: type[Clock], seed: int) -> FLMModel:
-    """A flow and its map, both trained for TRAINING_STEPS with this clock."""
-    with tempfile.TemporaryDirectory() as folder:
-        _trained(build_trainer(recipe("shidoku", output_dir=folder, seed=seed)), clock)
-        return distilled(Path(folder), clock, seed=seed)
-
-
-FLOW = HUB / "flm-shidoku"
-VARIANTS: dict[str, Callable[..., FLMModel]] = {
-    "semigroup": partial(distilled, FLOW),
-    "lagrangian": partial(distilled, FLOW, objective="lagrangian", ema_target=False),
-    "eulerian": partial(distilled, FLOW, objective="eulerian", ema_target=False),
-    "semigroup, long": partial(distilled, FLOW, max_steps=LONG),
-    "eulerian, long": partial(distilled, FLOW, objective="eulerian", ema_target=False, max_steps=LONG),
-    "mse": partial(distilled, FLOW, loss_type="mse"),
-    "official-split": partial(distilled, FLOW, diagonal_fraction=0.5, boundary_prob=32),
-    "self-distilled": partial(distilled, None),
-    "clock": partial(pair, Clock),
-    "no-clock": partial(pair, NoClock),
-}
-NOTES = {
-    "semigroup": "the recipe",
-    "semigroup, long": f"{LONG:,} steps",
-    "eulerian, long": f"the eulerian objective, {LONG:,} steps",
-    "mse": "semigroup with squared error instead of cross entropy",
-    "official-split": "semigroup, half of each batch on the diagonal, 1 in 32 jumps the whole way",
-    "self-distilled": "semigroup, no teacher, fresh weights",
-    "clock": f"flow and map of {TRAINING_STEPS:,} steps each",
-    "no-clock": "the same with tau = t",
+_eulerian = partial(distilled, objective="eulerian", ema_target=False)
+# Of each map what is changed, in words, and what trains it from a seed.
+VARIANTS: dict[str, tuple[str, Callable[..., FLMModel]]] = {
+    "semigroup": ("the recipe", distilled),
+    "lagrangian": ("the lagrangian objective", partial(distilled, objective="lagrangian", ema_target=False)),
+    "eulerian": ("the eulerian objective", _eulerian),
+    "semigroup, long": (f"{LONG:,} steps", partial(distilled, max_steps=LONG)),
+    "eulerian, long": (f"the eulerian objective, {LONG:,} steps", partial(_eulerian, max_steps=LONG)),
+    "mse": ("semigroup with squared error instead of cross entropy", partial(distilled, loss_type="mse")),
+    "official-split": (
+        "semigroup, half of each batch on the diagonal, 1 in 32 jumps the whole way",
+        partial(distilled, diagonal_fraction=0.5, boundary_prob=32),
+    ),
+    "self-distilled": ("semigroup, no teacher, fresh weights", partial(distilled, None)),
+    "clock": (f"flow and map of {TRAINING_STEPS:,} steps each", partial(pair, Clock)),
+    "no-clock": ("the same with tau = t", partial(pair, NoClock)),
 }
 
 
 def measure(name: str) -> list[Row]:
-    models = {seed: VARIANTS[name](seed=seed).eval() for seed in TRAINING_SEEDS}
+    models = {seed: VARIANTS[name][1](seed=seed).eval() for seed in TRAINING_SEEDS}
 
     def valid(steps: int, seed: int) -> Row:
-        drawn = over_seeds(partial(unconditional, models[seed], "flow_map", steps, GRIDS))
-        return {"valid": drawn["valid"]}
+        return {"valid": over_seeds(partial(unconditional, models[seed], "flow_map", steps, GRIDS))["valid"]}
 
-    rows = [{"map": name, "steps": n} | over_seeds(partial(valid, n), TRAINING_SEEDS) for n in STEPS]
-    rows = [row | {"trainings": len(TRAINING_SEEDS)} for row in rows]
-    for row in rows:
-        show(row)
-    return rows
+    return shown(
+        {"map": name, "steps": n} | over_seeds(partial(valid, n), TRAINING_SEEDS) | {"trainings": len(TRAINING_SEEDS)}
+        for n in STEPS
+    )
+
+
+ABOUT = f"""
+# Ablation
+
+`python -m benchmarks.ablation`: maps of 4x4 Sudoku, {TRAINING_STEPS} steps of {BATCH} grids each
+(long: {LONG:,}, as the shipped map). Share of valid grids at 1 to 8 evaluations, {GRIDS} grids for
+each of three seeds. ± is the standard deviation: over the trainings, or the seeds of a single one.
+"""
 
 
 def report(results: dict[str, list[Row]]) -> str:
     rows = []
-    for name in VARIANTS:
-        if name in results:
-            cells = {f"valid, {row['steps']}": row["valid"] for row in results[name]}
-            spread = {f"valid, {row['steps']}_sd": row["valid_sd"] for row in results[name]}
-            said = {
-                "trainings": results[name][0].get("trainings", 1),
-                "what": NOTES.get(name, f"the {name} objective"),
-            }
-            rows.append({"map": name} | cells | spread | said)
-    return (
-        "\n".join(
-            [
-                "# Ablation",
-                "",
-                f"`python -m benchmarks.ablation`: maps of 4x4 Sudoku, {TRAINING_STEPS} steps of {BATCH} grids each",
-                f"(long: {LONG:,}, as the shipped map). Share of valid grids at 1 to 8 evaluations, {GRIDS} grids for",
-                "each of three seeds. ± is the standard deviation: over the trainings, or the seeds of a single one.",
-                "",
-                table(rows),
-            ]
-        )
-        + "\n"
-    )
+    for name in [name for name in VARIANTS if name in results]:
+        row: Row = {"map": name}
+        for measured in results[name]:
+            row |= {f"valid, {measured['steps']}{end}": measured[f"valid{end}"] for end in ("", "_sd")}
+        rows.append(row | {"trainings": results[name][0].get("trainings", 1), "what": VARIANTS[name][0]})
+    return page(ABOUT, table(rows))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
     python -m benchmarks.cards
 
 Nothing in a card is typed in by hand: sizes come from the weights, training from the recipe and the log, quality from
-`benchmarks/few_step.json`, samples from `samples.json`, into which the models draw them anew. What is missing there is
-an error.
+`few_step.json`, samples from `samples.json`, into which the models draw them anew. What is missing there is an error.
 """
 
 import json
@@ -17,28 +16,21 @@ from benchmarks.few_step import GRIDS, LARGE_GRIDS, PUZZLES, RESULTS
 from benchmarks.results import HUB, SEEDS, Row, number, table
 from hub_cards.folder import drawn, size
 from trainers.model_card import Samples, model_card
-from trainers.recipe import load_recipe
+from trainers.recipe import Recipe, load_recipe
 
 SAMPLES = Path(__file__).with_name("samples.json")
 
 
 @dataclass
 class Kind:
-    """What is common to the models of one part of the measurements.
-
-    Args:
-        writes, data, limits (`str`): sentences of the card.
-        figures (`str`): what the columns of the measurements are.
-        held_out (`str`): the name of the data that the figures are about.
-        metrics (`dict[str, tuple[str, str]]`): the measures that go to the Hub: the type and the name of each there.
-    """
+    """What is common to the models of one part of the measurements."""
 
     writes: str
     data: str
     limits: str
-    figures: str
-    held_out: str
-    metrics: dict[str, tuple[str, str]]
+    figures: str  # what the columns of the measurements are
+    held_out: str  # the name of the data that the figures are about
+    metrics: dict[str, tuple[str, str]]  # the measures that go to the Hub: the type and the name of each there
 
 
 KINDS = {
@@ -96,61 +88,70 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
     samples = json.loads(SAMPLES.read_text(encoding="utf-8"))
     if name not in samples:
         raise ValueError(f"{name} is not in benchmarks/samples.json: python -m benchmarks.cards")
-    config = json.loads((folder / "config.json").read_text())
-    is_map = config["model_type"] == "fmlm"
     recipe = load_recipe(folder / "recipe.yaml")
-    log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
-    steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
-    end = next(entry for entry in reversed(log) if "train_runtime" in entry)
-    resumed = end.get("resumed_at", 0)
-    runtime = end["train_runtime"] * steps / (steps - resumed)
-    teacher = f"flm-{name.split('-', 1)[1]}"
-    kept = recipe.training.get("conditioning_rate", 0)
     sampler = json.loads((folder / "generation_config.json").read_text())["sampler"]
     sampled = "" if "sampler" in rows[0] else f" Sampler: {sampler}, with its default settings."
-    measured = f"Measured by `python -m benchmarks.few_step {part}`."
+    measured = f"{kind.figures} Mean over {len(SEEDS)} seeds ± standard deviation.{sampled} Measured by `python -m "
+    measured += f"benchmarks.few_step {part}`."
+    teacher = f"flm-{name.split('-', 1)[1]}" if is_map(folder) else None
+    if teacher is None:
+        method = "Method: cross entropy of the denoiser, on the clock of the decoding error."
+    else:
+        objective = recipe.training["objective"]
+        method = f"Method: distilled from its flow, `{teacher}`, with the {objective} objective."
     return model_card(
         name=name,
-        model_type=config["model_type"],
+        model_type="fmlm" if teacher else "flm",
         parameters=size(folder),
         writes=kind.writes,
-        num_steps=1 if is_map else 64,
-        made=[
-            f"Method: distilled from its flow, `{teacher}`, with the {recipe.training['objective']} objective."
-            if is_map
-            else "Method: cross entropy of the denoiser, on the clock of the decoding error.",
-            f"Data: {kind.data}",
-            f"Recipe: `recipe.yaml` ({steps:,} steps of {batch} rows, seed {recipe.training.get('seed', 42)}); log: "
-            f"`training_log.jsonl`; {runtime / 60:.0f} minutes on one or two CPU cores"
-            + (f" (from the last {steps - resumed:,} steps: it was interrupted)." if resumed else "."),
-            f"Conditioning: {kept:.0%} of the rows were trained with a random part of their tokens given"
-            + (
-                ", so prompts and blanks (the mask token) are honoured." if kept else "; prompts were not trained for."
-            ),
-        ],
-        quality=f"{kind.figures} Mean over {len(SEEDS)} seeds ± standard deviation.{sampled} {measured}\n\n"
-        + table([{k: v for k, v in row.items() if k != "model"} for row in rows]),
+        num_steps=1 if teacher else 64,
+        made=[method, f"Data: {kind.data}", *trained(folder, recipe)],
+        quality=f"{measured}\n\n{table([{k: v for k, v in row.items() if k != 'model'} for row in rows])}",
         limits=kind.limits,
         samples=[Samples(**group) for group in samples[name]],
-        results=[
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=part,
-                dataset_name=kind.held_out,
-                metric_type=metric_type,
-                metric_name=metric_name,
-                metric_value=round(number(row[metric]), 4),
-                metric_args=settings
-                | {"seeds": len(SEEDS), "standard_deviation": round(number(row[f"{metric}_sd"]), 4)},
-            )
-            for row in rows
-            for settings in [{"sampler": sampler} | {k: row[k] for k in ("sampler", "steps") if k in row}]
-            for metric, (metric_type, metric_name) in kind.metrics.items()
-        ],
+        results=[result for row in rows for result in eval_results(row, part, sampler)],
         license="apache-2.0",
         language="en",
-        base_model=teacher if is_map else None,
+        base_model=teacher,
     )
+
+
+def is_map(folder: Path) -> bool:
+    return json.loads((folder / "config.json").read_text())["model_type"] == "fmlm"
+
+
+def trained(folder: Path, recipe: Recipe) -> list[str]:
+    """Lines of the card on the training: its recipe, its time, its conditioning."""
+    log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    end = next(entry for entry in reversed(log) if "train_runtime" in entry)
+    steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
+    timed = steps - end.get("resumed_at", 0)  # the steps that the logged time is of
+    minutes = end["train_runtime"] * steps / timed / 60
+    resumed = f" (from the last {timed:,} steps: it was interrupted)" if timed < steps else ""
+    kept = recipe.training.get("conditioning_rate", 0)
+    prompts = ", so prompts and blanks (the mask token) are honoured" if kept else "; prompts were not trained for"
+    return [
+        f"Recipe: `recipe.yaml` ({steps:,} steps of {batch} rows, seed {recipe.training.get('seed', 42)}); log: "
+        f"`training_log.jsonl`; {minutes:.0f} minutes on one or two CPU cores{resumed}.",
+        f"Conditioning: {kept:.0%} of the rows were trained with a random part of their tokens given{prompts}.",
+    ]
+
+
+def eval_results(row: Row, part: str, sampler: str) -> list[EvalResult]:
+    """The measures of a row for the Hub. `sampler` is the model's own, unless the row names one."""
+    settings = {"sampler": sampler} | {k: row[k] for k in ("sampler", "steps") if k in row} | {"seeds": len(SEEDS)}
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=part,
+            dataset_name=KINDS[part].held_out,
+            metric_type=metric_type,
+            metric_name=metric_name,
+            metric_value=round(number(row[metric]), 4),
+            metric_args=settings | {"standard_deviation": round(number(row[f"{metric}_sd"]), 4)},
+        )
+        for metric, (metric_type, metric_name) in KINDS[part].metrics.items()
+    ]
 
 
 def shipped() -> list[Path]:
@@ -160,8 +161,7 @@ def shipped() -> list[Path]:
 
 def draw(folder: Path) -> list[dict]:
     """The samples of a shipped model: of a map in one evaluation and in four, of a flow with its own settings."""
-    is_map = json.loads((folder / "config.json").read_text())["model_type"] == "fmlm"
-    return [asdict(drawn(folder, steps)) for steps in ((1, 4) if is_map else (None,))]
+    return [asdict(drawn(folder, steps)) for steps in ((1, 4) if is_map(folder) else (None,))]
 
 
 def main() -> None:

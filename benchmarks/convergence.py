@@ -1,23 +1,22 @@
 """What the gradient through the noise is worth: three estimators of the same loss, by steps and by seconds.
 
-    python -m benchmarks.convergence                        # or some of it:
-    python -m benchmarks.convergence flow-dense-1 seconds
+    python -m benchmarks.convergence            # or some of it: python -m benchmarks.convergence flow-dense-1 seconds
 
     rao-blackwellised   the noise `x0 @ E` drawn in the embedded space: gradient E[x0 | x0 E]^T g (`embedded_noise`)
     dense               the noise drawn over the vocabulary, as the paper writes it: gradient x0^T g
     no gradient         the same value, and no gradient through it
 
-Flows on the English corpus from fresh weights (`recipes/english-small.yaml`, constant learning rate), and maps of the
-shipped flow (`recipes/english-small-fmlm.yaml`), the same rows, times and steps for all, three seeds each. The
-validation loss is that of the raw weights at fixed noise. Seconds are the steps times the median time of one, which is
-measured with the three run in turn in one process.
+Flows learn the English corpus from fresh weights (`recipes/english-small.yaml`, constant learning rate). Maps start
+from the shipped flow (`recipes/english-small-fmlm.yaml`). Rows, times and steps are the same for all, with three seeds
+each. The validation loss is that of the raw weights at fixed noise. Seconds are steps times the median time of one.
 """
 
 import json
 import statistics
 import tempfile
-import time
+from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -29,14 +28,14 @@ from trainers import FLMTrainer, fmlm_trainer
 from trainers.recipe import load_recipe
 from trainers.train import build_distiller, build_trainer
 
-from .results import HUB, ROOT, SEEDS, Row, measure_parts, number, table
+from .results import HUB, ROOT, SEEDS, Row, measure_parts, number, page, section, shown
+from .timing import in_turn
 
 RESULTS = ROOT / "benchmarks" / "convergence.json"
 PICTURE = RESULTS.with_suffix(".png")
 ESTIMATORS = ("rao-blackwellised", "dense", "no-gradient")
 STEPS = {"flow": 320, "map": 80}
-EVALUATIONS = 8  # in the course of a training
-TIMED = 9  # steps of each
+EVALUATIONS, TIMED = 8, 9  # in the course of a training; steps of each
 
 _embedded = FLMModel._embed_noise_and_uniform
 _shared = fmlm_trainer.shared_noise
@@ -62,28 +61,18 @@ def _shared_noise(
     return [noise.detach() for noise in noises] if estimator == "no-gradient" else noises
 
 
-def trainer(what: str, estimator: str, seed: int, folder: str, **changes) -> FLMTrainer:
-    """The trainer of a flow or a map with one of the estimators."""
-    recipe = load_recipe(ROOT / "recipes" / ("english-small.yaml" if what == "flow" else "english-small-fmlm.yaml"))
-    recipe.training |= {
-        "output_dir": folder,
-        "seed": seed,
-        "max_steps": STEPS[what],
-        "learning_rate": 1e-3 if what == "flow" else 5e-4,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": 20,
-        "ema_decay": 0,
-        "conditioning_rate": 0,
-        "eval_steps": STEPS[what] // EVALUATIONS,
-        "logging_steps": STEPS[what] // EVALUATIONS,
-        "num_samples": 0,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        **changes,
-    }
-    if what == "map":
+def trainer(what: str, estimator: str, seed: int, folder: str) -> FLMTrainer:
+    """The trainer of a "flow" or a "map" with one of the estimators."""
+    is_flow = what == "flow"
+    recipe = load_recipe(ROOT / "recipes" / ("english-small.yaml" if is_flow else "english-small-fmlm.yaml"))
+    every = STEPS[what] // EVALUATIONS
+    recipe.training |= dict(output_dir=folder, seed=seed, max_steps=STEPS[what], eval_steps=every, logging_steps=every)
+    recipe.training |= dict(ema_decay=0, conditioning_rate=0, num_samples=0, save_strategy="no", disable_tqdm=True)
+    recipe.training |= dict(lr_scheduler_type="constant_with_warmup", warmup_steps=20)
+    recipe.training["learning_rate"] = 1e-3 if is_flow else 5e-4
+    if not is_flow:
         recipe.teacher = str(HUB / "flm-english-small")
-    made = (build_trainer if what == "flow" else build_distiller)(recipe)
+    made = (build_trainer if is_flow else build_distiller)(recipe)
     made.model._embed_noise_and_uniform = partial(_noise, estimator, made.model)
     fmlm_trainer.shared_noise = partial(_shared_noise, estimator)
     return made
@@ -95,39 +84,36 @@ def losses(what: str, estimator: str, seed: int) -> list[Row]:
         made = trainer(what, estimator, seed, folder)
         made.train()
         log = made.state.log_history
-    off = {entry["step"]: entry["loss_off_diagonal"] for entry in log if "loss_off_diagonal" in entry}
-    rows: list[Row] = []
-    for entry in log:
-        if "eval_loss" in entry:
-            rows.append({"estimator": estimator, "seed": seed, "step": entry["step"], "loss": entry["eval_loss"]})
-            rows[-1] |= {"off_diagonal": off[entry["step"]]} if entry["step"] in off else {}
-    print(*rows, sep="\n", flush=True)
-    return rows
+    off = {e["step"]: {"off_diagonal": e["loss_off_diagonal"]} for e in log if "loss_off_diagonal" in e}
+    of_all = {"estimator": estimator, "seed": seed}
+    evaluated = [entry for entry in log if "eval_loss" in entry]
+    return shown(of_all | {"step": e["step"], "loss": e["eval_loss"]} | off.get(e["step"], {}) for e in evaluated)
+
+
+def step_of(what: str, estimator: str, folder: str) -> Callable[[], None]:
+    """A training step, on the next batch with each call."""
+    made = trainer(what, estimator, 1, folder)
+    made.create_optimizer_and_scheduler(num_training_steps=STEPS[what])
+    made.current_gradient_accumulation_steps = 1
+    loader = iter(made.get_train_dataloader())
+    batches = iter([next(loader) for _ in range(TIMED + 1)])  # before the time is taken
+
+    def step() -> None:
+        fmlm_trainer.shared_noise = partial(_shared_noise, estimator)
+        (drawn,), _ = made.get_batch_samples(batches, 1, made.args.device)
+        made.training_step(made.model, drawn)
+        made.optimizer.step()
+        made.optimizer.zero_grad()
+
+    return step
 
 
 def seconds() -> list[Row]:
     """The median time of a step of each, run in turn."""
     rows: list[Row] = []
     for what in STEPS:
-        times: dict[str, list[float]] = {estimator: [] for estimator in ESTIMATORS}
         with tempfile.TemporaryDirectory() as folder:
-            steps = {}
-            for estimator in ESTIMATORS:
-                made = trainer(what, estimator, 1, folder)
-                made.create_optimizer_and_scheduler(num_training_steps=STEPS[what])
-                made.current_gradient_accumulation_steps = 1
-                steps[estimator] = made, iter(made.get_train_dataloader())
-            for turn in range(TIMED + 1):
-                for estimator, (made, batches) in steps.items():
-                    fmlm_trainer.shared_noise = partial(_shared_noise, estimator)
-                    batch = next(batches)
-                    before = time.perf_counter()
-                    (drawn,), _ = made.get_batch_samples(iter([batch]), 1, made.args.device)
-                    made.training_step(made.model, drawn)
-                    made.optimizer.step()
-                    made.optimizer.zero_grad()
-                    if turn > 0:  # the first warms up
-                        times[estimator].append(time.perf_counter() - before)
+            times = in_turn({estimator: step_of(what, estimator, folder) for estimator in ESTIMATORS}, TIMED)
         rows += [
             {"of": what, "estimator": e, "seconds a step": statistics.median(t), "seconds a step_sd": float(np.std(t))}
             for e, t in times.items()
@@ -135,11 +121,8 @@ def seconds() -> list[Row]:
     return rows
 
 
-# -- report -----------------------------------------------------------------------------------------------------------
-
-
 def curves(results: dict[str, list[Row]], what: str, measure: str) -> dict[str, dict[int, np.ndarray]]:
-    """By estimator and step: the values over the seeds."""
+    """Of each estimator, by step: the values over the seeds."""
     found: dict[str, dict[int, np.ndarray]] = {}
     for estimator in ESTIMATORS:
         rows = [row for seed in SEEDS for row in results.get(f"{what}-{estimator}-{seed}", []) if measure in row]
@@ -167,36 +150,34 @@ def draw(results: dict[str, list[Row]]) -> None:
     figure.savefig(PICTURE, dpi=100)
 
 
+ABOUT = """
+# Convergence by the gradient through the noise
+
+`python -m benchmarks.convergence` measures everything here anew. Validation cross entropy of the denoiser,
+nats a token, at fixed noise and uniform tau (of a map: on the diagonal; off it, its own training loss),
+mean over the seeds ± standard deviation; rows of 128 tokens, 24 a step.
+"""
+
+
 def report(results: dict[str, list[Row]]) -> str:
-    text = [
-        "# Convergence by the gradient through the noise",
-        "",
-        "`python -m benchmarks.convergence` measures everything here anew. Validation cross entropy of the denoiser,",
-        "nats a token, at fixed noise and uniform tau (of a map: on the diagonal; off it, its own training loss),",
-        "mean over the seeds ± standard deviation; rows of 128 tokens, 24 a step.",
-    ]
-    for what in STEPS:
-        for measure, title in (("loss", f"The {what}"), ("off_diagonal", f"The {what}, off the diagonal")):
-            rows = [
-                {"estimator": e, "seeds": min(map(len, values.values()))}
-                | {f"step {n}{end}": f(v) for n, v in values.items() for end, f in _SPREAD.items()}
-                for e, values in curves(results, what, measure).items()
-            ]
-            if rows:
-                text += ["", f"## {title}", "", table(rows)]
-    if "seconds" in results:
-        text += ["", f"## A step (median of {TIMED}, run in turn ± standard deviation)", "", table(results["seconds"])]
-    return "\n".join([*text, "", f"![Loss against steps and seconds]({PICTURE.name})"]) + "\n"
-
-
-_SPREAD = {"": lambda v: float(v.mean()), "_sd": lambda v: float(v.std(ddof=1)) if len(v) > 1 else None}
+    blocks = [ABOUT]
+    for what, (measure, title) in product(STEPS, {"loss": "", "off_diagonal": ", off the diagonal"}.items()):
+        rows: list[Row] = []
+        for estimator, values in curves(results, what, measure).items():
+            rows.append({"estimator": estimator, "seeds": min(map(len, values.values()))})
+            for n, v in values.items():
+                rows[-1] |= {
+                    f"step {n}": float(v.mean()),
+                    f"step {n}_sd": float(v.std(ddof=1)) if len(v) > 1 else None,
+                }
+        blocks.append(section(rows, f"The {what}{title}"))
+    seconds = section(results.get("seconds"), f"A step (median of {TIMED}, run in turn ± standard deviation)")
+    return page(*blocks, seconds, f"![Loss against steps and seconds]({PICTURE.name})")
 
 
 PARTS = {
     f"{what}-{estimator}-{seed}": partial(losses, what, estimator, seed)
-    for what in STEPS
-    for seed in SEEDS
-    for estimator in ESTIMATORS
+    for what, seed, estimator in product(STEPS, SEEDS, ESTIMATORS)
 }
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 """A shipped flow map in onnxruntime beside torch and beside a GPT-2 with its cache: writes deploy.json and deploy.md.
 
-    python -m benchmarks.deploy                 # all of it
-    python -m benchmarks.deploy start           # one part; the others stay as they were
+    python -m benchmarks.deploy                 # or a part: python -m benchmarks.deploy start
 
-128 tokens of English from `hub_cards/fmlm-english-small` in one evaluation, and from the GPT-2 of the same size in
-127, on all cores. Both are exported to onnxruntime, the GPT-2 as a graph that takes one token and its keys and values.
+The map and the GPT-2 are exported to onnxruntime. The GPT-2 is a graph that takes a token, and the keys and values
+before it.
 """
 
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from functools import cache, partial
 from pathlib import Path
 
@@ -21,15 +20,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, DynamicCache, GPT2LMHeadModel
 
-from benchmarks.results import BASELINES, HUB, ROOT, Row, measure_parts, table
-from benchmarks.timing import growth, in_its_own_process, in_turn, machine, spread, timed_table
+from benchmarks.results import BASELINES, HUB, ROOT, Row, measure_parts, page, sections
+from benchmarks.timing import compared, growth, in_its_own_process, in_turn
 from examples.onnx_generate import FlowMap
 from hub_cards.export import DTYPES, export
 
 RESULTS = ROOT / "benchmarks" / "deploy.json"
 MAP, GPT2 = HUB / "fmlm-english-small", BASELINES / "ar-english-small"
-TURNS = 7
-TEXTS = 64
+TURNS, TEXTS = 7, 64
 MAP_IN_TORCH, GPT2_IN_TORCH = "flow map, torch", "GPT-2 with cache, torch"
 GPT2_IN_ORT = "GPT-2 with cache, onnxruntime"
 
@@ -53,7 +51,7 @@ def exported(dtype: str) -> Path:
 
 
 class NextToken(nn.Module):
-    """A GPT-2 as onnxruntime is given it: a token and the keys and values before it, to logits and those with it."""
+    """A GPT-2 for onnxruntime: from a token, and the keys and values before it, to logits, and those with it."""
 
     def __init__(self, gpt2: GPT2LMHeadModel):
         super().__init__()
@@ -124,15 +122,13 @@ def _gpt2_in_ort():
 def speed() -> list[Row]:
     ways = [MAP_IN_TORCH, *map(in_ort, DTYPES), GPT2_IN_TORCH, GPT2_IN_ORT]
     seconds = in_turn({way: writer(way) for way in ways}, TURNS)
-    usual = spread(seconds[MAP_IN_TORCH])["seconds"]
-    rows: list[Row] = []
-    for way, values in seconds.items():
-        row: Row = {"way": way} | spread(values)
-        row["x torch's map"] = float(str(usual)) / float(str(row["seconds"]))
-        row["tokens a second"] = 128 / float(str(row["seconds"]))
-        rows.append(row | {"beyond the model, GiB": in_its_own_process(_growth, way)})
-        print(rows[-1], flush=True)
-    return [row | {"machine": machine()} for row in rows]
+    usual = statistics.median(seconds[MAP_IN_TORCH])
+
+    def more(way: str, median: float) -> Row:
+        row: Row = {"x torch's map": usual / median, "tokens a second": 128 / median}
+        return row | {"beyond the model, GiB": in_its_own_process(_growth, way)}
+
+    return compared(seconds, more)
 
 
 def _growth(way: str) -> float:
@@ -166,45 +162,35 @@ def start() -> list[Row]:
     program = str(ROOT / "examples" / "onnx_generate.py")
     commands = {f"onnxruntime, {dtype}": [sys.executable, program, str(exported(dtype))] for dtype in DTYPES}
     commands["torch"] = [sys.executable, "-c", IN_TORCH, str(MAP)]
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    memory: dict[str, float] = {}
-    for turn in range(TURNS + 1):
-        for name, command in commands.items():
-            before = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - before)
-    for name, command in commands.items():
-        memory[name] = in_its_own_process(_peak, command)
-    rows = [{"flow map in": name} | spread(values) | {"peak GiB": memory[name]} for name, values in seconds.items()]
-    return [row | {"machine": machine()} for row in rows]
+    seconds = in_turn({name: partial(_run, command) for name, command in commands.items()}, TURNS)
+    return compared(seconds, lambda name, _: {"peak GiB": in_its_own_process(_peak, commands[name])}, "flow map in")
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def _peak(command: list[str]) -> float:
     """GiB that a command holds at the most, by itself."""
-    subprocess.run(command, check=True, capture_output=True)
+    _run(command)
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
 
 
+ABOUT = f"""
+# onnxruntime
+
+`python -m benchmarks.deploy`: 128 tokens of English from the shipped flow map (4.1 M parameters) in
+one evaluation, and from a GPT-2 of the same size in 127. On all cores; median of {TURNS} in turn.
+"""
+TITLES = {
+    "speed": "One text, with the model loaded",
+    "start": "From the start of a process to its first text",
+    "size": f"Files, and tokens as torch writes them in float32 ({TEXTS} texts)",
+}
+
+
 def report(results: dict[str, list[Row]]) -> str:
-    text = [
-        "# onnxruntime",
-        "",
-        "`python -m benchmarks.deploy`: 128 tokens of English from the shipped flow map (4.1 M parameters) in",
-        f"one evaluation, and from a GPT-2 of the same size in 127. On all cores; median of {TURNS} in turn.",
-    ]
-    if "speed" in results:
-        text += ["", "## One text, with the model loaded", "", timed_table(results["speed"])]
-    if "start" in results:
-        text += ["", "## From the start of a process to its first text", "", timed_table(results["start"])]
-    if "size" in results:
-        text += [
-            "",
-            f"## Files, and tokens as torch writes them in float32 ({TEXTS} texts)",
-            "",
-            table(results["size"]),
-        ]
-    return "\n".join(text) + "\n"
+    return page(ABOUT, *sections(results, TITLES))
 
 
 if __name__ == "__main__":

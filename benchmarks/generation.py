@@ -7,10 +7,9 @@
     dense         the same step as the paper writes it: noise of size batch x length x V, embedded, all logits at once
     GPT-2         transformers' GPT2LMHeadModel.generate with its key-value cache, sampling, one token after another
 
-d 768, 12 blocks of 12 heads, V 50,257, random weights (time does not depend on them), float32, and bfloat16 for single
-texts. The ways of the map run in turn; a long GPT-2 text takes minutes and is timed once, after a short one that warms
-up. Memory is what the text needs beyond the loaded model, each way in a process of its own. `agreement`: the share of
-tokens that shipped maps write in bfloat16 as in float32, from the same noise.
+Weights are random: time does not depend on them. Single texts are written in bfloat16, too, and `agreement` is the
+share of tokens that shipped maps then write as in float32, from the same noise. A long GPT-2 text takes minutes and is
+timed once, after a short one that warms up.
 """
 
 import statistics
@@ -24,16 +23,14 @@ from transformers.generation import CompileConfig
 
 from modeling_flm import FMLMConfig, FMLMModel
 
-from .results import HUB, ROOT, Row, measure_parts, table
-from .timing import growth, in_its_own_process, in_turn, machine, spread, timed_table
+from .results import HUB, ROOT, Row, measure_parts, page, sections
+from .timing import DEVICE, compared, growth, in_its_own_process, in_turn, transformer
 
 RESULTS = ROOT / "benchmarks" / "generation.json"
-VOCABULARY, WIDTH, BLOCKS, HEADS = 50_257, 768, 12, 12
+VOCABULARY, WIDTH, BLOCKS = 50_257, 768, 12
 TURNS = 7
-SIZES = {f"{length}x{batch}": (length, batch, torch.float32) for length in (128, 1024) for batch in (1, 16)} | {
-    f"{length}x1-bfloat16": (length, 1, torch.bfloat16) for length in (128, 1024)
-}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZES = {f"{length}x{batch}": (length, batch, torch.float32) for length in (128, 1024) for batch in (1, 16)}
+SIZES |= {f"{length}x1-bfloat16": (length, 1, torch.bfloat16) for length in (128, 1024)}
 ONE_STEP, COMPILED, DENSE, GPT2 = "one step", "compiled", "dense", "GPT-2"
 SHIPPED = ("fmlm-english-small", "fmlm-shidoku", "fmlm-sudoku")
 
@@ -42,20 +39,12 @@ def write(way: str, length: int, batch: int, dtype: torch.dtype) -> Callable[[],
     """A function that writes `batch` texts of `length` tokens."""
     torch.manual_seed(0)
     if way == GPT2:
-        shape = dict(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS, n_positions=length)
+        shape = dict(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=BLOCKS, n_head=WIDTH // 64, n_positions=length)
         gpt2 = GPT2LMHeadModel(GPT2Config(**shape)).eval().to(DEVICE, dtype)
         start = torch.zeros(batch, 1, dtype=torch.long, device=DEVICE)
         new = dict(min_new_tokens=length - 1, max_new_tokens=length - 1, do_sample=True, pad_token_id=0)
         return partial(gpt2.generate, start, attention_mask=torch.ones_like(start), **new)
-    config = FMLMConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * WIDTH,
-        max_position_embeddings=length,
-    )
-    model = FMLMModel(config).eval().to(DEVICE, dtype)
+    model = FMLMModel(FMLMConfig(**transformer(VOCABULARY, length, WIDTH, BLOCKS))).eval().to(DEVICE, dtype)
     if way == DENSE:
         return partial(_dense, model, length, batch)
     compiled = {"compile_config": CompileConfig(fullgraph=False)} if way == COMPILED else {}
@@ -66,8 +55,8 @@ def write(way: str, length: int, batch: int, dtype: torch.dtype) -> Callable[[],
 def _dense(model: FMLMModel, length: int, batch: int) -> torch.Tensor:
     noise = torch.randn(batch, length, VOCABULARY, device=DEVICE, dtype=model.dtype)
     state = model.embed_state(noise)
-    times = torch.zeros(batch, device=DEVICE), torch.ones(batch, device=DEVICE)
-    logits = model(inputs_embeds=state, timesteps=times[0], target_timesteps=times[1]).logits
+    start, end = torch.zeros(batch, device=DEVICE), torch.ones(batch, device=DEVICE)
+    logits = model(inputs_embeds=state, timesteps=start, target_timesteps=end).logits
     return logits.log_softmax(-1).argmax(-1)
 
 
@@ -86,48 +75,40 @@ def measure(name: str) -> list[Row]:
     seconds[GPT2] = [time.perf_counter() - before]
     del gpt2
     best = statistics.median(seconds[ONE_STEP])
-    rows: list[Row] = []
-    for way, values in seconds.items():
-        row: Row = {"way": way} | spread(values)
-        row["x one step"] = statistics.median(values) / best
-        row["tokens a second"] = batch * length / statistics.median(values)
-        rows.append(row | {"peak GiB": in_its_own_process(memory, way, length, batch, dtype)})
-        print(rows[-1], flush=True)
-    return [row | {"machine": machine()} for row in rows]
+
+    def more(way: str, median: float) -> Row:
+        row: Row = {"x one step": median / best, "tokens a second": batch * length / median}
+        return row | {"peak GiB": in_its_own_process(memory, way, length, batch, dtype)}
+
+    return compared(seconds, more)
 
 
 def agreement() -> list[Row]:
     rows: list[Row] = []
     for name in SHIPPED:
-        models = [
-            FMLMModel.from_pretrained(HUB / name, dtype=dtype).eval() for dtype in (torch.float32, torch.bfloat16)
-        ]
+        models = [FMLMModel.from_pretrained(HUB / name, dtype=d).eval() for d in (torch.float32, torch.bfloat16)]
         for steps in (1, 4):
             whole, half = (m.generate(num_steps=steps, num_return_sequences=64, seed=0) for m in models)
             rows.append({"model": name, "steps": steps, "the same tokens": (whole == half).float().mean().item()})
     return rows
 
 
+ABOUT = f"""
+# Generation
+
+`python -m benchmarks.generation` measures everything here anew: a map in one evaluation, the same as the
+paper writes it, a GPT-2 of the same size with its cache. d {WIDTH}, {BLOCKS} blocks, V {VOCABULARY:,},
+on a CPU; median of {TURNS} in turn (GPT-2: one run). Memory: beyond the loaded model.
+"""
+
+
 def report(results: dict[str, list[Row]]) -> str:
-    text = [
-        "# Generation",
-        "",
-        "`python -m benchmarks.generation` measures everything here anew: a map in one evaluation, the same as the",
-        f"paper writes it, a GPT-2 of the same size with its cache. d {WIDTH}, {BLOCKS} blocks, V {VOCABULARY:,},",
-        f"on a CPU; median of {TURNS} in turn (GPT-2: one run). Memory: beyond the loaded model.",
-    ]
-    for name, (length, batch, dtype) in SIZES.items():
-        if name in results:
-            title = f"## {batch} x {length:,} tokens, {str(dtype).removeprefix('torch.')}"
-            text += ["", title, "", timed_table(results[name])]
-    if "agreement" in results:
-        text += [
-            "",
-            "## Tokens in bfloat16 as in float32, of shipped maps (64 texts)",
-            "",
-            table(results["agreement"]),
-        ]
-    return "\n".join(text) + "\n"
+    titles = {
+        name: f"{batch} x {length:,} tokens, {str(dtype).removeprefix('torch.')}"
+        for name, (length, batch, dtype) in SIZES.items()
+    }
+    titles["agreement"] = "Tokens in bfloat16 as in float32, of shipped maps (64 texts)"
+    return page(ABOUT, *sections(results, titles))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """Likelihood of held-out data under the shipped models: writes likelihood.json and likelihood.md.
 
-    python -m benchmarks.likelihood              # all of it
-    python -m benchmarks.likelihood shidoku      # one part; the other stays as it was measured
+    python -m benchmarks.likelihood              # or a part: python -m benchmarks.likelihood shidoku
 
-4x4 Sudoku: nats per grid, against log 288. English: bits per token and per character of the held-out text, next to the
-exact ones of GPT-2 and of an n-gram model, and the bound of masked diffusion. The time at which the flow ends is
-chosen on other rows than those reported.
+4x4 Sudoku: nats per grid, against log 288. English: bits per token and per character of held-out text, next to the
+exact ones of GPT-2 and of an n-gram model, and the bound of masked diffusion.
 """
 
 import math
@@ -20,7 +18,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.baselines import mdlm
 from benchmarks.few_step import MDLM, Scorers, load
-from benchmarks.results import HUB, ROOT, Row, measure_parts, show, table
+from benchmarks.results import HUB, ROOT, Row, measure_parts, page, section, show
 from evaluation.likelihood import bits_per, log_likelihood
 from evaluation.scorers import causal_losses
 
@@ -37,9 +35,6 @@ MDLM_DRAWS = 16
 def tightest(bound: Callable[..., Tensor], ends: tuple[float, ...]) -> float:
     """The end of the flow with the largest mean bound."""
     return max(ends, key=lambda end: float(bound(end=end).mean()))
-
-
-# -- Sudoku -----------------------------------------------------------------------------------------------------------
 
 
 def shidoku() -> list[Row]:
@@ -70,9 +65,6 @@ def shidoku() -> list[Row]:
 
 def bound_of_grids(model, grids: Tensor, steps: int = STEPS, **settings) -> Tensor:
     return log_likelihood(model, grids, num_steps=steps, batch_size=64, **settings).bound
-
-
-# -- English ----------------------------------------------------------------------------------------------------------
 
 
 def english() -> list[Row]:
@@ -110,48 +102,35 @@ def bound_of_texts(model, ids: Tensor, steps: int = STEPS, **settings) -> Tensor
     return log_likelihood(model, ids, conditioning_mask=given, num_steps=steps, batch_size=8, **settings).bound
 
 
-# -- report -----------------------------------------------------------------------------------------------------------
+ABOUT = """
+# Likelihood
+
+`python -m benchmarks.likelihood` measures everything here anew and writes this file and `likelihood.json`.
+What the bound is, and of which model, is in [docs/likelihood.md](../docs/likelihood.md); of a flow map it
+is that of its diagonal, not of its few-step samples. A figure is followed by ± its standard error over the
+sequences (`_sd` in the JSON). `end` is the tau at which the flow ends and the tokens are drawn, chosen on
+other rows than those reported. Rows with twice the steps show the solver's error (with probes: and theirs).
+"""
+OF_GRIDS = f"""
+The truth of the data is log 288 = {math.log(288):.3f} nats per grid; what is above it is the distance
+of the model from the data and the looseness of the bound together. All 288 grids were trained on. Ends
+tried, on {CHOOSING_GRIDS} other grids: {", ".join(map(str, GRID_ENDS))}.
+"""
+OF_TEXTS = f"""
+{TEXTS} rows of the test text, each `[BOS]` and 127 tokens scored given it. Lower is better; a bound
+says only that the model is no worse. That of masked diffusion is its any-order bound, with
+{MDLM_DRAWS} draws of what is masked for each row; the flows have one draw and one probe for each row.
+Ends tried, on {CHOOSING_TEXTS} rows of the validation text: {", ".join(map(str, TEXT_ENDS))}.
+"""
 
 
 def report(results: dict[str, list[Row]]) -> str:
-    text = [
-        "# Likelihood",
-        "",
-        "`python -m benchmarks.likelihood` measures everything here anew and writes this file and `likelihood.json`.",
-        "What the bound is, and of which model, is in [docs/likelihood.md](../docs/likelihood.md); of a flow map it",
-        "is that of its diagonal, not of its few-step samples. A figure is followed by ± its standard error over the",
-        "sequences (`_sd` in the JSON). `end` is the tau at which the flow ends and the tokens are drawn, chosen on",
-        "other rows than those reported. Rows with twice the steps show the solver's error (with probes: and theirs).",
-    ]
-    if "shidoku" in results:
-        text += [
-            "",
-            "## 4x4 Sudoku",
-            "",
-            f"The truth of the data is log 288 = {math.log(288):.3f} nats per grid; what is above it is the distance",
-            "of the model from the data and the looseness of the bound together. All 288 grids were trained on. Ends",
-            f"tried, on {CHOOSING_GRIDS} other grids: {', '.join(map(str, GRID_ENDS))}.",
-            "",
-            _table(results["shidoku"]),
-        ]
-    if "english" in results:
-        text += [
-            "",
-            "## English",
-            "",
-            f"{TEXTS} rows of the test text, each `[BOS]` and 127 tokens scored given it. Lower is better; a bound",
-            "says only that the model is no worse. That of masked diffusion is its any-order bound, with",
-            f"{MDLM_DRAWS} draws of what is masked for each row; the flows have one draw and one probe for each row.",
-            f"Ends tried, on {CHOOSING_TEXTS} rows of the validation text: {', '.join(map(str, TEXT_ENDS))}.",
-            "",
-            _table(results["english"]),
-        ]
-    return "\n".join(text) + "\n"
-
-
-def _table(rows: list[Row]) -> str:
-    """With `end` in all its digits."""
-    return table([row | ({"end": str(row["end"])} if "end" in row else {}) for row in rows])
+    whole = {  # `end` in all its digits
+        part: [row | ({"end": str(row["end"])} if "end" in row else {}) for row in rows]
+        for part, rows in results.items()
+    }
+    grids = section(whole.get("shidoku"), "4x4 Sudoku", OF_GRIDS)
+    return page(ABOUT, grids, section(whole.get("english"), "English", OF_TEXTS))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.picture
 
-writes `docs/images/one-step.svg` from the shipped `fmlm-english-small` and the GPT-2 baseline, both with seed 0. The
-animation counts evaluations of the network, not seconds: `benchmarks/generation.md` has the times.
+writes `docs/images/one-step.svg` from the shipped `fmlm-english-small` and the GPT-2 baseline. The animation counts
+evaluations of the network, not seconds: `benchmarks/generation.md` has the times.
 """
 
 import random
@@ -63,23 +63,23 @@ def wrapped(tokens: list[str], evaluation_of: Callable[[int], int]) -> Lines:
     return lines[1:]
 
 
-def at(evaluation: int, last: int) -> float:
-    """When that evaluation is done, as a share of the time until the animation begins again."""
-    return (PAUSE + EVALUATION * evaluation) / (PAUSE + EVALUATION * last + REST)
-
-
 def panel(x: int, title: str, lines: Lines, last: int) -> str:
     """A panel: its title, how far it is, and its text, which appears as it is written."""
-    duration = f'dur="{PAUSE + EVALUATION * last + REST:g}s" repeatCount="indefinite"'
+    whole = PAUSE + EVALUATION * last + REST
+    duration = f'dur="{whole:g}s" repeatCount="indefinite"'
+
+    def at(evaluation: int) -> str:
+        """When that evaluation is done, as a share of the time until the animation begins again."""
+        return f"{(PAUSE + EVALUATION * evaluation) / whole:.4f}"
+
     done = max(evaluation for line in lines for _, evaluation in line)
     noise = random.Random(SEED)
-    width = PANEL - 2 * MARGIN
-    begin, end = f"{at(0, last):.4f}", f"{at(done, last):.4f}"
+    width, end = PANEL - 2 * MARGIN, at(done)
     parts = [
         f'<text class="title" x="{x}" y="26">{title}</text>',
         f'<rect class="track" x="{x}" y="38" width="{width}" height="4" rx="2"/>',
         f'<rect class="bar" x="{x}" y="38" width="{width}" height="4" rx="2"><animate attributeName="width" '
-        f'values="0;0;{width};{width}" keyTimes="0;{begin};{end};1" {duration}/></rect>',
+        f'values="0;0;{width};{width}" keyTimes="0;{at(0)};{end};1" {duration}/></rect>',
     ]
     for number, line in enumerate(lines):
         y = TOP + LINE_HEIGHT * (number + 1)
@@ -91,7 +91,7 @@ def panel(x: int, title: str, lines: Lines, last: int) -> str:
             )
         spans = [
             f'<tspan>{escape(token)}<animate attributeName="fill-opacity" calcMode="discrete" values="0;1" '
-            f'keyTimes="0;{at(evaluation, last):.4f}" {duration}/></tspan>'
+            f'keyTimes="0;{at(evaluation)}" {duration}/></tspan>'
             for token, evaluation in line
             if token
         ]
@@ -121,15 +121,14 @@ def picture() -> str:
     """The picture, as SVG."""
     at_once, one_by_one = texts()
     last = len(one_by_one)
-    sides = [
-        ("Flow map: 1 evaluation of the network", wrapped(at_once, lambda i: 1)),
-        (f"GPT-2: {last} evaluations", wrapped(one_by_one, lambda i: i + 1)),
-    ]
-    height = TOP + LINE_HEIGHT * max(len(lines) for _, lines in sides) + MARGIN
+    sides = {
+        "Flow map: 1 evaluation of the network": wrapped(at_once, lambda i: 1),
+        f"GPT-2: {last} evaluations": wrapped(one_by_one, lambda i: i + 1),
+    }
+    height = TOP + LINE_HEIGHT * max(map(len, sides.values())) + MARGIN
     width = 2 * PANEL + MARGIN
     panels = []
-    for number, (title, lines) in enumerate(sides):
-        left = number * (PANEL + MARGIN)
+    for left, (title, lines) in zip((0, PANEL + MARGIN), sides.items(), strict=True):
         card = f'<rect class="card" x="{left + 0.5}" y="0.5" width="{PANEL - 1}" height="{height - 1}" rx="8"/>'
         panels += [card, panel(left + MARGIN, title, lines, last)]
     return (

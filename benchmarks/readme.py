@@ -1,9 +1,8 @@
-"""The table of shipped models in README, from what was measured.
+"""The table of shipped models in README, from `benchmarks/few_step.json` and the sizes of the models.
 
     python -m benchmarks.readme
 
-writes what stands in README between the two comment lines anew, from `benchmarks/few_step.json` and the sizes of the
-models.
+writes what stands in README between the two comment lines anew.
 """
 
 import json
@@ -19,18 +18,15 @@ STEPS = (1, 8, 64)
 
 # Of each part of the measurements: what its models write, what the table shows of them, and in which words.
 PARTS = {
-    "english": ("English, 128 tokens", "perplexity (entropy)", lambda row: f"{_of(row, 'gppl_ar')} ({_entropy(row)})"),
+    "english": ("English, 128 tokens", "perplexity (entropy)", lambda row: "{} ({})".format(*_quality(row))),
     "sudoku": ("9x9 Sudoku grids", "puzzles of 50 clues solved", lambda row: f"{number(row['solved, 50 clues']):.1%}"),
     "shidoku": ("4x4 Sudoku grids", "valid grids from nothing", lambda row: f"{number(row['valid']):.1%}"),
 }
 
 
-def _of(row: Row, name: str) -> str:
-    return f"{number(row[name]):.0f}"
-
-
-def _entropy(row: Row) -> str:
-    return f"{number(row['entropy']):.2f}"
+def _quality(row: Row) -> tuple[str, str]:
+    """Perplexity and entropy."""
+    return f"{number(row['gppl_ar']):.0f}", f"{number(row['entropy']):.2f}"
 
 
 def models(results: dict[str, list[Row]]) -> str:
@@ -39,28 +35,27 @@ def models(results: dict[str, list[Row]]) -> str:
         "| model | writes | parameters | measured | " + " | ".join(f"{n} step{'s' * (n > 1)}" for n in STEPS) + " |",
         "| --- | --- | --- | --- |" + " --- |" * len(STEPS),
     ]
-    for part, (writes, measure, shown) in PARTS.items():
+    for part, (writes, measure, words) in PARTS.items():
         for kind, sampler in (("flm", "euler"), ("fmlm", "flow_map")):
             name = f"{kind}-{part}" + "-small" * (part == "english")
-            rows = {row["steps"]: row for row in results[part] if row["model"] == name}
-            if part != "english":
-                rows = {r["steps"]: r for r in results[part] if r["model"] == name and r["sampler"] == sampler}
+            rows = [row for row in results[part] if row["model"] == name and row.get("sampler", sampler) == sampler]
+            shown = {row["steps"]: words(row) for row in rows}
             parameters = f"{size(HUB / name) / 1e6:.1f} M"
-            cells = [f"`hub_cards/{name}`", writes, parameters, measure, *(shown(rows[steps]) for steps in STEPS)]
+            cells = [f"`hub_cards/{name}`", writes, parameters, measure, *(shown[steps] for steps in STEPS)]
             lines.append("| " + " | ".join(cells) + " |")
-    english = results["english"]
-    held_out, gpt2 = (next(r for r in english if r["model"] == m) for m in ("held-out text", "ar-english-small"))
-    one_step, of_masked, _ = next(matched(english, 8))
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Perplexity is under a GPT-2 of the same size. Held-out text has {_of(held_out, 'gppl_ar')} at an "
-            f"entropy of {_entropy(held_out)} nats, that GPT-2 itself {_of(gpt2, 'gppl_ar')} at {_entropy(gpt2)} in "
-            f"{gpt2['steps']} evaluations, and masked diffusion with 8 steps {of_masked['gppl_ar']:.0f} where "
-            f"the map with 1 step has {_of(one_step, 'gppl_ar')} (entropy {_entropy(one_step)}).",
-        ]
-    )
+    english = {row["model"]: row for row in results["english"]}
+    one_step, of_masked, _ = next(matched(results["english"], 8))
+    real, real_entropy = _quality(english["held-out text"])
+    gpt2, gpt2_entropy = _quality(english["ar-english-small"])
+    perplexity, entropy = _quality(one_step)
+    lines += [
+        "",
+        f"Perplexity is under a GPT-2 of the same size. Held-out text has {real} at an entropy of {real_entropy} "
+        f"nats, that GPT-2 itself {gpt2} at {gpt2_entropy} in {english['ar-english-small']['steps']} evaluations, "
+        f"and masked diffusion with 8 steps {of_masked['gppl_ar']:.0f} where the map with 1 step has {perplexity} "
+        f"(entropy {entropy}).",
+    ]
+    return "\n".join(lines)
 
 
 def updated(readme: str) -> str:

@@ -1,8 +1,8 @@
-"""What the benchmarks of quality share: measures over seeds, their tables, and files that keep them part by part."""
+"""What the benchmarks share: measures over seeds, tables, pages, and files that keep results part by part."""
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +34,26 @@ def show(row: Row) -> None:
     print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if not k.endswith("_sd")}, flush=True)
 
 
+def shown(rows: Iterable[Row]) -> list[Row]:
+    """The rows as a list. Each is printed as soon as it is measured."""
+    measured = []
+    for row in rows:
+        show(row)
+        measured.append(row)
+    return measured
+
+
 def table(rows: list[Row]) -> str:
-    """The rows as Markdown, each figure with its standard deviation over the seeds where there is one."""
-    columns = [name for name in {name: None for row in rows for name in row} if not name.endswith("_sd")]
+    """The rows as Markdown. A figure has its standard deviation beside it where there is one. The machine on which the
+    rows were measured stands below them."""
+    names = {name: None for row in rows for name in row}
+    columns = [name for name in names if not name.endswith("_sd") and name != "machine"]
     lines = ["| " + " | ".join(columns).replace("_", " ") + " |", "|" + " --- |" * len(columns)]
     for row in rows:
         cells = [_cell(row.get(name), row.get(f"{name}_sd")) for name in columns]
         lines.append("| " + " | ".join(cells) + " |")
+    if "machine" in names:
+        lines += ["", f"({rows[0]['machine']})"]
     return "\n".join(lines)
 
 
@@ -53,14 +66,34 @@ def _cell(value, spread) -> str:
     return str(value)
 
 
+def section(rows: list[Row] | None, title: str, *text: str) -> str:
+    """A section of a page: title, text and a table of the rows. Without rows it is empty."""
+    return page(f"## {title}", *text, table(rows)) if rows else ""
+
+
+def sections(results: dict[str, list[Row]], titles: Mapping[str, str]) -> list[str]:
+    """A section for each part in `titles` that was measured."""
+    return [section(results.get(part), title) for part, title in titles.items()]
+
+
+def page(*blocks: str) -> str:
+    """Blocks of Markdown with a blank line between them. Empty ones are left out."""
+    return "\n\n".join(block.strip("\n") for block in blocks if block) + "\n"
+
+
 def measure_parts(
     parts: Mapping[str, Callable[[], list[Row]]],
     results_file: Path,
     report: Callable[[dict[str, list[Row]]], str],
     wanted: Sequence[str] | None = None,
 ) -> None:
-    """Measure the `wanted` parts, by default those that the command line names, all if it names none; the others stay
-    as they were. After each part results go to `results_file`, and `report` of them to the Markdown file beside it."""
+    """Measure the `wanted` parts and keep the others as they were measured before. After each part the results go to
+    `results_file`, and their report goes to the Markdown file beside it.
+
+    Args:
+        parts: what measures each part, by the name of the part.
+        wanted: names of parts; by default the arguments of the command, or all parts if it has none.
+    """
     wanted = sys.argv[1:] if wanted is None else wanted
     unknown = {*wanted} - parts.keys()
     if unknown:

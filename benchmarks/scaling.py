@@ -12,13 +12,14 @@ blocks keep for the backward pass in bfloat16.
 import json
 from dataclasses import dataclass
 
-from .results import ROOT, Row, table
+from .results import ROOT, Row, page, table
 
 REPORT = ROOT / "benchmarks" / "scaling.md"
 GPUS, PEAK, UTILISATION = 8, 989e12, 0.35  # H100, bfloat16 without sparsity, as its maker states
 KEPT = 34  # bytes a token, block and unit of width: inputs of norms, products and gates, and dropout masks
 CONDITION = 128
 STATES = 5  # weights, gradients, two moments, average
+STEPS, ROWS = 1_000_000, 512  # rows a step, over all GPUs
 
 
 @dataclass(frozen=True)
@@ -26,40 +27,27 @@ class Size:
     name: str
     vocab_size: int
     length: int
-    batch: int  # rows a step, over all GPUs
-    steps: int
     width: int = 768
     blocks: int = 12
 
-    @property
-    def block_weights(self) -> int:
-        return 12 * self.width**2
-
-    @property
-    def parameters(self) -> int:
-        modulation = self.blocks * 6 * self.width * CONDITION
-        return 2 * self.vocab_size * self.width + self.blocks * self.block_weights + modulation
-
-    @property
-    def work(self) -> float:
-        """FLOP of a step of the flow."""
-        products = 6 * (self.blocks * self.block_weights + self.vocab_size * self.width)
-        attention = 12 * self.width * self.length * self.blocks
-        return (products + attention) * self.batch * self.length + 6 * self.vocab_size * self.width**2
-
     def row(self, distillation: float) -> Row:
-        seconds = self.work / (GPUS * PEAK * UTILISATION)
-        states = STATES * 4 * self.parameters / 2**30
-        tokens = self.batch * self.length // GPUS
-        kept = KEPT * tokens * self.width * self.blocks / 2**30
+        """What a model of this size takes; a distillation step is so many steps of the flow."""
+        tokens, table_weights = ROWS * self.length, self.vocab_size * self.width
+        block_weights = 12 * self.width**2 * self.blocks
+        parameters = 2 * table_weights + block_weights + 6 * self.width * CONDITION * self.blocks
+        attention = 12 * self.width * self.length * self.blocks
+        work = (6 * (block_weights + table_weights) + attention) * tokens + 6 * self.vocab_size * self.width**2
+        seconds = work / (GPUS * PEAK * UTILISATION)
+        states = STATES * 4 * parameters / 2**30
+        kept = KEPT * (tokens // GPUS) * self.width * self.blocks / 2**30
         return {
             "": self.name,
-            "parameters, M": f"{self.parameters / 1e6:,.0f}",
-            "tokens a step": f"{self.batch * self.length:,}",
-            "TFLOP a step": f"{self.work / 1e12:,.0f}",
+            "parameters, M": f"{parameters / 1e6:,.0f}",
+            "tokens a step": f"{tokens:,}",
+            "TFLOP a step": f"{work / 1e12:,.0f}",
             "ms a step": f"{1000 * seconds:,.0f}",
             "ms a distillation step": f"{1000 * seconds * distillation:,.0f}",
-            "hours": f"{self.steps * seconds / 3600:,.0f}",
+            "hours": f"{STEPS * seconds / 3600:,.0f}",
             "GiB of states": f"{states:.1f}",
             "the same, sharded": f"{states / GPUS:.1f}",
             "GiB kept": f"{kept:.0f}",
@@ -67,9 +55,9 @@ class Size:
 
 
 SIZES = [
-    Size("LM1B", 30_522, 128, 512, 1_000_000),
-    Size("OpenWebText", 50_258, 1024, 512, 1_000_000),
-    Size("1 B, OpenWebText", 50_258, 1024, 512, 1_000_000, width=1792, blocks=22),
+    Size("LM1B", 30_522, 128),
+    Size("OpenWebText", 50_258, 1024),
+    Size("1 B, OpenWebText", 50_258, 1024, width=1792, blocks=22),
 ]
 
 
@@ -81,20 +69,14 @@ def distillation_ratio() -> float:
 
 def report() -> str:
     ratio = distillation_ratio()
-    return "\n".join(
-        [
-            "# What it takes",
-            "",
-            f"`python -m benchmarks.scaling`: arithmetic for {GPUS} H100, not a measurement. Assumed:",
-            f"{UTILISATION:.0%} of the GPUs' {PEAK / 1e12:.0f} TFLOP/s; a distillation step is {ratio:.2f} steps of",
-            "the flow, as measured on a CPU. States: weights, gradients, moments and average, per GPU, whole (DDP) or",
-            "sharded (FSDP2). Kept: for the backward pass, per GPU, all its rows at once; gradient accumulation and",
-            "activation checkpointing divide it.",
-            "",
-            table([size.row(ratio) for size in SIZES]),
-            "",
-        ]
-    )
+    about = f"""
+`python -m benchmarks.scaling`: arithmetic for {GPUS} H100, not a measurement. Assumed:
+{UTILISATION:.0%} of the GPUs' {PEAK / 1e12:.0f} TFLOP/s; a distillation step is {ratio:.2f} steps of
+the flow, as measured on a CPU. States: weights, gradients, moments and average, per GPU, whole (DDP) or
+sharded (FSDP2). Kept: for the backward pass, per GPU, all its rows at once; gradient accumulation and
+activation checkpointing divide it.
+"""
+    return page("# What it takes", about, table([size.row(ratio) for size in SIZES]))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m benchmarks.ship recipes/shidoku.yaml hub_cards/flm-shidoku
 
-takes the run in the recipe's output directory and writes the folder that a Hub repository consists of: configuration,
-generation configuration, safetensors, tokenizer, links to the code in modeling_flm/, the recipe and the training log.
-The card is written by `python -m benchmarks.cards`, once the model is measured.
+takes the run in the recipe's output directory and writes the folder of a Hub repository: configurations, safetensors,
+tokenizer, links to the code in modeling_flm/, the recipe and the training log. `python -m benchmarks.cards` writes its
+card, once the model is measured.
 """
 
 import argparse
@@ -21,8 +21,10 @@ from trainers.recipe import load_recipe
 
 
 def ship(recipe_path: Path, folder: Path, run: Path | None = None, resumed_at: int = 0) -> None:
-    """Write the repository `folder` from a run: `run`, or the output directory of the recipe. `resumed_at` is the step
-    from which an interrupted run went on: the training time that it logged counts from there.
+    """Write the repository `folder` from `run`, by default the output directory of the recipe.
+
+    Args:
+        resumed_at: the step from which an interrupted run went on: the training time that it logged counts from there.
 
     Raises:
         ValueError: there is no finished run there.
@@ -50,10 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make a model repository from a finished run.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--run", type=Path, help="default: the recipe's training.output_dir")
     parser.add_argument("--resumed-at", type=int, default=0, help="the last step that an interrupted run resumed at")
     options = parser.parse_args()
-    ship(options.recipe, options.folder, options.run, options.resumed_at)
+    ship(options.recipe, options.folder, resumed_at=options.resumed_at)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What the options of a training step are worth: activation checkpointing, one law of the noise, the fused optimiser.
 
-    python -m benchmarks.step_options                   # or one of its parts:
-    python -m benchmarks.step_options accumulation
+    python -m benchmarks.step_options             # or a part: python -m benchmarks.step_options accumulation
 
     checkpointing   a step with and without `activation_checkpointing=True`, which works out activations twice
     accumulation    a step of four small micro-batches that share the law of the noise (`NoiseLaw`), as the trainers
@@ -9,7 +8,7 @@
     vocabulary      the output layer's loss and gradient alone, in chunks, its elementwise part compiled or not
     optimiser       AdamW alone, with its loop over the parameters or fused (the trainers' default)
 
-The model is that of `benchmarks.training_step`; ways run in turn, memory is that of a process of its own.
+The model is that of `benchmarks.training_step`.
 """
 
 import statistics
@@ -23,9 +22,9 @@ from modeling_flm import FLMConfig, FLMModel, losses_flm
 from modeling_flm.noise_flm import NoiseLaw
 from trainers import FLMTrainer
 
-from .results import ROOT, Row, measure_parts
-from .timing import growth, in_its_own_process, in_turn, machine, spread, timed_table
-from .training_step import DEVICE, SIZES, TURNS, Size, config, trainer
+from .results import ROOT, Row, measure_parts, page, sections
+from .timing import DEVICE, compared, growth, in_its_own_process, in_turn
+from .training_step import SIZES, TURNS, Size, trainer
 
 RESULTS = ROOT / "benchmarks" / "step_options.json"
 LONG, SMALL = SIZES["owt-4"], Size(30_522, 128, 4)
@@ -45,13 +44,10 @@ def step(made: FLMTrainer, batches: list[dict], one_law: bool = True) -> None:
 
 
 def with_and_without_checkpointing(folder: str) -> Ways:
-    ways: Ways = {}
-    for name, checkpointing in (("plain", False), ("activation checkpointing", True)):
-        made = trainer("flow", LONG, folder)
-        if checkpointing:
-            made.model.activation_checkpointing_enable()
-        ways[name] = partial(step, made, list(made.get_train_dataloader()))
-    return ways
+    plain, checkpointing = trainer("flow", LONG, folder), trainer("flow", LONG, folder)
+    checkpointing.model.activation_checkpointing_enable()
+    ways = {"plain": plain, "activation checkpointing": checkpointing}
+    return {way: partial(step, made, list(made.get_train_dataloader())) for way, made in ways.items()}
 
 
 def of_micro_batches(folder: str) -> Ways:
@@ -65,7 +61,7 @@ def of_micro_batches(folder: str) -> Ways:
 
 
 def of_the_vocabulary(folder: str) -> Ways:
-    model = FLMModel(FLMConfig(**config(LONG))).to(DEVICE)
+    model = FLMModel(FLMConfig(**LONG.config())).to(DEVICE)
     hidden = torch.randn(LONG.tokens // 4, model.config.hidden_size, device=DEVICE, requires_grad=True)
     labels = torch.randint(0, LONG.vocab_size, (len(hidden),), device=DEVICE)
     plain = losses_flm._label_loss
@@ -80,19 +76,17 @@ def of_the_vocabulary(folder: str) -> Ways:
 
 
 def of_optimisers(folder: str) -> Ways:
-    model = FLMModel(FLMConfig(**config(LONG))).to(DEVICE)
-    for parameter in model.parameters():
+    parameters = list(FLMModel(FLMConfig(**LONG.config())).to(DEVICE).parameters())
+    for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
-    return {
-        "AdamW": torch.optim.AdamW(model.parameters(), lr=1e-4, fused=False).step,
-        "AdamW, fused": torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True).step,
-    }
+    ways = {"AdamW": False, "AdamW, fused": True}
+    return {way: torch.optim.AdamW(parameters, lr=1e-4, fused=fused).step for way, fused in ways.items()}
 
 
 WAYS: dict[str, tuple[str, Callable[[str], Ways]]] = {
     "checkpointing": (f"V {LONG.vocab_size:,}, {LONG.tokens:,} tokens", with_and_without_checkpointing),
     "accumulation": (
-        f"V {SMALL.vocab_size:,}, {MICRO_BATCHES} micro-batches of {SMALL.tokens:,} tokens",
+        f"V {SMALL.vocab_size:,}, {MICRO_BATCHES} micro-batches of {SMALL.tokens} tokens",
         of_micro_batches,
     ),
     "vocabulary": (f"V {LONG.vocab_size:,}, {LONG.tokens // 4:,} tokens", of_the_vocabulary),
@@ -110,27 +104,25 @@ def memory(part: str, way: str) -> float:
 def measure(part: str) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         seconds = in_turn(WAYS[part][1](folder), TURNS)
-    rows: list[Row] = []
-    for number, (way, values) in enumerate(seconds.items()):
-        if number % 2 == 0:
-            plain = statistics.median(values)
-        row: Row = {"way": way} | spread(values) | {"x plain": statistics.median(values) / plain}
-        rows.append(row | {"peak GiB": in_its_own_process(memory, part, way)})
-        print(rows[-1], flush=True)
-    return [row | {"machine": machine()} for row in rows]
+    ways = list(seconds)
+
+    def more(way: str, median: float) -> Row:
+        plain = seconds[ways[ways.index(way) // 2 * 2]]  # the first of its pair
+        return {"x plain": median / statistics.median(plain), "peak GiB": in_its_own_process(memory, part, way)}
+
+    return compared(seconds, more)
+
+
+ABOUT = f"""
+# Options of a training step
+
+`python -m benchmarks.step_options` measures everything here anew: forward and backward (optimiser: its step
+alone), float32 on a CPU, median of {TURNS}, run in turn. Memory: beyond the loaded models.
+"""
 
 
 def report(results: dict[str, list[Row]]) -> str:
-    text = [
-        "# Options of a training step",
-        "",
-        "`python -m benchmarks.step_options` measures everything here anew: forward and backward (optimiser: its step",
-        f"alone), float32 on a CPU, median of {TURNS}, run in turn. Memory: beyond the loaded models.",
-    ]
-    for part, (title, _) in WAYS.items():
-        if part in results:
-            text += ["", f"## {part.capitalize()} ({title})", "", timed_table(results[part])]
-    return "\n".join(text) + "\n"
+    return page(ABOUT, *sections(results, {part: f"{part.capitalize()} ({size})" for part, (size, _) in WAYS.items()}))
 
 
 if __name__ == "__main__":

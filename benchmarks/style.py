@@ -1,12 +1,9 @@
 """Fine-tuning shipped models on Shakespeare, judged by n-gram models: writes style.json and style.md.
 
-    python -m benchmarks.style
-    python -m benchmarks.style text      # one part; the others stay as they were measured
+    python -m benchmarks.style              # or a part: python -m benchmarks.style text
 
-The training is that of the example scripts, run as their users run them, on the works from A to L. The judges are
-Kneser-Ney trigrams of as many tokens each: of the works from M to Z, which the fine-tuning does not see, and of all
-other sources. Held-out text of both, which neither training nor judges have seen, is scored the same way. The tuned
-models are kept in runs/style, and taken from there another time: remove it to train anew.
+The example scripts are run as their users run them. The tuned models stay in runs/style, and a later run takes them
+from there: remove the folder to train anew.
 """
 
 import re
@@ -19,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets, load_dataset
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
-import modeling_flm  # noqa: F401  registers the model types
-from benchmarks.results import CORPUS, HUB, ROOT, Row, measure_parts, over_seeds, show, table
+from benchmarks.few_step import load
+from benchmarks.results import CORPUS, HUB, ROOT, Row, measure_parts, over_seeds, page, shown, table
 from evaluation.ngram import KneserNey
 from evaluation.text import token_entropy
 from flm_data import pack
@@ -37,9 +34,6 @@ MARKERS = {  # per 1,000 words
     "thou": re.compile(r"\b(thou|thee|thy|thine|hath|doth)\b", re.IGNORECASE),
     "states": re.compile(r"\b(government|congress|states|country|united)\b", re.IGNORECASE),
 }
-
-
-# -- text -------------------------------------------------------------------------------------------------------------
 
 
 class Texts:
@@ -90,14 +84,10 @@ def denoising_loss(model, rows: np.ndarray) -> float:
     """The loss of `labels` at fixed noise and evenly spread times, nats per token."""
     total = 0.0
     times = (torch.arange(len(rows)) + 0.5) / len(rows)
-    for start in range(0, len(rows), 32):
-        here = slice(start, start + 32)
-        labels, seeds = torch.from_numpy(rows[here]).long(), list(range(start, min(start + 32, len(rows))))
-        total += float(model(labels=labels, timesteps=times[here], noise_seed=seeds).token_losses.sum())
+    for seeds in torch.arange(len(rows)).split(32):
+        labels = torch.from_numpy(rows[seeds]).long()
+        total += float(model(labels=labels, timesteps=times[seeds], noise_seed=seeds.tolist()).token_losses.sum())
     return total / rows.size
-
-
-# -- models -----------------------------------------------------------------------------------------------------------
 
 
 def train(script: str, name: str, tuning: Dataset, *options: object) -> Path:
@@ -122,77 +112,64 @@ def _of_real(texts: Texts, rows: np.ndarray, seed: int) -> Row:
     return texts.measure(rows[np.random.default_rng(seed).choice(len(rows), TEXTS, replace=False)])
 
 
-def shipped(name: str, folder: Path) -> list[Row]:
-    return measure_model(Texts(), name, folder)
+def tuned_flow(texts: Texts) -> Path:
+    return train("finetune_flm_trainer.py", "flow", texts.tuning)
 
 
-def tuned_flow() -> list[Row]:
-    texts = Texts()
-    return measure_model(texts, "flow, tuned", train("finetune_flm_trainer.py", "flow", texts.tuning))
-
-
-def tuned_by_labels() -> list[Row]:
-    texts = Texts()
+def tuned_by_labels(texts: Texts) -> Path:
     # Its diagonal alone, on the data: what the loss of a flow would train of it. That loss refuses a map.
     options = ("--teacher", "", "--diagonal-fraction", 1, "--adam-beta2", 0.999)
-    folder = train("finetune_map.py", "map-labels", texts.tuning, "--model", MAP, *options)
-    return measure_model(texts, "map, tuned by its labels", folder)
+    return train("finetune_map.py", "map-labels", texts.tuning, "--model", MAP, *options)
 
 
-def distilled() -> list[Row]:
+def distilled(texts: Texts) -> Path:
+    return train("finetune_map.py", "map", texts.tuning, "--teacher", tuned_flow(texts))
+
+
+def measure(name: str, folder_of: Callable[[Texts], Path]) -> list[Row]:
+    """Rows of the model in the folder that `folder_of` gives."""
     texts = Texts()
-    teacher = train("finetune_flm_trainer.py", "flow", texts.tuning)
-    folder = train("finetune_map.py", "map", texts.tuning, "--teacher", teacher)
-    return measure_model(texts, "map, distilled from the tuned flow", folder)
-
-
-def measure_model(texts: Texts, name: str, folder: Path) -> list[Row]:
-    model = AutoModel.from_pretrained(folder).eval()
+    model = load(folder_of(texts))
     losses = {"loss_style": denoising_loss(model, texts.style), "loss_rest": denoising_loss(model, texts.rest[:256])}
-    rows: list[Row] = []
-    for steps in (1, 4) if model.config.model_type == "fmlm" else (64,):
-        row = over_seeds(lambda seed, steps=steps: texts.measure(write(model, steps, seed)))
-        rows.append({"text": name, "steps": steps} | row | losses)
-        show(rows[-1])
-    return rows
 
+    def written(steps: int, seed: int) -> Row:
+        ids = model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=1_000_000 * seed)
+        return texts.measure(ids.numpy())
 
-def write(model, steps: int, seed: int) -> np.ndarray:
-    return model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=1_000_000 * seed).numpy()
+    return shown(
+        {"text": name, "steps": steps} | over_seeds(partial(written, steps)) | losses
+        for steps in ((1, 4) if model.config.model_type == "fmlm" else (64,))
+    )
 
-
-# -- report -----------------------------------------------------------------------------------------------------------
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "text": text,
-    "flow": partial(shipped, "flow", FLOW),
-    "flow-tuned": tuned_flow,
-    "map": partial(shipped, "map", MAP),
-    "map-labels": tuned_by_labels,
-    "map-distilled": distilled,
+    "flow": partial(measure, "flow", lambda texts: FLOW),
+    "flow-tuned": partial(measure, "flow, tuned", tuned_flow),
+    "map": partial(measure, "map", lambda texts: MAP),
+    "map-labels": partial(measure, "map, tuned by its labels", tuned_by_labels),
+    "map-distilled": partial(measure, "map, distilled from the tuned flow", distilled),
 }
+ABOUT = f"""
+# Fine-tuned onto a style
+
+`python -m benchmarks.style`: the shipped English models after {TRAINING_STEPS} steps of 24 rows on the
+works of Shakespeare from A to L, by the example scripts. Figures are means over three seeds of
+{TEXTS} texts ± their standard deviation; a model writes from the same noise before and after.
+One training run each: the spread is that of the samples.
+
+* `ratio`: log-likelihood ratio, nats per token, of two Kneser-Ney trigrams of as many tokens: of his
+  works from M to Z, which the fine-tuning does not see, over all other sources. `nearer`: the share of
+  texts with a ratio above 0. `gppl style`: perplexity under the first.
+* `speakers`: lines such as `KING.`; `thou`: thou, thee, thy, thine, hath, doth; `states`: government,
+  congress, states, country, united. Each per 1,000 words.
+* `loss style`, `loss rest`: the denoising loss on held-out text at fixed noise, nats per token; of a
+  map, its diagonal.
+"""
 
 
 def report(results: dict[str, list[Row]]) -> str:
-    text = [
-        "# Fine-tuned onto a style",
-        "",
-        f"`python -m benchmarks.style`: the shipped English models after {TRAINING_STEPS} steps of 24 rows on the",
-        "works of Shakespeare from A to L, by the example scripts. Figures are means over three seeds of",
-        f"{TEXTS} texts ± their standard deviation; a model writes from the same noise before and after.",
-        "One training run each: the spread is that of the samples.",
-        "",
-        "* `ratio`: log-likelihood ratio, nats per token, of two Kneser-Ney trigrams of as many tokens: of his",
-        "  works from M to Z, which the fine-tuning does not see, over all other sources. `nearer`: the share of",
-        "  texts with a ratio above 0. `gppl style`: perplexity under the first.",
-        "* `speakers`: lines such as `KING.`; `thou`: thou, thee, thy, thine, hath, doth; `states`: government,",
-        "  congress, states, country, united. Each per 1,000 words.",
-        "* `loss style`, `loss rest`: the denoising loss on held-out text at fixed noise, nats per token; of a",
-        "  map, its diagonal.",
-        "",
-        table([row for name in PARTS for row in results.get(name, [])]),
-    ]
-    return "\n".join(text) + "\n"
+    return page(ABOUT, table([row for name in PARTS for row in results.get(name, [])]))
 
 
 if __name__ == "__main__":

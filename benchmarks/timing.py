@@ -1,16 +1,20 @@
-"""How things are timed here: in turn, in one process; their memory in a process of its own."""
+"""How the benchmarks of speed measure: ways in turn in one process, the memory of each in a process of its own."""
 
 import multiprocessing
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from .results import Row, table
+from .results import Row
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def in_turn(ways: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
@@ -27,9 +31,22 @@ def in_turn(ways: Mapping[str, Callable[[], object]], turns: int) -> dict[str, l
     return seconds
 
 
-def spread(seconds: list[float]) -> Row:
-    """Median, least and most, as a table has them."""
-    return {"seconds": statistics.median(seconds), "from": min(seconds), "to": max(seconds)}
+def compared(
+    seconds: dict[str, list[float]], more: Callable[[str, float], Row] = lambda way, median: {}, what: str = "way"
+) -> list[Row]:
+    """A row for each way: its name, its seconds (median, least, most), what `more` says, and the machine.
+
+    Args:
+        seconds: seconds of each way, as `in_turn` returns them.
+        more: further columns, from the name of a way and the median of its seconds.
+        what: the column of the names.
+    """
+    rows: list[Row] = []
+    for way, values in seconds.items():
+        median = statistics.median(values)
+        rows.append({what: way, "seconds": median, "from": min(values), "to": max(values)} | more(way, median))
+        print(rows[-1], flush=True)
+    return [row | {"machine": machine()} for row in rows]
 
 
 def in_its_own_process(function: Callable, *arguments):
@@ -45,7 +62,7 @@ def growth(run: Callable[[], object]) -> float:
         torch.cuda.reset_peak_memory_stats()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**30
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is forgotten: what comes is that of `run`
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak: what follows is that of `run`
     before = resident()
     run()
     return (_status("VmHWM") - before) / 2**20
@@ -58,34 +75,32 @@ def resident() -> int:
 
 def _status(name: str) -> int:
     """KiB, of this process (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    return int(re.search(rf"^{name}:\s*(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)[1])
 
 
-def matmul_flops(size: int = 2048, repeats: int = 7) -> float:
+def matmul_flops(size: int = 2048) -> float:
     """FLOP per second of a large float32 product: what this machine can do."""
-    a, b = torch.randn(2, size, size)
-    times = []
-    for _ in range(repeats):
-        before = time.perf_counter()
-        torch.mm(a, b)
-        times.append(time.perf_counter() - before)
-    return 2 * size**3 / min(times)
+    (seconds,) = in_turn({"product": partial(torch.mm, *torch.randn(2, size, size))}, turns=7).values()
+    return 2 * size**3 / min(seconds)
 
 
 def machine() -> str:
-    """What the figures were taken on."""
+    """What the figures were measured on."""
     info = Path("/proc/cpuinfo")
-    model = platform.processor() or platform.machine()
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
+    named = re.search(r"^model name\s*:(.*)", info.read_text(), re.MULTILINE) if info.exists() else None
+    model = named[1].strip() if named else platform.processor() or platform.machine()
     if torch.cuda.is_available():
         model = torch.cuda.get_device_name()
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
 
 
-def timed_table(rows: list[Row]) -> str:
-    """Rows that say what machine they were taken on as Markdown: it stands below them, once."""
-    shown = [{name: value for name, value in row.items() if name != "machine"} for row in rows]
-    return f"{table(shown)}\n\n({rows[0]['machine']})"
+def transformer(vocab_size: int, length: int, width: int, blocks: int) -> dict:
+    """The fields of a configuration: heads of 64, an MLP of four times the width."""
+    return dict(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=blocks,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+        max_position_embeddings=length,
+    )

@@ -1,17 +1,14 @@
 """Time and peak memory of a training step, in ways that share the transformer.
 
-    python -m benchmarks.training_step                  # or one of its parts:
-    python -m benchmarks.training_step lm1b-32
+    python -m benchmarks.training_step             # or one size: python -m benchmarks.training_step lm1b-32
 
     ours          FLMModel(labels=...): embedded noise, loss in chunks
     dense         the same loss as the paper writes it: noise and state of size batch x length x V, all logits at once
     masked LM     what a masked language model of this transformer costs: no noise, all logits at once
     distillation  FMLMTrainer with the paper's split, semigroup objective; compared with ours
 
-A step is forward, backward and AdamW. The ways run in turn, in one process. Memory is what a step needs beyond the
-loaded model, gradients and optimiser states included, each way in a process of its own. Utilisation: the products of
-the masked-LM step (the useful work, the same for the first three) per second, as a share of what a large product
-reaches.
+Memory is what two steps need beyond the loaded model, gradients and optimiser states included. Useful products are
+those of the masked-LM step, which all losses have in common.
 """
 
 import statistics
@@ -30,13 +27,12 @@ from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 from modeling_flm.flow_flm import interpolate
 from trainers import FLMTrainer, FLMTrainingArguments, FMLMTrainer, FMLMTrainingArguments
 
-from .results import ROOT, Row, measure_parts
-from .timing import growth, in_its_own_process, in_turn, machine, matmul_flops, spread, timed_table
+from .results import ROOT, Row, measure_parts, page, sections
+from .timing import DEVICE, compared, growth, in_its_own_process, in_turn, matmul_flops, transformer
 
 RESULTS = ROOT / "benchmarks" / "training_step.json"
 WIDTH, BLOCKS = 512, 8
 TURNS = 3
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,12 @@ class Size:
     @property
     def tokens(self) -> int:
         return self.batch_size * self.length
+
+    def __str__(self) -> str:
+        return f"V {self.vocab_size:,}, {self.batch_size} x {self.length:,} = {self.tokens:,} tokens"
+
+    def config(self) -> dict:
+        return transformer(self.vocab_size, self.length, WIDTH, BLOCKS)
 
 
 SIZES = {
@@ -81,21 +83,10 @@ def _all_logits(model: FLMModel, state: Tensor, tau: Tensor) -> Tensor:
 LOSSES = {"ours": ours, "dense": dense, "masked LM": masked_lm}
 
 
-def config(size: Size) -> dict:
-    return dict(
-        vocab_size=size.vocab_size,
-        hidden_size=WIDTH,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=WIDTH // 64,
-        intermediate_size=4 * WIDTH,
-        max_position_embeddings=size.length,
-    )
-
-
 def steps_of_a_flow(size: Size) -> dict[str, Callable[[], None]]:
     """A training step of one model, with each of the losses."""
     torch.manual_seed(0)
-    model = FLMModel(FLMConfig(**config(size))).to(DEVICE)
+    model = FLMModel(FLMConfig(**size.config())).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(0, size.vocab_size, (size.batch_size, size.length), device=DEVICE)
 
@@ -114,19 +105,13 @@ def trainer(kind: str, size: Size, folder: str, micro_batches: int = 1) -> FLMTr
     torch.manual_seed(0)
     rows = torch.randint(0, size.vocab_size, (micro_batches * size.batch_size, size.length)).tolist()
     data = {"train_dataset": Dataset.from_dict({"input_ids": rows})}
-    settings = dict(
-        per_device_train_batch_size=size.batch_size,
-        gradient_accumulation_steps=micro_batches,
-        report_to="none",
-        use_cpu=DEVICE == "cpu",
-        bf16=DEVICE == "cuda",
-        ema_decay=0,
-    )
-    flow = FLMModel(FLMConfig(**config(size)))
+    settings = dict(per_device_train_batch_size=size.batch_size, gradient_accumulation_steps=micro_batches)
+    settings |= dict(report_to="none", use_cpu=DEVICE == "cpu", bf16=DEVICE == "cuda", ema_decay=0)
+    flow = FLMModel(FLMConfig(**size.config()))
     if kind == "flow":
         made = FLMTrainer(flow, FLMTrainingArguments(folder, **settings), **data)
     else:
-        student = FMLMModel(FMLMConfig(**config(size)))
+        student = FMLMModel(FMLMConfig(**size.config()))
         made = FMLMTrainer(student, flow, FMLMTrainingArguments(folder, **settings), **data)
     made.create_optimizer()
     made.current_gradient_accumulation_steps = micro_batches
@@ -134,7 +119,6 @@ def trainer(kind: str, size: Size, folder: str, micro_batches: int = 1) -> FLMTr
 
 
 def step_of_a_map(size: Size, folder: str) -> Callable[[], None]:
-    """A distillation step."""
     made = trainer("map", size, folder)
     batch = next(iter(made.get_train_dataloader()))
 
@@ -163,34 +147,30 @@ def measure(name: str) -> list[Row]:
         peak = matmul_flops()
         seconds = in_turn(ways, TURNS)
     del ways
-    baseline = {way: statistics.median(seconds["ours" if way == "distillation" else "masked LM"]) for way in seconds}
-    rows: list[Row] = []
-    for way, values in seconds.items():
-        median = statistics.median(values)
-        row: Row = {"way": way} | spread(values)
-        row["x masked LM"] = median / baseline[way] if way != "distillation" else None
-        row["x ours"] = median / baseline[way] if way == "distillation" else None
-        row["tokens a second"] = size.tokens / median
-        if way != "distillation" and DEVICE == "cpu":
+    masked, flow = (statistics.median(seconds[way]) for way in ("masked LM", "ours"))
+
+    def more(way: str, median: float) -> Row:
+        of_a_flow = way != "distillation"
+        row: Row = {"x masked LM": median / masked if of_a_flow else None}
+        row |= {"x ours": None if of_a_flow else median / flow, "tokens a second": size.tokens / median}
+        if of_a_flow and DEVICE == "cpu":
             row["utilisation"] = counter.get_total_flops() / median / peak
-        rows.append(row | {"peak GiB": in_its_own_process(memory, size, way)})
-        print(rows[-1], flush=True)
-    return [row | {"machine": machine()} for row in rows]
+        return row | {"peak GiB": in_its_own_process(memory, size, way)}
+
+    return compared(seconds, more)
+
+
+ABOUT = f"""
+# A training step
+
+`python -m benchmarks.training_step` measures everything here anew. Forward, backward and AdamW, float32 on
+a CPU; d {WIDTH}, {BLOCKS} blocks; median of {TURNS}, run in turn. Memory: beyond the loaded model.
+Utilisation: useful products per second against those of one large product.
+"""
 
 
 def report(results: dict[str, list[Row]]) -> str:
-    text = [
-        "# A training step",
-        "",
-        "`python -m benchmarks.training_step` measures everything here anew. Forward, backward and AdamW, float32 on",
-        f"a CPU; d {WIDTH}, {BLOCKS} blocks; median of {TURNS}, run in turn. Memory: beyond the loaded model.",
-        "Utilisation: useful products per second against those of one large product.",
-    ]
-    for name, size in SIZES.items():
-        if name in results:
-            title = f"## V {size.vocab_size:,}, {size.batch_size} x {size.length:,} = {size.tokens:,} tokens"
-            text += ["", title, "", timed_table(results[name])]
-    return "\n".join(text) + "\n"
+    return page(ABOUT, *sections(results, {name: str(size) for name, size in SIZES.items()}))
 
 
 if __name__ == "__main__":

@@ -56,13 +56,8 @@ def main() -> None:
     last = last_whole_checkpoint(args.output_dir)
     trainer.train(resume_from_checkpoint=last and str(last))
     # Plain sampling of whole rows. The Trainer has put the tokenizer's EOS into the configuration meanwhile.
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        top_k=0,
-        max_length=config.n_positions,
-        bos_token_id=config.bos_token_id,
-        pad_token_id=config.pad_token_id,
-    )
+    special = dict(bos_token_id=config.bos_token_id, pad_token_id=config.pad_token_id)
+    model.generation_config = GenerationConfig(do_sample=True, top_k=0, max_length=config.n_positions, **special)
     trainer.save_model()
 
 

@@ -34,17 +34,15 @@ class MDLMTrainer(FLMTrainer):
         state = self.model.embed_state(ids.masked_fill(masked, self.model.config.mask_token_id))
         hidden = model(inputs_embeds=state, timesteps=torch.zeros_like(time), output_logits=False).last_hidden_state
         weights = (1 / time)[:, None].expand_as(ids)[masked]
-        weight, bias = self.model.output_layer()
-        head, cap = (weight, bias), self.model.config.final_logit_softcapping
+        head, cap = self.model.output_layer(), self.model.config.final_logit_softcapping
         loss = chunked_cross_entropy(hidden[masked], *head, ids[masked].long(), weights, cap)[0] / num_items_in_batch
         return (loss, {}) if return_outputs else loss
 
 
 def sample(model: FLMModel, num_steps: int, count: int, temperature: float, seed: int) -> Tensor:
     """Ids (count, length) in `num_steps` evaluations of the network."""
-    config = model.config
-    length = config.max_position_embeddings
-    return sample_masked(model, config.mask_token_id, count, length, num_steps, temperature, seed)
+    mask, length = model.config.mask_token_id, model.config.max_position_embeddings
+    return sample_masked(model, mask, count, length, num_steps, temperature, seed)
 
 
 @torch.no_grad()
