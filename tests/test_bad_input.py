@@ -8,7 +8,7 @@ import torch
 from tiny import random_ids, tiny_config, tiny_model
 from transformers import GenerationConfig
 
-from modeling_flm import FlowGenerationConfig, vocabulary_flm
+from modeling_flm import FLMModel, FlowGenerationConfig
 
 IDS = random_ids(2, 12)
 PROMPT = IDS[:, :4]
@@ -16,9 +16,9 @@ NAN, INF = math.nan, math.inf
 FLM, FMLM = tiny_model().requires_grad_(False), tiny_model("fmlm").requires_grad_(False)
 
 
-def case(message: str, error: type[Exception] = ValueError, **arguments):
+def case(message: str, error: type[Exception] = ValueError, model: FLMModel = FLM, **arguments):
     """A row of a table: what the message must match, and the arguments that bring it about."""
-    return pytest.param(arguments, error, message, id=f"{message} {', '.join(arguments)}"[:60])
+    return pytest.param(model, arguments, error, message, id=f"{message} {', '.join(arguments)}"[:60])
 
 
 def ids_with(value: int) -> torch.Tensor:
@@ -61,17 +61,16 @@ def test_config(model_type, field):
 
 # -- forward ----------------------------------------------------------------------------------------------------------
 
-STATE = torch.zeros(2, 12, 32)
+OUTSIDE, LIE_IN = "outside the vocabulary", "`timesteps` must lie in \\[0, 1\\].* reach"
+STATE, DENSE = torch.zeros(2, 12, 32), torch.zeros(2, 12, 61)
+MAP, AT = {"model": FMLM}, {"input_ids": IDS, "timesteps": 0.5}
 HALF_LABELLED = IDS.masked_fill(torch.arange(12) < 6, -100)
 PADDING = (torch.arange(12) < 5).long().expand(2, 12)
 
 FORWARD = [
     # ids
-    case("`labels` contain the id 61, outside the vocabulary", labels=ids_with(61)),
-    case("`labels` contain the id -1, outside the vocabulary", labels=ids_with(-1)),
-    case("`labels` contain the id -101, outside the vocabulary", labels=ids_with(-101)),
-    case("`input_ids` contain the id 61, outside the vocabulary", input_ids=ids_with(61), timesteps=0.5),
-    case("`input_ids` contain the id -1, outside the vocabulary", input_ids=ids_with(-1), timesteps=0.5),
+    *(case(f"`labels` contain the id {x}, {OUTSIDE}", labels=ids_with(x)) for x in (61, -1, -101)),
+    *(case(f"`input_ids` contain the id {x}, {OUTSIDE}", input_ids=ids_with(x), timesteps=0.5) for x in (61, -1)),
     case("`input_ids` contain the id -100, outside", input_ids=HALF_LABELLED, labels=HALF_LABELLED),
     case("`labels` must be the `input_ids` or -100", input_ids=IDS, labels=IDS.roll(-1, dims=1)),
     case("`labels` of -100 leave a token unknown: give `input_ids`", labels=HALF_LABELLED),
@@ -81,15 +80,13 @@ FORWARD = [
     case("`labels` must be an integer tensor .* but is list", labels=IDS.tolist()),
     case("`labels` must be an integer tensor .* but is .* \\(12,\\)", labels=IDS[0]),
     case("`input_ids` must be an integer tensor .* but is torch.float32", input_ids=IDS.float(), timesteps=0.5),
-    case("`input_ids` must be .* `embed_state`", input_ids=torch.zeros(2, 12, 61), timesteps=0.5),
+    case("`input_ids` must be .* `embed_state`", input_ids=DENSE, timesteps=0.5),
     case("`input_ids` must be an integer tensor", input_ids=IDS[None], timesteps=0.5),
     # shapes
     case("`labels` has shape \\(2, 11\\), but the input is", input_ids=IDS, labels=IDS[:, 1:]),
     case("`labels` has shape \\(1, 12\\), but the input is", input_ids=IDS, labels=IDS[:1]),
     case("`labels` has shape \\(2, 11\\)", inputs_embeds=STATE, timesteps=0.5, labels=IDS[:, 1:]),
-    case(
-        "`inputs_embeds` has shape \\(2, 12, 61\\).*embed_state", inputs_embeds=torch.zeros(2, 12, 61), timesteps=0.5
-    ),
+    case("`inputs_embeds` has shape \\(2, 12, 61\\).*embed_state", inputs_embeds=DENSE, timesteps=0.5),
     case("`inputs_embeds` has shape \\(12, 32\\)", inputs_embeds=STATE[0], timesteps=0.5),
     case("`attention_mask` has shape \\(2, 11\\)", labels=IDS, attention_mask=PADDING[:, 1:]),
     case("`attention_mask` has shape \\(1, 12\\)", labels=IDS, attention_mask=PADDING[:1]),
@@ -104,61 +101,47 @@ FORWARD = [
     case("`timesteps` is missing", input_ids=IDS),
     case("`timesteps` is missing", inputs_embeds=STATE),
     case("`timesteps` is missing", inputs_embeds=STATE, labels=IDS),
-    case("`timesteps` must lie in \\[0, 1\\].* reach 1.5", labels=IDS, timesteps=torch.tensor([0.5, 1.5])),
-    case("`timesteps` must lie in \\[0, 1\\].* reach -0.5", labels=IDS, timesteps=torch.tensor([-0.5, 1])),
-    case("`timesteps` must lie in \\[0, 1\\].* reach nan", labels=IDS, timesteps=torch.tensor([0.5, NAN])),
-    case("`timesteps` must lie in \\[0, 1\\].* reach 500", input_ids=IDS, timesteps=500),
-    case("`timesteps` must lie in \\[0, 1\\].* reach nan", input_ids=IDS, timesteps=NAN),
-    case("`timesteps` must lie in \\[0, 1\\].* reach 2.0", input_ids=IDS, timesteps=[0.5, 2.0]),
+    *(case(f"{LIE_IN} {x}", labels=IDS, timesteps=torch.tensor([0.5, x])) for x in (1.5, -0.5, NAN)),
+    *(case(f"{LIE_IN} {x}", input_ids=IDS, timesteps=x) for x in (500, NAN)),
+    case(f"{LIE_IN} 2.0", input_ids=IDS, timesteps=[0.5, 2.0]),
     case("`timesteps` must be times in \\[0, 1\\], but is 'now'", input_ids=IDS, timesteps="now"),
     case("`timesteps` has shape \\(3,\\), but must be \\(2,\\)", labels=IDS, timesteps=torch.rand(3)),
     case("`timesteps` has shape \\(2, 1\\)", input_ids=IDS, timesteps=torch.rand(2, 1)),
     case("`timesteps` has shape \\(2, 12\\)", input_ids=IDS, timesteps=torch.rand(2, 12)),
-    case("`target_timesteps` needs a two-time model", input_ids=IDS, timesteps=0.5, target_timesteps=1.0),
+    case("`target_timesteps` needs a two-time model", **AT, target_timesteps=1.0),
     # what is scored, and noise
     case("no position to score: all `labels` are -100", input_ids=IDS, labels=torch.full_like(IDS, -100)),
     case("no position to score.* padding", labels=IDS, attention_mask=torch.zeros_like(IDS)),
     case("no position to score.* conditioning", labels=IDS, conditioning_mask=torch.ones_like(IDS, dtype=torch.bool)),
     case("`noise_seed` has 3 entries for 2 sequences", labels=IDS, noise_seed=torch.tensor([1, 2, 3])),
-    case("`noise_seed` must be integers, one per sequence", labels=IDS, noise_seed=3),
-    case("`noise_seed` must be integers, one per sequence", labels=IDS, noise_seed=torch.tensor(3)),
-    case("`noise_seed` must be integers", labels=IDS, noise_seed=torch.tensor([1.0, 2.0])),
-    case("`noise_seed` must be integers", labels=IDS, noise_seed=torch.tensor([[1], [2]])),
+    *(case("`noise_seed` must be integers, one per sequence", labels=IDS, noise_seed=x) for x in (3, torch.tensor(3))),
+    *(case("`noise_seed` must be integers", labels=IDS, noise_seed=torch.tensor(x)) for x in ([1.0, 2.0], [[1], [2]])),
     case("`noise_seed` must lie in \\[-2\\*\\*63, 2\\*\\*64\\)", labels=IDS, noise_seed=[1, 2**64]),
     case("`noise_seed`\\) or `generator`, not both", labels=IDS, noise_seed=[1, 2], generator=torch.Generator()),
-    case("`noise_seed` and `generator` noise `labels`", input_ids=IDS, timesteps=0.5, noise_seed=[1, 2]),
+    case("`noise_seed` and `generator` noise `labels`", **AT, noise_seed=[1, 2]),
     case("`noise_seed` and `generator` noise", inputs_embeds=STATE, timesteps=0.5, generator=torch.Generator()),
     # what does not go together
     case("give `labels` .* or `input_ids` or `inputs_embeds`"),
     case("give `labels`", timesteps=0.5),
     case("give `input_ids` or `inputs_embeds`, not both", input_ids=IDS, inputs_embeds=STATE, timesteps=0.5),
-    case("`conditioning_mask` .* no `labels`", input_ids=IDS, timesteps=0.5, conditioning_mask=PADDING.bool()),
-    case("`labels`.* leave out `label_smoothing_factor`", input_ids=IDS, timesteps=0.5, num_items_in_batch=24),
+    case("`conditioning_mask` .* no `labels`", **AT, conditioning_mask=PADDING.bool()),
+    case("`labels`.* leave out `label_smoothing_factor`", **AT, num_items_in_batch=24),
     case("unexpected arguments \\['position_ids'\\].* pad them", TypeError, labels=IDS, position_ids=IDS),
     case("unexpected arguments \\['output_attentions'\\]", TypeError, labels=IDS, output_attentions=True),
+    # a flow map
+    case("`labels` train the denoiser.*`target_timesteps`", **MAP, labels=IDS, timesteps=0.5, target_timesteps=1.0),
+    case("`labels` train the denoiser", **MAP, labels=IDS, target_timesteps=1.0),
+    case("`target_timesteps` must lie in \\[0, 1\\]", **MAP, **AT, target_timesteps=1.5),
+    case("`target_timesteps` must lie in .* reach nan", **MAP, **AT, target_timesteps=[1.0, NAN]),
+    case("`target_timesteps` has shape \\(3,\\)", **MAP, **AT, target_timesteps=torch.ones(3)),
+    case("`target_timesteps` must not be less than `timesteps`", **MAP, **AT, target_timesteps=0.4),
 ]
 
 
-@pytest.mark.parametrize("arguments, error, message", FORWARD)
-def test_forward(arguments, error, message):
+@pytest.mark.parametrize("model, arguments, error, message", FORWARD)
+def test_forward(model, arguments, error, message):
     with pytest.raises(error, match=message):
-        FLM(**arguments)
-
-
-FORWARD_FMLM = [
-    case("`labels` train the denoiser.*`target_timesteps`", labels=IDS, timesteps=0.5, target_timesteps=1.0),
-    case("`labels` train the denoiser", labels=IDS, target_timesteps=1.0),
-    case("`target_timesteps` must lie in \\[0, 1\\]", input_ids=IDS, timesteps=0.5, target_timesteps=1.5),
-    case("`target_timesteps` must lie in .* reach nan", input_ids=IDS, timesteps=0.5, target_timesteps=[1.0, NAN]),
-    case("`target_timesteps` has shape \\(3,\\)", input_ids=IDS, timesteps=0.5, target_timesteps=torch.ones(3)),
-    case("`target_timesteps` must not be less than `timesteps`", input_ids=IDS, timesteps=0.5, target_timesteps=0.4),
-]
-
-
-@pytest.mark.parametrize("arguments, error, message", FORWARD_FMLM)
-def test_forward_of_an_fmlm(arguments, error, message):
-    with pytest.raises(error, match=message):
-        FMLM(**arguments)
+        model(**arguments)
 
 
 def test_embed_state():
@@ -184,6 +167,8 @@ def test_attn_implementation(implementation, error, message):
 # -- generate ---------------------------------------------------------------------------------------------------------
 
 INTEGER = "must be an integer >= 1, but is"
+EULER, BRIDGE, SHORT = {"sampler": "euler"}, {"sampler": "bridge"}, tiny_model(max_position_embeddings=9)
+BAD_GRIDS = (3, [], [0.1], [0, 0.5, 0.5], [0, 1.0], [0, "a"], [0, NAN])
 GENERATE = [
     *(case(f"`num_steps` {INTEGER} {value!r}", num_steps=value) for value in (0, -1, 1.5, True, "4")),
     *(case(f"`max_length` {INTEGER} {value!r}", max_length=value) for value in (0, -1, 4.0, True)),
@@ -204,24 +189,16 @@ GENERATE = [
     case("`tokenizer` must be a tokenizer, but is 3", tokenizer=3),
     case("`generation_config` must be a GenerationConfig", generation_config={"num_steps": 4}),
     # samplers
-    case(
-        '`temperature` is a setting of sampler="bridge"; "euler" has no use for it', sampler="euler", temperature=0.7
-    ),
+    case('`temperature` is a setting of sampler="bridge"; "euler" has no use for it', **EULER, temperature=0.7),
     case("`temperature` is a setting", generation_config=FlowGenerationConfig(sampler="euler", temperature=0.7)),
     case("`top_p` must be a number in", generation_config=GenerationConfig(do_sample=True), top_p=7.0),
     case('`gamma` is a setting of sampler="flow_map"; "bridge" has no use', sampler="bridge", gamma=0.5),
-    *(
-        case("`temperature` must be a number >= 0", sampler="bridge", temperature=value)
-        for value in (-0.1, NAN, INF, "hot", True)
-    ),
-    *(case("`top_p` must be a number in \\(0, 1\\]", sampler="bridge", top_p=value) for value in (0, 1.1, NAN)),
+    *(case("`temperature` must be a number >= 0", **BRIDGE, temperature=x) for x in (-0.1, NAN, INF, "hot", True)),
+    *(case("`top_p` must be a number in \\(0, 1\\]", **BRIDGE, top_p=x) for x in (0, 1.1, NAN)),
     *(case("`top_k` must be an integer >= 1", sampler="bridge", top_k=value) for value in (0, 2.0, -1)),
     *(case("`gamma` must be a number in \\[0, 1\\]", gamma=value) for value in (-0.1, 1.1)),
     case("`renoise` must be one of official, markov, but is 'no'", renoise="no"),
-    *(
-        case("`timesteps` must ascend from 0 and stay below 1", timesteps=value)
-        for value in (3, [], [0.1], [0, 0.5, 0.5], [0, 1.0], [0, "a"], [0, NAN])
-    ),
+    *(case("`timesteps` must ascend from 0 and stay below 1", timesteps=grid) for grid in BAD_GRIDS),
     case("`num_steps` is 3, but `timesteps` has 2 entries", num_steps=3, timesteps=[0, 0.5]),
     # guidance
     *(case("`guidance_scale` must be a number >= 0", input_ids=PROMPT, guidance_scale=x) for x in (-1, NAN, INF, "2")),
@@ -232,12 +209,9 @@ GENERATE = [
     case("not both: there is one weak network", guidance_scale=2, guidance_model=FLM, guidance_dropout=0.1),
     case("`guidance_model` must be a flow language model, but is str", guidance_scale=2, guidance_model="gpt2"),
     case("vocab_size 23, but the model has 61", guidance_scale=2, guidance_model=tiny_model(vocab_size=23)),
-    case(
-        "max_position_embeddings 9, but the model has 12",
-        guidance_scale=2,
-        guidance_model=tiny_model(max_position_embeddings=9),
-    ),
+    case("max_position_embeddings 9, but the model has 12", guidance_scale=2, guidance_model=SHORT),
     case("`guidance_model` is on meta", guidance_scale=2, guidance_model=copy.deepcopy(FLM).to("meta")),
+    case('sampler="flow_map" asks `guidance_model` for jumps too', **MAP, guidance_scale=2, guidance_model=FLM),
     case('which sampler="bridge" cannot draw from', sampler="bridge", guidance_scale=2, guidance_dropout=0.1),
     case("`reward_scale` is that of a `reward_fn`, but there is none", reward_scale=2),
     case("`reward_scale` must be a number that is finite", reward_scale=INF),
@@ -271,10 +245,8 @@ GENERATE = [
     case("`eos_token_id` contain the id 61", pad_after_eos=True, eos_token_id=[3, 61], pad_token_id=0),
     case("`pad_token_id` contain the id 61", pad_after_eos=True, eos_token_id=3, pad_token_id=61),
     # prompts
-    case("`input_ids` contain the id 61, outside the vocabulary", input_ids=ids_with(61)[:, :4]),
-    case("`input_ids` contain the id -1, outside the vocabulary", input_ids=ids_with(-1)[:, :4]),
-    case("`input_ids` must be an integer tensor", input_ids=PROMPT.float()),
-    case("`input_ids` must be an integer tensor", input_ids=PROMPT > 3),
+    *(case(f"`input_ids` contain the id {x}, {OUTSIDE}", input_ids=ids_with(x)[:, :4]) for x in (61, -1)),
+    *(case("`input_ids` must be an integer tensor", input_ids=x) for x in (PROMPT.float(), PROMPT > 3)),
     case("`input_ids` must be an integer tensor \\(batch, prompt length\\)", input_ids=PROMPT[0]),
     case("`input_ids` must be an integer tensor", input_ids=PROMPT.tolist()),
     case("`input_ids` must be .* batch >= 1", input_ids=PROMPT[:0]),
@@ -292,15 +264,10 @@ GENERATE = [
 ]
 
 
-@pytest.mark.parametrize("arguments, error, message", GENERATE)
-def test_generate(arguments, error, message):
+@pytest.mark.parametrize("model, arguments, error, message", GENERATE)
+def test_generate(model, arguments, error, message):
     with pytest.raises(error, match=message):
-        FLM.generate(**arguments)
-
-
-def test_a_flow_map_is_not_guided_by_a_denoiser():
-    with pytest.raises(ValueError, match='sampler="flow_map" asks `guidance_model` for jumps too'):
-        FMLM.generate(guidance_scale=2, guidance_model=FLM)
+        model.generate(**arguments)
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
@@ -315,8 +282,8 @@ def test_generate_with_broken_weights(weight, bad, num_steps):
 
 
 def test_generate_finds_one_broken_block_of_the_vocabulary(monkeypatch):
-    monkeypatch.setattr(vocabulary_flm, "_CPU_BLOCK", 1)
-    monkeypatch.setattr(vocabulary_flm, "_COLUMNS", 64)
+    monkeypatch.setattr("modeling_flm.vocabulary_flm._CPU_BLOCK", 1)
+    monkeypatch.setattr("modeling_flm.vocabulary_flm._COLUMNS", 64)
     model = tiny_model(vocab_size=200)
     with torch.no_grad():
         model.lm_head.bias[100] = NAN

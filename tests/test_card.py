@@ -9,34 +9,22 @@ import pytest
 import yaml
 from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCard
-from tiny import random_ids, tiny_model
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from training import arguments, counting_rows, fresh_model
-from transformers import AutoModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from tiny import number_tokenizer, random_ids, tiny_model
+from training import arguments, counting_rows, fresh_model, plain_arguments
+from transformers import AutoModel, Trainer
 
 from benchmarks.cards import SAMPLES, card, draw, shipped
 from benchmarks.few_step import RESULTS
 from benchmarks.results import HUB
 from command.main import main
 from hub_cards.push import card_in, remarks
-from trainers import FLMTrainer, FLMTrainingArguments
+from trainers import FLMTrainer
 from trainers.model_card import END, Samples, in_repository, model_card
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-
 RESULT = EvalResult("text-generation", "text", "held-out rows", "perplexity", 71.25, metric_args={"steps": 8})
-WHOLE = dict(
-    name="org/map",
-    model_type="fmlm",
-    parameters=4_100_000,
-    writes="four tokens",
-    num_steps=1,
-    made=["Data: rows."],
-    quality="Measured.",
-    limits="Small.",
-    results=[RESULT],
-)
+WHOLE = dict(name="org/map", model_type="fmlm", parameters=4_100_000, writes="four tokens", num_steps=1)
+WHOLE |= dict(made=["Data: rows."], quality="Measured.", limits="Small.", results=[RESULT])
 
 
 def test_a_card_is_read_back_as_it_was_written():
@@ -66,10 +54,9 @@ def test_what_is_not_finite_is_not_stated():
 
 def test_a_trainer_writes_the_card_beside_the_model(tmp_path):
     rows = Dataset.from_dict({"input_ids": random_ids(8, 12).tolist()})
-    args = FLMTrainingArguments(
-        str(tmp_path / "run"), max_steps=2, per_device_train_batch_size=4, logging_steps=1, use_cpu=True,
-        report_to="none", eval_strategy="steps", eval_steps=1, seed=7,
-    )  # fmt: skip
+    args = arguments(
+        tmp_path / "run", max_steps=2, per_device_train_batch_size=4, eval_strategy="steps", eval_steps=1, seed=7
+    )
     trainer = FLMTrainer(tiny_model(), args, train_dataset=rows, eval_dataset=rows)
     trainer.trained_on = ["org/rows"]
     trainer.train()
@@ -122,17 +109,13 @@ def test_the_cards_of_the_shipped_models_resolve_in_any_organisation(tmp_path):
         (copy / "README.md").write_text(card(folder, measured))
     for name in sorted(names):
         text = card_in(tmp_path / name, f"org/{name}")
-        data = ModelCard(text).data
-        assert data.base_model == (
-            "org/" + name.removeprefix("fm").replace("lm-", "flm-", 1) if name[1] == "m" else None
-        )
-        assert data.base_model is None or data.base_model.removeprefix("org/") in names
+        data, flow = ModelCard(text).data, name.replace("fmlm-", "flm-")
+        assert data.base_model == (f"org/{flow}" if name != flow else None) and flow in names
         assert all(link.startswith("https://") for link in LINK.findall(text))
         assert set(re.findall(r'(?:from_pretrained\(|model=)"([^"]+)"', text)) == {f"org/{name}"}
-        assert "## Samples" in text and text.count("`generate(num_steps=") == (4 if name[1] == "m" else 2)
-        assert remarks(text, {}, f"org/{name}") == [
-            "the card names no data set on the Hub (flm card --dataset org/name)."  # their data is not there
-        ]
+        assert "## Samples" in text and text.count("`generate(num_steps=") == (4 if name != flow else 2)
+        (remark,) = remarks(text, {}, f"org/{name}")  # their data is not there
+        assert remark == "the card names no data set on the Hub (flm card --dataset org/name)."
 
 
 def test_the_samples_of_the_shipped_models_are_theirs():
@@ -142,10 +125,7 @@ def test_the_samples_of_the_shipped_models_are_theirs():
 # -- what a training leaves -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    words = {f"w{i}": i for i in range(61)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), pad_token="w60")
+TOKENIZER = number_tokenizer(pad_token="60")
 
 
 def written(text: str) -> list[tuple[int, int, str]]:
@@ -154,15 +134,16 @@ def written(text: str) -> list[tuple[int, int, str]]:
     return [(int(steps), int(seed), sample) for steps, seed, sample in found]
 
 
-def redrawn(folder: Path, tokenizer, samples: list[tuple[int, int, str]]) -> list[str]:
+def are_of(folder: Path, samples: list[tuple[int, int, str]]) -> bool:
+    """Whether the model in a folder writes these samples."""
     model = AutoModel.from_pretrained(folder).eval()
-    return [tokenizer.decode(model.generate(num_steps=steps, seed=seed)[0]) for steps, seed, _ in samples]
+    return all(TOKENIZER.decode(model.generate(num_steps=n, seed=seed)[0]) == text for n, seed, text in samples)
 
 
-def test_the_card_of_a_training_holds_its_own_samples(tmp_path, tokenizer):
+def test_the_card_of_a_training_holds_its_own_samples(tmp_path):
     stale = {"step": 4, "num_steps": 1, "samples": ["of an earlier run"]}
     (tmp_path / "samples.jsonl").write_text(json.dumps(stale) + "\n")
-    data = dict(train_dataset=counting_rows(16), eval_dataset=counting_rows(4, 40), processing_class=tokenizer)
+    data = dict(train_dataset=counting_rows(16), eval_dataset=counting_rows(4, 40), processing_class=TOKENIZER)
     for num_samples in (0, 3):
         args = arguments(
             tmp_path, num_samples=num_samples, sample_num_steps=[1, 2], eval_strategy="steps", eval_steps=2
@@ -174,30 +155,23 @@ def test_the_card_of_a_training_holds_its_own_samples(tmp_path, tokenizer):
         assert "of an earlier run" not in text and ("## Samples" in text) == (num_samples > 0)
     samples = written(text)
     assert [(steps, seed) for steps, seed, _ in samples] == [(1, 42), (1, 43), (2, 42), (2, 43)]
-    assert redrawn(tmp_path, tokenizer, samples) == [sample for _, _, sample in samples]
-    assert text.count(", after 4 steps of training:") == 4
+    assert are_of(tmp_path, samples) and text.count(", after 4 steps of training:") == 4
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory, tokenizer) -> Path:
+def plain(tmp_path_factory) -> Path:
     """What the plain Trainer leaves: without a card, its log in a checkpoint."""
     folder = tmp_path_factory.mktemp("plain") / "model"
-    args = TrainingArguments(
-        str(folder), max_steps=4, save_steps=2, eval_strategy="steps", eval_steps=2, logging_steps=1, use_cpu=True,
-        per_device_train_batch_size=4, report_to="none", disable_tqdm=True, learning_rate=3e-3,
-    )  # fmt: skip
+    saved = dict(save_strategy="steps", save_steps=2, per_device_train_batch_size=4)
+    args = plain_arguments(folder, **saved, eval_strategy="steps", eval_steps=2)
     rows = counting_rows(8).map(lambda row: {"labels": row["input_ids"]})
-    trainer = Trainer(fresh_model(), args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    trainer = Trainer(fresh_model(), args, train_dataset=rows, eval_dataset=rows, processing_class=TOKENIZER)
     trainer.train()
     trainer.save_model()
     return folder
 
 
-def log_of(folder: Path) -> list[dict]:
-    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
-
-
-def test_flm_card_writes_what_the_folder_tells(plain, tmp_path, tokenizer, capsys):
+def test_flm_card_writes_what_the_folder_tells(plain, tmp_path, capsys):
     folder = shutil.copytree(plain, tmp_path / "model")
     code = {path.name: path.read_bytes() for path in folder.glob("*_flm.py")}
     generation = json.loads((folder / "generation_config.json").read_text())
@@ -213,15 +187,14 @@ def test_flm_card_writes_what_the_folder_tells(plain, tmp_path, tokenizer, capsy
     data = ModelCard(text).data
     assert (data.license, data.datasets, data.base_model) == ("mit", ["me/rows"], None)
     (result,) = data.eval_results
-    assert result.metric_value == [e["eval_loss"] for e in log_of(folder / "checkpoint-4") if "eval_loss" in e][-1]
+    log = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert result.metric_value == [entry["eval_loss"] for entry in log if "eval_loss" in entry][-1]
     for line in ("Data: me/rows.", "Steps of training: 4, by `checkpoint-4/trainer_state.json`."):
         assert f"* {line}\n" in text
     assert "at most 0.003," in text and 'from_pretrained("me/plain"' in text and "0.0 M parameters" in text
     samples = written(text)
-    assert [(steps, seed) for steps, seed, _ in samples] == [(64, 0), (64, 1)]
-    assert redrawn(folder, tokenizer, samples) == [sample for _, _, sample in samples]
-    assert main(["push", str(folder), "me/plain", "--dry-run"]) == 0
-    assert capsys.readouterr().err == ""
+    assert [(steps, seed) for steps, seed, _ in samples] == [(64, 0), (64, 1)] and are_of(folder, samples)
+    assert main(["push", str(folder), "me/plain", "--dry-run"]) == 0 and capsys.readouterr().err == ""
 
 
 def test_the_log_is_that_of_the_weights(plain, tmp_path, capsys):
@@ -263,17 +236,19 @@ def test_flm_card_keeps_a_text_that_somebody_wrote_and_what_transformers_knew(pl
     assert card.data.license == "apache-2.0" and "By hand." in card.text and '"me/model"' in card.text
 
 
+def old(folder: Path) -> None:
+    (folder / "flow_flm.py").write_text("old")
+    (folder / "modeling_flm.py").unlink()
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "not a flow language model"),
-        (
-            lambda folder: ((folder / "flow_flm.py").write_text("old"), (folder / "modeling_flm.py").unlink()),
-            "its flow_flm.py is not that of this version",
-        ),
-        (lambda folder: shutil.rmtree(folder), "is no folder"),
+        (old, "its flow_flm.py is not that of this version"),
+        (shutil.rmtree, "is no folder"),
     ],
 )
 def test_flm_card_refuses(plain, tmp_path, capsys, change, message):

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from shutil import copytree, ignore_patterns, rmtree
 
-import datasets
 import pytest
+from children import run_python
+from datasets import Dataset
 from huggingface_hub import ModelCard, constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
@@ -29,39 +30,23 @@ LINES = [" ".join(WORDS[(7 * i + k * k) % len(WORDS)] for k in range(8)) + "." f
 
 RECIPE = """
 model:
-  hidden_size: 32
-  num_hidden_layers: 2
-  num_attention_heads: 2
-  intermediate_size: 64
-  max_position_embeddings: 16
-  conditioning_size: 16
-  time_embedding_size: 16
+  {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64, conditioning_size: 16,
+   time_embedding_size: 16, max_position_embeddings: 16}
 tokenizer: ./tokenizer
-data:
-  train: ./train.txt
-  validation: ./validation.txt
-  max_validation_rows: 1000
+data: {train: ./train.txt, validation: ./validation.txt, max_validation_rows: 1000}
 training:
-  max_steps: 4
-  per_device_train_batch_size: 8
-  learning_rate: 1e-3
-  ema_decay: 0.5
-  eval_strategy: steps
-  eval_steps: 2
-  save_steps: 2
-  logging_steps: 1
-  num_samples: 1
-  sample_num_steps: [2]
-  use_cpu: true
-  disable_tqdm: true
+  {max_steps: 4, per_device_train_batch_size: 8, learning_rate: 1e-3, ema_decay: 0.5, eval_strategy: steps,
+   eval_steps: 2, save_steps: 2, logging_steps: 1, num_samples: 1, sample_num_steps: [2], use_cpu: true,
+   disable_tqdm: true}
 """
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder with a recipe, its texts and its tokenizer; what `datasets` caches stays in it too."""
+    """A folder with recipes, their texts and their tokenizer."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "distil.yaml").write_text("teacher: ./runs/finished\n" + RECIPE[RECIPE.index("tokenizer:") :])
     (folder / "train.txt").write_text("\n".join(LINES))
     (folder / "validation.txt").write_text("\n".join(LINES[:30]))
     tokenizer = Tokenizer(models.BPE())
@@ -71,13 +56,15 @@ def project(tmp_path_factory):
     trainer = BpeTrainer(vocab_size=100, special_tokens=list(special.values()), show_progress=False)
     tokenizer.train_from_iterator(LINES, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
-        yield folder
+    return folder
 
 
 def train(project: Path, output: Path, *more: str) -> int:
     return main(["train", str(project / "recipe.yaml"), f"training.output_dir={output}", *more])
+
+
+def distill(project: Path, output: Path, *more: str) -> int:
+    return main(["distill", str(project / "distil.yaml"), f"training.output_dir={output}", *more])
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +75,24 @@ def trained(project) -> Path:
     return output
 
 
-def one_line(capsys) -> str:
-    """The only line on stderr."""
-    [line] = capsys.readouterr().err.splitlines()
+def saved(folder: Path, kind: type[FLMModel] = FLMModel) -> dict:
+    return weights(kind.from_pretrained(folder))
+
+
+def one_line(capture, bars: bool = False) -> str:
+    """The only line on stderr; with `bars`, beside those of `datasets`, which a terminal overwrites."""
+    lines = capture.readouterr().err.splitlines()
+    if bars:
+        lines = [line for line in lines if line.strip() and "%|" not in line and "examples/s]" not in line]
+    [line] = lines
     return line
+
+
+def training_raises(error: BaseException, monkeypatch) -> None:
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(trainers.train, "build_trainer", fail)
 
 
 # -- help, and mistakes that need no model ----------------------------------------------------------------------------
@@ -111,9 +112,7 @@ print(sorted({"torch", "transformers", "datasets"} & set(sys.modules)))
 
 
 def test_help_and_a_wrong_recipe_do_not_wait_for_torch(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-c", WITHOUT_TORCH]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+    result = run_python("-c", WITHOUT_TORCH, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert result.stdout.endswith("[]\n")
     assert all(name in result.stdout for name in ("usage: flm", "--resume", "--num-steps", "section.name=value"))
     assert result.stderr == "flm: the recipe missing.yaml cannot be read: No such file or directory.\n"
@@ -134,9 +133,8 @@ FLM = [sys.executable, "-m", "command.main"]
 )
 def test_a_reader_that_leaves_is_no_error(tmp_path, arguments, left):
     """As in `flm push --dry-run | head -1`, however early `head` goes."""
-    process = subprocess.Popen(
-        [*FLM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=tmp_path
-    )
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*FLM, *arguments], **pipes, env=ENVIRONMENT, cwd=tmp_path)
     streams = {"stdout": process.stdout, "stderr": process.stderr}
     streams.pop(left).close()
     [other] = streams.values()
@@ -145,10 +143,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path, arguments, left):
 
 
 def test_a_broken_pipe_between_processes_is_an_error(project, tmp_path, monkeypatch, capfd):
-    def fail(*_):
-        raise BrokenPipeError("a worker died")
-
-    monkeypatch.setattr(trainers.train, "build_trainer", fail)
+    training_raises(BrokenPipeError("a worker died"), monkeypatch)
     with pytest.raises(BrokenPipeError):
         train(project, tmp_path)
 
@@ -157,30 +152,17 @@ def test_a_package_that_hides_one_of_ours_is_named(tmp_path):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "__init__.py").touch()
     given = "evaluate m --output o --scorer s --reference r".split()
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run(
-        [*FLM, *given], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, cwd=tmp_path
-    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([*FLM, *given], env=environment, capture_output=True, text=True, cwd=tmp_path)
     said = f"flm: the package `evaluation` in {tmp_path} hides that of flow-language-models in {ROOT}.\n"
     assert (done.returncode, done.stderr) == (1, said)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["trian"],
-        ["train"],
-        ["train", "x", "--resme"],
-        ["generate", "x", "y"],
-        ["generate", "x", "--sampler", "heun"],
-    ],
-)
-def test_a_wrong_command_line_ends_with_status_2(arguments, capsys):
+@pytest.mark.parametrize("line", ["", "trian", "train", "train x --resme", "generate x y", "generate x --sampler bad"])
+def test_a_wrong_command_line_ends_with_status_2(line, capsys):
     with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 2
-    assert "usage: flm" in capsys.readouterr().err
+        main(line.split())
+    assert end.value.code == 2 and "usage: flm" in capsys.readouterr().err
 
 
 MISTAKES = {
@@ -207,13 +189,8 @@ MISTAKES = {
 @pytest.mark.parametrize("override", MISTAKES)
 def test_a_mistake_in_a_recipe_is_one_line(project, tmp_path, override, capfd):
     assert train(project, tmp_path, override) == 1
-    errors = [line for line in capfd.readouterr().err.splitlines() if not _is_progress(line)]
-    assert len(errors) == 1 and errors[0].startswith("flm: ") and MISTAKES[override] in errors[0]
-
-
-def _is_progress(line: str) -> bool:
-    """Bars of `datasets`, which a terminal overwrites."""
-    return "%|" in line or "examples/s]" in line or not line.strip()
+    line = one_line(capfd, bars=True)
+    assert line.startswith("flm: ") and MISTAKES[override] in line
 
 
 # What a command reads: a file or a folder; of those in the second table, or something on the Hub.
@@ -248,24 +225,20 @@ def test_what_is_not_there_is_said_in_one_line(project, trained, tmp_path, what,
     for name, said in (("./missing", "there is no file"), ("org/missing", "offline mode (HF_HUB_OFFLINE)")):
         if name == "./missing" or what in READ_FROM_THE_HUB:
             assert main(command.replace("./missing", name).split()) == 1
-            errors = [line for line in capfd.readouterr().err.splitlines() if not _is_progress(line)]
-            assert len(errors) == 1 and said in errors[0] and "missing" in errors[0]
+            line = one_line(capfd, bars=True)
+            assert said in line and "missing" in line
 
 
-@pytest.mark.parametrize("arguments", [["missing/folder"], ["{empty}"], ["{file}"]])
-def test_a_model_that_is_none_is_one_line(tmp_path, arguments, capsys):
+def test_a_model_that_is_none_is_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("text")
-    [name] = [argument.format(empty=tmp_path / "empty", file=tmp_path / "file") for argument in arguments]
-    assert main(["generate", name]) == 1
-    assert name in one_line(capsys)
+    for name in ("missing/folder", str(tmp_path / "empty"), str(tmp_path / "file")):
+        assert main(["generate", name]) == 1
+        assert name in one_line(capsys)
 
 
 def test_an_unforeseen_error_is_one_line_and_debug_shows_where(project, tmp_path, monkeypatch, capsys):
-    def fail(*_):
-        raise KeyError("lost\nkey")
-
-    monkeypatch.setattr(trainers.train, "build_trainer", fail)
+    training_raises(KeyError("lost\nkey"), monkeypatch)
     assert train(project, tmp_path) == 1
     assert one_line(capsys).startswith("flm: KeyError:")
     with pytest.raises(KeyError):
@@ -273,10 +246,7 @@ def test_an_unforeseen_error_is_one_line_and_debug_shows_where(project, tmp_path
 
 
 def test_an_interruption_ends_with_status_130(project, tmp_path, monkeypatch, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainers.train, "build_trainer", interrupt)
+    training_raises(KeyboardInterrupt(), monkeypatch)
     assert train(project, tmp_path) == 130
     assert one_line(capsys) == "flm: interrupted"
 
@@ -287,7 +257,7 @@ def test_an_interruption_ends_with_status_130(project, tmp_path, monkeypatch, ca
 def test_training_leaves_a_model_checkpoints_and_samples(trained):
     assert {path.name for path in trained.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     model = FLMModel.from_pretrained(trained)
-    assert same(weights(model), weights(FLMModel.from_pretrained(trained / "checkpoint-4")))
+    assert same(weights(model), saved(trained / "checkpoint-4"))
     assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (0, 1, 2)
     records = [json.loads(line) for line in (trained / "samples.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4]
@@ -298,15 +268,15 @@ def test_resuming_goes_on_to_the_model_of_one_run(project, trained, tmp_path, ca
     assert train(project, tmp_path, "training.max_steps=2") == 0
     assert train(project, tmp_path, "--resume", "training.disable_tqdm=true") == 0
     assert f"The model is in {tmp_path}." in capsys.readouterr().out
-    assert same(weights(FLMModel.from_pretrained(tmp_path)), weights(FLMModel.from_pretrained(trained)))
+    assert same(saved(tmp_path), saved(trained))
 
 
 def test_resuming_a_finished_run_changes_nothing_and_without_a_checkpoint_starts(project, trained, tmp_path):
-    before = weights(FLMModel.from_pretrained(trained))
+    before = saved(trained)
     assert train(project, trained, "--resume") == 0
-    assert same(weights(FLMModel.from_pretrained(trained)), before)
+    assert same(saved(trained), before)
     assert train(project, tmp_path, "--resume") == 0
-    assert same(weights(FLMModel.from_pretrained(tmp_path)), before)
+    assert same(saved(tmp_path), before)
 
 
 def test_no_evaluation_can_be_asked_for(project, tmp_path):
@@ -322,18 +292,16 @@ def test_training_anew_where_a_run_left_checkpoints_is_refused(project, trained,
 def test_a_streamed_corpus_is_read_again_and_again_and_resumed_in_any_pass(project, tmp_path):
     more = ["data.streaming=true", "data.shuffle_buffer=50", "training.max_steps=60", "training.save_steps=40"]
     assert train(project, tmp_path, *more, "training.eval_steps=60") == 0
-    whole = weights(FLMModel.from_pretrained(tmp_path))
+    whole = saved(tmp_path)
     rmtree(tmp_path / "checkpoint-60")
     assert train(project, tmp_path, *more, "training.eval_steps=60", "--resume") == 0
-    assert same(weights(FLMModel.from_pretrained(tmp_path)), whole)
+    assert same(saved(tmp_path), whole)
 
 
 def test_distilling_a_trained_model_gives_a_map_that_writes_in_one_step(project, trained, tmp_path, capsys):
-    recipe = project / "distil.yaml"
-    recipe.write_text("teacher: ./runs/finished\n" + RECIPE[RECIPE.index("tokenizer:") :])
-    assert main(["train", str(recipe)]) == 1
+    assert main(["train", str(project / "distil.yaml")]) == 1
     assert "use `flm distill`" in one_line(capsys)
-    assert main(["distill", str(recipe), f"training.output_dir={tmp_path}"]) == 0
+    assert distill(project, tmp_path) == 0
     model = FMLMModel.from_pretrained(tmp_path)
     assert model.config.hidden_size == 32 and model.generation_config.num_steps == 1
     capsys.readouterr()
@@ -370,7 +338,7 @@ def test_fine_tuning_learns_and_leaves_a_whole_repository(tuned, trained):
     assert after < before - 0.1
     assert {*NEEDED} <= to_upload(tuned).keys()
     model = FLMModel.from_pretrained(tuned)
-    assert not same(weights(model), weights(FLMModel.from_pretrained(trained)))
+    assert not same(weights(model), saved(trained))
     assert model.config.hidden_size == 32 and model.config.bos_token_id == 0
     card = (tuned / "README.md").read_text()
     assert "* Trained from: finished." in card and "* conditioning rate: 0.1" in card
@@ -381,32 +349,28 @@ def test_a_fine_tuning_that_was_interrupted_goes_on_to_the_same_weights(project,
     rmtree(tmp_path / "checkpoint-8")
     (tmp_path / "model.safetensors").unlink()
     assert finetune(project, trained, tmp_path, "training.save_steps=4", "--resume") == 0
-    assert same(weights(FLMModel.from_pretrained(tmp_path)), weights(FLMModel.from_pretrained(tuned)))
+    assert same(saved(tmp_path), saved(tuned))
 
 
 def test_any_kind_of_text_and_a_held_out_file(project, trained, tuned, tmp_path):
-    texts = datasets.Dataset.from_dict({"body": [line.upper() for line in LINES], "other": LINES})
-    texts.to_json(tmp_path / "a.jsonl")
-    texts.to_csv(tmp_path / "a.csv")
-    texts.to_parquet(tmp_path / "a.parquet")
+    texts, losses, ends = Dataset.from_dict({"body": [line.upper() for line in LINES], "other": LINES}), [], []
+    for kind, write in (("jsonl", texts.to_json), ("csv", texts.to_csv), ("parquet", texts.to_parquet)):
+        write(tmp_path / f"a.{kind}")
     short = ["--text-column", "body", "--validation", str(tmp_path / "a.csv"), "training.max_steps=1"]
     for kind in ("jsonl", "csv", "parquet"):
         assert finetune(project, trained, tmp_path / kind, "--data", str(tmp_path / f"a.{kind}"), *short) == 0
-    losses = [evaluations(tmp_path / kind) for kind in ("jsonl", "csv", "parquet")]
+        losses.append(evaluations(tmp_path / kind))
+        ends.append(saved(tmp_path / kind))
     assert losses[0] == losses[1] == losses[2] and len(losses[0]) == 2
-    weighed = [weights(FLMModel.from_pretrained(tmp_path / kind)) for kind in ("jsonl", "csv", "parquet")]
-    assert same(weighed[0], weighed[1]) and same(weighed[0], weighed[2])
+    assert same(ends[0], ends[1]) and same(ends[0], ends[2])
 
 
 def test_a_text_file_is_one_document_where_that_is_said(project, trained, tuned):
     """Lines of a long text shall not each end in EOS."""
-    rows = {}
+    rows, given = {}, (str(trained), str(project / "other.txt"), "unused", "0")
     for documents in ("lines", "files"):
-        recipe = finetuning_recipe(
-            str(trained), str(project / "other.txt"), "unused", "0", overrides=[f"data.documents={documents}"]
-        )
-        tokenizer = trainers.train.load_tokenizer(recipe.tokenizer)
-        data = trainers.train.load_data(recipe, tokenizer, 16, seed=0)
+        recipe = finetuning_recipe(*given, overrides=[f"data.documents={documents}"])
+        data = trainers.train.load_data(recipe, trainers.train.load_tokenizer(recipe.tokenizer), 16, seed=0)
         assert data["eval_dataset"] is None
         rows[documents] = [token for row in data["train_dataset"]["input_ids"] for token in row[1:-1]]
     assert rows["lines"].count(1) == len(LINES) - 1 and rows["files"].count(1) == 0  # the last EOS fills no row
@@ -417,8 +381,7 @@ def test_a_share_of_the_rows_is_held_out(project, trained, tuned):
     tokenizer = trainers.train.load_tokenizer(recipe.tokenizer)
     data, again = (trainers.train.load_data(recipe, tokenizer, 16, seed=3) for _ in range(2))
     kept, held = data["train_dataset"]["input_ids"], data["eval_dataset"]["input_ids"]
-    assert len(held) == round((len(kept) + len(held)) / 4)
-    assert held == again["eval_dataset"]["input_ids"]
+    assert len(held) == round((len(kept) + len(held)) / 4) and held == again["eval_dataset"]["input_ids"]
     recipe.data.validation_share = None
     whole = trainers.train.load_data(recipe, tokenizer, 16, seed=3)["train_dataset"]["input_ids"]
     assert sorted([*kept, *held]) == sorted(whole)
@@ -436,25 +399,23 @@ def test_a_model_of_the_hub_is_the_base_of_the_card(project, trained, tuned, tmp
 
 
 def test_a_map_is_distilled_on_from_its_own_weights(project, trained, tmp_path, capsys):
-    recipe = project / "distil-on.yaml"
-    recipe.write_text("teacher: ./runs/finished\n" + RECIPE[RECIPE.index("tokenizer:") :])
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     short = ["training.max_steps=1", "training.eval_strategy=no", "training.learning_rate=1e-3"]
-    assert main(["distill", str(recipe), f"training.output_dir={first}", *short]) == 0
+    assert distill(project, first, *short) == 0
     still = [*short, "training.learning_rate=0", "training.ema_decay=0"]
     goes_on = [*still, f"model.from={first}"]
-    assert main(["distill", str(recipe), f"training.output_dir={second}", *goes_on]) == 0
-    begun, trained_on = (weights(FMLMModel.from_pretrained(folder)) for folder in (first, second))
-    assert same(begun, trained_on)
-    assert main(["distill", str(recipe), f"training.output_dir={third}", *still]) == 0
-    assert not same(begun, weights(FMLMModel.from_pretrained(third)))  # without `from`: the teacher's
+    assert distill(project, second, *goes_on) == 0
+    begun = saved(first, FMLMModel)
+    assert same(begun, saved(second, FMLMModel))
+    assert distill(project, third, *still) == 0
+    assert not same(begun, saved(third, FMLMModel))  # without `from`: the teacher's
     capsys.readouterr()
-    for arguments, said in (
-        (["distill", str(recipe), *goes_on, "training.initialize_from_teacher=true"], "both name the weights"),
-        (["distill", str(recipe), *still, f"model.from={trained}"], "is a flow, no flow map"),
-        (["finetune", str(first), "--data", str(project / "train.txt"), "--output", str(third)], "fine-tune its flow"),
+    for outcome, said in (
+        (lambda: distill(project, third, *goes_on, "training.initialize_from_teacher=true"), "both name the weights"),
+        (lambda: distill(project, third, *still, f"model.from={trained}"), "is a flow, no flow map"),
+        (lambda: finetune(project, first, third, "--data", str(project / "train.txt")), "fine-tune its flow"),
     ):
-        assert main(arguments) == 1
+        assert outcome() == 1
         assert said in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -482,8 +443,8 @@ def test_a_mistake_in_fine_tuning_is_one_line(project, trained, tuned, tmp_path,
     given = [word.format(model=trained, larger=tmp_path / "larger") for word in given or ["{model}"]]
     options = {"--data": str(project / "other.txt"), "--output": str(tmp_path / "out")} | options
     assert main(["finetune", *given, *(word for pair in options.items() for word in pair)]) == 1
-    errors = [line for line in capfd.readouterr().err.splitlines() if not _is_progress(line)]
-    assert len(errors) == 1 and errors[0].startswith("flm: ") and said in errors[0]
+    line = one_line(capfd, bars=True)
+    assert line.startswith("flm: ") and said in line
 
 
 # -- generate ---------------------------------------------------------------------------------------------------------
@@ -497,8 +458,7 @@ def written(capsys, folder: Path, *more: str) -> list[str]:
 
 def test_generated_text_begins_with_its_prompt(trained, capsys):
     texts = written(capsys, trained, "--prompt", "the old dog", "--num-samples", "3")
-    assert len(texts) == 3
-    assert all(text.startswith("the old dog") for text in texts)
+    assert len(texts) == 3 and all(text.startswith("the old dog") for text in texts)
 
 
 def test_a_seed_reproduces_each_sample_by_itself(trained, capsys):
@@ -509,9 +469,9 @@ def test_a_seed_reproduces_each_sample_by_itself(trained, capsys):
 
 
 def test_the_settings_of_samplers_reach_the_model(trained, capsys):
-    plain = written(capsys, trained, "--seed", "7", "--sampler", "bridge")
-    assert plain != written(capsys, trained, "--seed", "7", "--sampler", "bridge", "--temperature", "0.3")
-    assert plain != written(capsys, trained, "--seed", "7", "--sampler", "bridge", "--top-p", "0.3")
+    bridge = ["--seed", "7", "--sampler", "bridge"]
+    for setting in ("--temperature", "--top-p"):
+        assert written(capsys, trained, *bridge) != written(capsys, trained, *bridge, setting, "0.3")
 
 
 def test_a_sudoku_is_printed_as_a_grid(capsys):

@@ -3,7 +3,6 @@
 import json
 import math
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -36,30 +35,23 @@ COUNT = 16  # samples, of each of two seeds
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder with a reference, a training text and samples made elsewhere; the cache of `datasets` stays in it."""
+    """A folder with a reference, a training text and samples made elsewhere."""
     folder = tmp_path_factory.mktemp("evaluation")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
-        for name, split, some in (("real", "test", 100), ("training", "train", 300)):
-            texts = load_dataset("parquet", data_files=str(CORPUS / f"{split}.parquet"), split=f"train[:{some}]")
-            texts.to_parquet(folder / f"{name}.parquet")
-        lines = [f"And he said unto him number {i}, Go thy way" if i != 3 else " " for i in range(2 * COUNT)]
-        (folder / "samples.txt").write_text("\n".join(lines))
-        yield folder
-
-
-def evaluate(project, *arguments: str) -> int:
-    texts = ["--reference", str(project / "real.parquet"), "--training-text", str(project / "training.parquet")]
-    return main(["evaluate", *arguments, *texts])
+    for name, split, some in (("real", "test", 100), ("training", "train", 300)):
+        texts = load_dataset("parquet", data_files=str(CORPUS / f"{split}.parquet"), split=f"train[:{some}]")
+        texts.to_parquet(folder / f"{name}.parquet")
+    lines = [f"And he said unto him number {i}, Go thy way" if i != 3 else " " for i in range(2 * COUNT)]
+    (folder / "samples.txt").write_text("\n".join(lines))
+    return folder
 
 
 @pytest.fixture(scope="module")
 def outcome(project):
     """What the command writes of models that share a tokenizer: the folder."""
-    models = [MAP, "--against", HUB / "flm-english-small", MASKED, SCORER]
+    models = f"{MAP} --against {HUB / 'flm-english-small'} {MASKED} {SCORER} --scorer {SCORER} --scorer kneser-ney"
+    texts = f"--reference {project / 'real.parquet'} --training-text {project / 'training.parquet'}"
     settings = f"--num-samples {COUNT} --seeds 0,5 --num-steps 1,3 --temperature 0.6,1.0 --gamma 0,1 --length 32"
-    judges = ["--scorer", str(SCORER), "--scorer", "kneser-ney"]
-    assert evaluate(project, *map(str, models), *judges, *settings.split(), "--output", str(project / "out")) == 0
+    assert main(f"evaluate {models} {texts} {settings} --output {project / 'out'}".split()) == 0
     return project / "out"
 
 
@@ -74,9 +66,8 @@ def of(result: dict, model: str, **settings) -> dict:
 
 
 def test_the_files_are_of_one_another(outcome, result):
-    assert (outcome / "evaluation.md").read_text() == report.markdown(result)
-    assert (outcome / "frontier.png").read_bytes()[:4] == b"\x89PNG"
     text = (outcome / "evaluation.md").read_text()
+    assert text == report.markdown(result) and (outcome / "frontier.png").read_bytes()[:4] == b"\x89PNG"
     assert text.splitlines()[3].startswith("flm evaluate ") and "not reached" in text
     assert "ar-english-small is a scorer too: its own perplexity there is a reference, no result." in text
 
@@ -95,9 +86,8 @@ def test_the_protocol_is_whole(result):
 
 def test_rows_have_every_sample_its_evaluations_and_intervals(result):
     assert len(result["rows"]) == 8 + (1 + 2 + 4) + (2 + 4) + 4 + 2
-    names = set(result["rows"][0]["metrics"])
-    assert names >= {"gppl ar-english-small", "gppl kneser-ney", "entropy", "self-BLEU", "memorised 8", "mauve"}
-    assert names >= {"known words", "known pairs"}
+    names, scores = set(result["rows"][0]["metrics"]), {"gppl ar-english-small", "gppl kneser-ney", "entropy", "mauve"}
+    assert names >= {*scores, "self-BLEU", "memorised 8", "known words", "known pairs"}
     for row in result["rows"]:
         assert row["samples"] == 2 * COUNT and len(row["texts"]) == 2 and set(row["metrics"]) == names
         for value in row["metrics"].values():
@@ -110,8 +100,7 @@ def test_rows_have_every_sample_its_evaluations_and_intervals(result):
 
 def test_controls_rank_as_they_should(result):
     """Each trick has a good figure, and another figure that gives it away."""
-    real = of(result, "held-out text")
-    shuffled = of(result, "held-out text, shuffled within rows")
+    real, shuffled = of(result, "held-out text"), of(result, "held-out text, shuffled within rows")
     assert shuffled["entropy"] == pytest.approx(real["entropy"]) and shuffled["pool entropy"] == real["pool entropy"]
     frequent, loops = of(result, "tokens drawn by frequency"), of(result, "loops of 8 tokens")
     repeated, copies = of(result, "one held-out text, repeated"), of(result, "copies of training text")
@@ -136,9 +125,8 @@ def test_the_frontier_is_that_of_the_rows(result):
     sweeps = {(e["model"], e["varied"], tuple(e["settings"].items()), e["metric"]) for e in result["frontier"]}
     assert len(sweeps) == len(result["frontier"]) == 2 * (3 + 3 + 2 + 1)
     for entry in result["frontier"]:
-        low, high = (
-            of(result, entry["model"], **entry["settings"], **{entry["varied"]: value}) for value in entry["values"]
-        )
+        settings = ({**entry["settings"], entry["varied"]: value} for value in entry["values"])
+        low, high = (of(result, entry["model"], **varied) for varied in settings)
         if entry["perplexity"] is None:
             assert entropy < min(entry["entropies"]) or entropy > max(entry["entropies"])
             continue
@@ -163,9 +151,8 @@ def test_figures_are_those_of_the_functions_on_the_samples(project, result):
 
 
 def test_known_words_are_those_of_whole_documents_and_special_tokens_part_words(project):
-    (project / "words.jsonl").write_text(
-        '{"text": "It is done in the house"}\n{"text": null}\n{"text": "Go thy way"}\n'
-    )
+    lines = '{"text": "It is done in the house"}\n{"text": null}\n{"text": "Go thy way"}\n'
+    (project / "words.jsonl").write_text(lines)
     tokenizer = AutoTokenizer.from_pretrained(MAP)
     parts = tokenizer(["It is done", "In the house"], add_special_tokens=False)["input_ids"]
     row = np.array([tokenizer.bos_token_id, *parts[0], tokenizer.eos_token_id, *parts[1], tokenizer.eos_token_id])
@@ -209,10 +196,14 @@ class OwnForMaskedLM(BertForMaskedLM):
 """
 
 
+TINY_BERT = BertConfig(
+    vocab_size=4096, max_position_embeddings=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+    intermediate_size=16,
+)  # fmt: skip
+
+
 def test_a_repository_runs_its_own_code_if_that_is_trusted(tmp_path):
-    size = dict(vocab_size=4096, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    bert = BertForMaskedLM(BertConfig(**size, max_position_embeddings=16))
-    bert.save_pretrained(tmp_path)
+    BertForMaskedLM(TINY_BERT).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(MAP).save_pretrained(tmp_path)
     (tmp_path / "modeling_own.py").write_text(REMOTE)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -235,9 +226,8 @@ def test_the_masked_baseline_is_known_by_its_configuration_and_sampled_as_in_the
 
 def test_models_of_transformers(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(MAP)
-    size = dict(vocab_size=len(tokenizer), max_position_embeddings=16, hidden_size=16, num_hidden_layers=1)
     torch.manual_seed(0)
-    bert = BertForMaskedLM(BertConfig(**size, num_attention_heads=2, intermediate_size=16))
+    bert = BertForMaskedLM(TINY_BERT)
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=16, n_embd=16, n_layer=1, n_head=2))
     ends = set(range(100, 300))  # one in twenty, as its weights are small and its draws nearly uniform
     gpt.generation_config = GenerationConfig(eos_token_id=list(ends), pad_token_id=2, do_sample=True, top_k=3)
@@ -320,24 +310,23 @@ def test_controls_are_what_they_say():
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["no/such", "--scorer", "SCORER"], "no/such is no folder, and cannot be had from the Hub"),
-        (["MAP", "--scorer", "kneser-ney"], "the scorer kneser-ney is made from a training text, but there is none"),
-        (["SAMPLES", "--scorer", "SCORER"], "samples.txt is a file, but the first model's tokenizer measures all"),
-        (["MAP", "--scorer", "SCORER", "--num-samples", "5000"], "twice as many: one half to compare"),
-        (["MAP", "--scorer", "SCORER", "--num-samples", "1"], "two samples or more for each"),
-        (["MAP", "--scorer", "SCORER", "--temperature", "0"], "temperatures must be > 0"),
-        (["MAP", "--against", "SAMPLES", "--scorer", "SCORER"], "samples.txt has 32 texts, but 64 samples are"),
-        (["MAP", "--scorer", "SCORER", "--reference", "none.txt"], "there is no file none.txt"),
+        ("no/such --scorer SCORER", "no/such is no folder, and cannot be had from the Hub"),
+        ("MAP --scorer kneser-ney", "the scorer kneser-ney is made from a training text, but there is none"),
+        ("SAMPLES --scorer SCORER", "samples.txt is a file, but the first model's tokenizer measures all"),
+        ("MAP --scorer SCORER --num-samples 5000", "twice as many: one half to compare"),
+        ("MAP --scorer SCORER --num-samples 1", "two samples or more for each"),
+        ("MAP --scorer SCORER --temperature 0", "temperatures must be > 0"),
+        ("MAP --against SAMPLES --scorer SCORER", "samples.txt has 32 texts, but 64 samples are"),
+        ("MAP --scorer SCORER --reference none.txt", "there is no file none.txt"),
     ],
 )
 def test_mistakes_end_on_one_line(project, capsys, arguments, reason):
     places = {"MAP": MAP, "SCORER": SCORER, "SAMPLES": project / "samples.txt"}
-    words = [str(places.get(word, word)) for word in arguments]
+    words = [str(places.get(word, word)) for word in arguments.split()]
     reference = [] if "--reference" in words else ["--reference", str(project / "real.parquet")]
     assert main(["evaluate", *words, *reference, "--num-steps", "1", "--output", str(project / "none")]) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("flm: ") and reason in line
-    assert not (project / "none").exists()
+    assert line.startswith("flm: ") and reason in line and not (project / "none").exists()
 
 
 def test_empty_samples_and_files_without_text(project):

@@ -4,9 +4,7 @@ import ast
 import hashlib
 import json
 import re
-from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from children import run_python
@@ -17,7 +15,7 @@ from test_rooms import MAY_IMPORT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, default_data_collator
 
-from benchmarks.results import BASELINES, HUB
+from benchmarks.results import BASELINES, CORPUS, HUB, ROOT
 from flm_data import DataSource, load_text, load_tokenizer, pack
 from flm_data.detokenizers import detokenize_lm1b
 from modeling_flm.configuration_flm import FLMConfig
@@ -25,22 +23,12 @@ from trainers import FLMTrainingArguments, FMLMTrainingArguments
 from trainers.noise import with_fixed_noise
 from trainers.recipe import load_recipe
 
-ROOT = Path(__file__).parent.parent
-CORPUS = ROOT / "examples" / "corpus"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 # -- Tokenizers like those of the published models, small enough to be made here
 
 WORDS = ["the", "cat", "sat", "on", "mat", "##s", ".", ",", "a", "dog", "ran"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    """`datasets` caches rows by their arguments: the user's cache may hold what older code packed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,35 +38,22 @@ def bert(tmp_path_factory) -> str:
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    folder = tmp_path_factory.mktemp("bert")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        mask_token="[MASK]",
-        model_max_length=512,
-    ).save_pretrained(folder)
-    return str(folder)
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")}
+    folder = str(tmp_path_factory.mktemp("bert"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, model_max_length=512).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory) -> str:
     """A folder with a tokenizer of single bytes like gpt2's: <|endoftext|> is BOS and EOS, none pads."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*alphabet, "<|endoftext|>"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    end, alphabet = "<|endoftext|>", sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*alphabet, end])}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    folder = tmp_path_factory.mktemp("gpt2")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        model_max_length=1024,
-    ).save_pretrained(folder)
-    return str(folder)
+    special, folder = {"bos_token": end, "eos_token": end}, str(tmp_path_factory.mktemp("gpt2"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, model_max_length=1024).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +80,9 @@ def ids(dataset) -> list[list[int]]:
 def test_a_tokenizer_gets_the_ends_and_the_padding_it_lacks(bert, gpt2):
     loaded = load_tokenizer(bert)
     assert (loaded.bos_token, loaded.eos_token, loaded.pad_token) == ("[CLS]", "[SEP]", "[PAD]")
-    assert (loaded.bos_token_id, loaded.eos_token_id) == (2, 3)
-    assert len(loaded) == 5 + len(WORDS)  # nothing was added
+    assert (loaded.bos_token_id, loaded.eos_token_id, len(loaded)) == (2, 3, 5 + len(WORDS))  # nothing was added
     loaded = load_tokenizer(gpt2)
-    assert len(loaded) == 258  # as gpt2: 50,257 and one more
-    assert (loaded.pad_token, loaded.pad_token_id) == ("[PAD]", 257)
+    assert len(loaded) == 258 and (loaded.pad_token, loaded.pad_token_id) == ("[PAD]", 257)  # one more, as with gpt2
     assert loaded.bos_token_id == loaded.eos_token_id == 256
 
 
@@ -152,10 +125,7 @@ def test_the_remainder_of_each_batch_of_a_thousand_is_dropped(bert):
     assert len(pack(dataset, loaded, length=8)) == 3000 // 6 + 2000 // 6
 
 
-@given(
-    documents=st.lists(st.text(max_size=30), min_size=1, max_size=12),
-    length=st.integers(min_value=3, max_value=20),
-)
+@given(documents=st.lists(st.text(max_size=30), min_size=1, max_size=12), length=st.integers(3, 20))
 def test_packing_keeps_every_token_but_the_remainder(gpt2, documents, length):
     loaded = load_tokenizer(gpt2)
     stream = []
@@ -180,9 +150,8 @@ def test_streaming_gives_the_same_rows(tokenizer, validation):
     expected = ids(pack(validation, tokenizer, 128))
     for stream in (streamed, unknown):
         packed = pack(stream, tokenizer, 128)
-        assert packed.column_names == ["input_ids"]
         rows = ids(packed)
-        assert rows == expected
+        assert packed.column_names == ["input_ids"] and rows == expected
         assert all(type(row) is list for row in rows)  # not arrays, which would make batches of another dtype
 
 
@@ -198,23 +167,19 @@ def test_huge_documents(tokenizer):
     rows = ids(pack(texts("a dog", word, "", None, prose, "ran ."), tokenizer, 128))
     text = tokenizer.decode([token for row in rows for token in row[1:-1]], skip_special_tokens=True)
     whole = "a dog" + word + prose + "ran ."
-    assert whole.startswith(text)
-    assert len(whole) - len(text) < 126 * 24
+    assert whole.startswith(text) and len(whole) - len(text) < 126 * 24
 
 
-BROKEN = {
-    "cut.parquet": (
-        (CORPUS / "validation.parquet").read_bytes()[:100_000],
-        "magic bytes",
-    ),
-    "latin.txt": (b"good\n\xff\xfe bad\n", "can't decode byte 0xff"),
-    "rows.jsonl": (b'{"text": "fine"}\n{"text": "bro\n', "JSON parse error|Unterminated|Invalid"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_named(name, tmp_path):
-    content, reason = BROKEN[name]
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("cut.parquet", (CORPUS / "validation.parquet").read_bytes()[:100_000], "magic bytes"),
+        ("latin.txt", b"good\n\xff\xfe bad\n", "can't decode byte 0xff"),
+        ("rows.jsonl", b'{"text": "fine"}\n{"text": "bro\n', "JSON parse error|Unterminated|Invalid"),
+    ],
+    ids=["parquet", "txt", "jsonl"],
+)
+def test_a_broken_file_is_named(name, content, reason, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"(?i){name} cannot be read: .*({reason})"):
         load_text(DataSource.parse(f"./{name}", tmp_path))
@@ -228,23 +193,19 @@ def test_rows_are_found_in_the_cache(bert, tmp_path):
     fingerprint = pack(documents, loaded, 8)._fingerprint
     assert pack(documents, loaded, 8)._fingerprint == fingerprint
     assert pack(documents, loaded, 9)._fingerprint != fingerprint
-    script = (
-        "import sys; from flm_data import *\n"
-        "documents = load_text(DataSource.parse('./long.txt', sys.argv[2]))\n"
-        "print(pack(documents, load_tokenizer(sys.argv[1]), 8)._fingerprint)"
-    )
+    script = """import sys; from flm_data import *
+documents = load_text(DataSource.parse('./long.txt', sys.argv[2]))
+print(pack(documents, load_tokenizer(sys.argv[1]), 8)._fingerprint)"""
     environment = dict(PYTHONPATH=str(ROOT), HF_HOME=str(tmp_path / "home"), PYTHONHASHSEED="1")
     result = run_python("-P", "-c", script, bert, tmp_path, cwd=tmp_path, **environment)
-    assert result.stdout.strip() == fingerprint
-    assert "longer than the specified maximum" not in result.stderr
+    assert result.stdout.strip() == fingerprint and "longer than the specified maximum" not in result.stderr
 
 
 def test_fixed_noise(tokenizer, validation):
     rows = with_fixed_noise(pack(validation, tokenizer, 128))
-    count = len(rows)
-    assert rows["noise_seed"][:] == list(range(count))
+    assert rows["noise_seed"][:] == list(range(len(rows)))
     assert rows["timesteps"][:3] == pytest.approx([0.5, 0.1180339887498949, 0.7360679774997898])
-    for n in (8, 100, count):  # low discrepancy: no point is far from where even spacing has it
+    for n in (8, 100, len(rows)):  # low discrepancy: no point is far from where even spacing has it
         times = sorted(rows["timesteps"][:n])
         assert 0 <= times[0] and times[-1] < 1
         assert max(abs(time - (i + 0.5) / n) for i, time in enumerate(times)) < 2 / n
@@ -281,7 +242,6 @@ def test_packing_refuses(bert, arguments, message):
 
 # -- The detokeniser
 
-
 WRITTEN = {
     "": "",
     "nothing to do": "nothing to do",
@@ -314,15 +274,14 @@ def test_lm1b_detokeniser(gpt2):
     assert loaded.decode(rows[0][1:-2]) == "It cost $5, or £4."
 
 
-# -- Fixed noise
-
-
 # -- Sources
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("files")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").mkdir()
     documents = texts("first document", "second document", "third")
     documents.to_parquet(str(tmp_path / "some.parquet"))
     documents.to_json(str(tmp_path / "some.jsonl"))
@@ -330,18 +289,15 @@ def files(tmp_path_factory):
     (tmp_path / "some.json").write_text(json.dumps(documents.to_list()))
     (tmp_path / "some.txt").write_text("first document\nsecond document\nthird\n")
     (tmp_path / "some.md").write_text("# no corpus\n")
-    (tmp_path / "folder").mkdir()
     documents.to_parquet(str(tmp_path / "folder" / "train.parquet"))
     documents.select([2]).to_parquet(str(tmp_path / "folder" / "validation.parquet"))
-    (tmp_path / "empty").mkdir()
     return tmp_path
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "json", "csv", "txt"])
 def test_local_files(files, suffix, streaming):
-    source = DataSource.parse(f"../some.{suffix}", files / "folder")
-    rows = load_text(source, streaming=streaming)
+    rows = load_text(DataSource.parse(f"../some.{suffix}", files / "folder"), streaming=streaming)
     assert [row["text"] for row in rows] == ["first document", "second document", "third"]
 
 
@@ -372,10 +328,7 @@ def test_hub_names_pass_through():
         ("./absent.txt", "there is no file or folder .*absent.txt"),
         ("./some.md", r"some.md is none of the files that can be read: .csv, .json, .jsonl, .parquet, .txt"),
         ("./empty", "empty holds no .csv, .json, .jsonl, .parquet, .txt file"),
-        (
-            {"path": "org/corpus", "subset": "en"},
-            r"Unknown keys \['subset'\] in a data source; the keys are \['path'",
-        ),
+        ({"path": "org/corpus", "subset": "en"}, r"Unknown keys \['subset'\] in a data source; the keys are \['path'"),
         ({"name": "en"}, "needs a `path`"),
         ("", "needs a `path`"),
         ({"path": "org/corpus", "split": 3}, "`split` of a data source must be a string, not 3"),
@@ -401,8 +354,7 @@ def test_a_part_of_a_split_is_not_streamed():
 
 def test_shipped_tokenizer(tokenizer, validation):
     assert len(tokenizer) == tokenizer.vocab_size == 4096 and tokenizer.model_max_length == 128
-    named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id)
-    assert named == (0, 1, 2, 3)
+    assert [getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")] == [0, 1, 2, 3]
     pieces = tokenizer("the cat", add_special_tokens=False)["input_ids"]
     assert tokenizer("the cat")["input_ids"] == [0, *pieces]  # as a row of training text begins
     rows = [*validation["text"][:200], " a  b\n\n\tc ", "naïve — “quotes” … 日本語 🙂", "don 't , do n't !"]
@@ -433,8 +385,7 @@ def test_corpus_readme_tells_the_truth(validation):
     for file in CORPUS.glob("*.parquet"):
         assert hashlib.sha256(file.read_bytes()).hexdigest() in readme
     characters, words = (sum(map(len, map(part, validation["text"]))) for part in (str, str.split))
-    assert f"| validation | {len(validation):,} | {characters:,} |" in readme
-    assert f"| {words:,} |" in readme
+    assert f"| validation | {len(validation):,} | {characters:,} |" in readme and f"| {words:,} |" in readme
     assert all(f"`{source}`" in readme for source in set(validation["source"]))
 
 

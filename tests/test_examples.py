@@ -51,9 +51,8 @@ def runs(tmp_path_factory):
     play.select_columns("text").to_parquet(folder / "text.parquet")
     commands = [shlex.split(line) for line in COMMANDS.strip().splitlines()]
     commands = [[str(ROOT / "examples" / f"{script}.py"), *options] for script, *options in commands]
-    with local_hub() as (address, hub):
-        environment = dict(HF_ENDPOINT=address, HF_HOME=str(folder / "home"), HF_TOKEN="any", HF_HUB_OFFLINE="0")
-        environment |= dict(HF_HUB_DISABLE_XET="1", TRACKIO_DIR=str(folder / "trackio"), PYTHONPATH=str(ROOT))
+    with local_hub(folder / "home") as (environment, hub):
+        environment |= dict(TRACKIO_DIR=str(folder / "trackio"), PYTHONPATH=str(ROOT))
         environment |= dict(OMP_NUM_THREADS="1")  # as the other tests: the models are tiny
         done = run_python("-P", "-c", RUN, json.dumps(commands), cwd=folder, **environment)
     return folder, hub, done.stdout

@@ -175,8 +175,7 @@ def test_what_was_pushed_loads_from_the_hub(interrupted, tmp_path):
         weights = tmp_path / f"{commit}.safetensors"
         weights.write_bytes(files["model.safetensors"])
         wanted.append(f"checkpoint/model@{commit}@{weights}")
-    with local_hub() as (address, hub):
+    with local_hub(tmp_path / "home") as (environment, hub):
         hub.repositories = repositories
-        environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_HUB_DISABLE_XET="1")
-        done = run_python("-P", "-c", LOAD, *wanted, cwd=tmp_path, HF_HUB_OFFLINE="0", **environment)
+        done = run_python("-P", "-c", LOAD, *wanted, cwd=tmp_path, **environment)
     assert done.stdout.strip() == f"{len(wanted)} loaded" and len(wanted) >= 6

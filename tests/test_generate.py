@@ -6,35 +6,14 @@ import re
 import pytest
 import torch
 from spy import spy
-from tiny import random_ids, tiny_model
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import (
-    AutoTokenizer,
-    CompileConfig,
-    GenerationConfig,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
-)
+from tiny import number_tokenizer, random_ids, tiny_model
+from transformers import AutoTokenizer, CompileConfig, GenerationConfig, Trainer, TrainingArguments
 
 from benchmarks.results import HUB
-from modeling_flm import (
-    DraftStreamer,
-    FLMModel,
-    FlowGenerationConfig,
-    FlowGenerationOutput,
-    guidance_flm,
-    prompt_ids,
-    requests_flm,
-    vocabulary_flm,
-)
+from modeling_flm import DraftStreamer, FLMModel, FlowGenerationConfig, FlowGenerationOutput, guidance_flm, prompt_ids
 from trainers import FLMTrainer, FLMTrainingArguments
 
 PROMPT = random_ids(2, 4)
-
-
 FLOW, MAP = tiny_model(), tiny_model("fmlm")
 FLOW.generation_config.num_steps = MAP.generation_config.num_steps = 3
 
@@ -121,7 +100,6 @@ ALONE = [
 @pytest.mark.parametrize("settings", ALONE, ids=lambda settings: " ".join(settings))
 def test_a_sequence_is_that_of_its_prompt_alone(settings, side):
     """Of prompts of different lengths and any sampler: the same ids, drafts and confidence as without the others."""
-    model = BLANKS
     ids, lengths = random_ids(4, 7).clamp(min=1), [7, 4, 4, 1]
     ids[1, 2], ids[2, 1:] = 0, 0  # blanks
     rows, mask = torch.full((4, 7), 9), torch.zeros(4, 7, dtype=torch.long)
@@ -130,11 +108,11 @@ def test_a_sequence_is_that_of_its_prompt_alone(settings, side):
         rows[row, place], mask[row, place] = ids[row, :length], 1
     settings = {"num_steps": 3, "max_new_tokens": 5, "num_return_sequences": 2, "pad_token_id": 60} | settings
     settings |= {"output_trajectory": "window_overlap" not in settings, "return_dict_in_generate": True}
-    out = model.generate(rows, attention_mask=mask, seed=10, **settings)
+    out = BLANKS.generate(rows, attention_mask=mask, seed=10, **settings)
     assert out.attention_mask.shape == out.sequences.shape and (out.sequences[out.attention_mask == 0] == 60).all()
     taken, written = 0, 0
     for row, length in enumerate(lengths):
-        alone = model.generate(ids[row : row + 1, :length], seed=10 + 2 * row, **settings)
+        alone = BLANKS.generate(ids[row : row + 1, :length], seed=10 + 2 * row, **settings)
         own, total = slice(2 * row, 2 * row + 2), alone.sequences.shape[1]
         assert total == (settings["max_length"] if "max_length" in settings else length + settings["max_new_tokens"])
         assert torch.equal(out.attention_mask[own].sum(1), torch.tensor([total, total]))
@@ -258,7 +236,7 @@ def test_the_type_of_a_model_gives_its_defaults():
 
 def test_a_temperature_chooses_the_sampler_that_has_one_and_says_so_once(model, monkeypatch):
     said, drawing = [], dict(do_sample=True, temperature=0.7, top_p=0.9)
-    monkeypatch.setattr(requests_flm.logger, "warning_once", said.append)
+    monkeypatch.setattr("modeling_flm.requests_flm.logger.warning_once", said.append)
     ids = model.generate(PROMPT, seed=0, sampler="bridge", **drawing)
     assert said == []
     assert torch.equal(ids, model.generate(PROMPT, seed=0, **drawing)) and len(said) == 1
@@ -341,53 +319,46 @@ def test_a_prompt_longer_than_the_context(model):
     assert out.num_function_evaluations == model.generation_config.num_steps
 
 
-SPECIAL = {"eos_token": "3", "pad_token": "5", "mask_token": "7"}
+TOKENIZER = number_tokenizer(eos_token="3", pad_token="5", mask_token="7")
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    words = Tokenizer(WordLevel({str(i): i for i in range(61)}, unk_token="0"))
-    words.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, **SPECIAL)
-
-
-def test_a_model_of_the_plain_trainer_ends_its_texts(tokenizer, tmp_path):
+def test_a_model_of_the_plain_trainer_ends_its_texts(tmp_path):
     """The Trainer makes `eos_token_id` a list, and leaves the mask token out."""
     model = tiny_model()
     rows = [{"input_ids": row, "labels": row} for row in random_ids(2, 12).tolist()]
     arguments = TrainingArguments(tmp_path, max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True)
-    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=TOKENIZER)
     trainer.train()
     trainer.save_model()
     model = FLMModel.from_pretrained(tmp_path).eval()
     assert model.generation_config.eos_token_id == [3] and model.config.mask_token_id is None
     model.generation_config.eos_token_id = [3, 4]
-    plain = model.generate(num_return_sequences=30, num_steps=2, seed=0)
-    padded = model.generate(num_return_sequences=30, num_steps=2, seed=0, pad_after_eos=True)
+    settings = dict(num_return_sequences=30, num_steps=2, seed=0)
+    plain, padded = model.generate(**settings), model.generate(**settings, pad_after_eos=True)
     assert (plain != padded).any()
     for row, cut in zip(plain.tolist(), padded.tolist(), strict=True):
         end = min((place + 1 for place, token in enumerate(row) if token in (3, 4)), default=12)
         assert cut == row[:end] + [5] * (12 - end)
 
-    blanks = tokenizer("20 7 7 21", return_tensors="pt").input_ids
-    filled = model.generate(blanks, max_length=4, num_steps=2, tokenizer=tokenizer)
+    blanks = TOKENIZER("20 7 7 21", return_tensors="pt").input_ids
+    filled = model.generate(blanks, max_length=4, num_steps=2, tokenizer=TOKENIZER)
     assert filled[0, 0] == 20 and filled[0, 3] == 21
     with pytest.raises(ValueError, match="`config.mask_token_id` is not set. Set it, or give `tokenizer`"):
         model.generate(blanks, max_length=4)
-    write = model.pipeline(tokenizer)
+    write = model.pipeline(TOKENIZER)
     (text,) = write("20 7 7 21", max_length=4, num_steps=2, skip_special_tokens=False, seed=1)
-    expected = model.generate(blanks, max_length=4, num_steps=2, tokenizer=tokenizer, seed=1)
+    expected = model.generate(blanks, max_length=4, num_steps=2, tokenizer=TOKENIZER, seed=1)
     assert text["generated_text"].split() == [str(token) for token in expected[0].tolist()]
 
 
-def test_a_model_of_the_own_trainer_knows_its_blanks(tokenizer, tmp_path):
+def test_a_model_of_the_own_trainer_knows_its_blanks(tmp_path):
     arguments = FLMTrainingArguments(tmp_path, report_to="none", use_cpu=True)
     for own, expected in ((None, 7), (2, 2)):
-        trainer = FLMTrainer(tiny_model(mask_token_id=own), arguments, processing_class=tokenizer)
+        trainer = FLMTrainer(tiny_model(mask_token_id=own), arguments, processing_class=TOKENIZER)
         assert trainer.model.config.mask_token_id == expected
 
 
-def test_padding_after_the_end(model, tokenizer):
+def test_padding_after_the_end(model):
     settings = dict(num_return_sequences=20, seed=0)
     ids = model.generate(**settings)
     eos = int(ids[0, 5])
@@ -399,11 +370,11 @@ def test_padding_after_the_end(model, tokenizer):
     row = model.generate(given, seed=0, **padding)
     assert torch.equal(row[:, :5], model.generate(given, seed=0)[:, :5])
     own = model.generate(**settings, eos_token_id=3, pad_token_id=5, pad_after_eos=True)
-    assert torch.equal(model.generate(**settings, tokenizer=tokenizer, pad_after_eos=True), own)
+    assert torch.equal(model.generate(**settings, tokenizer=TOKENIZER, pad_after_eos=True), own)
 
 
-def test_the_ids_of_a_prompt(tokenizer):
-    assert prompt_ids("20 21", tokenizer).tolist() == [[20, 21]] and prompt_ids("", tokenizer).shape == (1, 0)
+def test_the_ids_of_a_prompt():
+    assert prompt_ids("20 21", TOKENIZER).tolist() == [[20, 21]] and prompt_ids("", TOKENIZER).shape == (1, 0)
     english = AutoTokenizer.from_pretrained(HUB / "flm-english-small")
     ids = english("In the beginning", return_tensors="pt").input_ids
     assert ids[0, 0] == english.bos_token_id and torch.equal(prompt_ids("In the beginning", english), ids)
@@ -416,8 +387,7 @@ def test_the_ids_of_a_prompt(tokenizer):
 @pytest.mark.parametrize("sampler", ["euler", "bridge"])
 def test_the_trajectory_holds_the_draft_of_every_step(model, sampler):
     ids = torch.cat([PROMPT, random_ids(2, 8, seed=1)], 1)
-    keep = torch.zeros(2, 12, dtype=torch.bool)
-    keep[:, :4] = True
+    keep = torch.arange(12).expand(2, -1) < 4
     settings = dict(conditioning_mask=keep, num_steps=3, sampler=sampler, seed=0)
     out = model.generate(ids, output_trajectory=True, **settings)
     assert out.trajectory.shape == out.confidence.shape == (3, 2, 12)
@@ -429,7 +399,7 @@ def test_the_trajectory_holds_the_draft_of_every_step(model, sampler):
 
 @pytest.mark.parametrize("cap", [None, 3.0])
 def test_confidence_is_the_probability_of_the_token(cap, monkeypatch):
-    monkeypatch.setattr(vocabulary_flm, "_CPU_BLOCK", 640)  # several blocks of the vocabulary
+    monkeypatch.setattr("modeling_flm.vocabulary_flm._CPU_BLOCK", 640)  # several blocks of the vocabulary
     model = tiny_model(final_logit_softcapping=cap, vocab_size=200)
     out = model.generate(num_steps=1, num_return_sequences=3, seed=0, output_trajectory=True)
     logits = model(inputs_embeds=model.embed_noise(3, 12, seeds=[0, 1, 2]), timesteps=0.0).logits
@@ -437,22 +407,19 @@ def test_confidence_is_the_probability_of_the_token(cap, monkeypatch):
     torch.testing.assert_close(out.confidence[0], exact, rtol=1e-4, atol=1e-6)
 
 
-def test_a_streamer_is_put_every_draft(model, tokenizer):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    settings = dict(num_return_sequences=2, seed=0)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_streamer_is_put_every_draft(model, terminal, monkeypatch):
+    settings, file = dict(num_return_sequences=2, seed=0), io.StringIO()
     out = model.generate(num_steps=3, output_trajectory=True, **settings)
-    for file in (io.StringIO(), Terminal()):
-        streamer = DraftStreamer(tokenizer, file, skip_special_tokens=True)
-        for num_steps in (3, 1):
-            model.generate(num_steps=num_steps, streamer=streamer, **settings)
-        shown = file.getvalue()
-        for draft in out.trajectory:
-            assert "\n\n".join(tokenizer.batch_decode(draft, skip_special_tokens=True)) in shown
-        assert shown.count("step 1\n") == 2 and shown.count("step 3\n") == 1
-        assert shown.count("\x1b[2J") == (4 if file.isatty() else 0)
+    monkeypatch.setattr(file, "isatty", lambda: terminal)
+    streamer = DraftStreamer(TOKENIZER, file, skip_special_tokens=True)
+    for num_steps in (3, 1):
+        model.generate(num_steps=num_steps, streamer=streamer, **settings)
+    shown = file.getvalue()
+    for draft in out.trajectory:
+        assert "\n\n".join(TOKENIZER.batch_decode(draft, skip_special_tokens=True)) in shown
+    assert shown.count("step 1\n") == 2 and shown.count("step 3\n") == 1
+    assert shown.count("\x1b[2J") == (4 if terminal else 0)
 
 
 # -- how it runs ------------------------------------------------------------------------------------------------------
@@ -469,8 +436,8 @@ RUNS = [
 def test_what_is_taken_at_a_time_changes_nothing(kind, settings, monkeypatch):
     model = tiny_model(kind, vocab_size=200)
     whole = model.generate(num_steps=5, num_return_sequences=8, seed=0, **settings)
-    monkeypatch.setattr(vocabulary_flm, "_CPU_BLOCK", 1)  # tokens one by one, or
-    monkeypatch.setattr(vocabulary_flm, "_COLUMNS", 64)  # blocks of 64 of the vocabulary
+    monkeypatch.setattr("modeling_flm.vocabulary_flm._CPU_BLOCK", 1)  # tokens one by one, or
+    monkeypatch.setattr("modeling_flm.vocabulary_flm._COLUMNS", 64)  # blocks of 64 of the vocabulary
     monkeypatch.setattr(guidance_flm, "_CPU_TOKENS", 3 * model.config.max_position_embeddings)
     calls = spy(monkeypatch, model, "denoise")
     assert torch.equal(whole, model.generate(num_steps=5, num_return_sequences=8, seed=0, **settings))
@@ -484,13 +451,9 @@ DIFFERENT = {"input_ids": PROMPT, "attention_mask": torch.tensor([[1, 1, 1, 1], 
 def test_a_compiled_step_writes_the_same(kind, settings):
     """By the graph that torch.compile makes, run as it is; twice, without compiling anew."""
     model, graphs = tiny_model(kind), []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
+    config = CompileConfig(backend=lambda graph, _: graphs.append(graph) or graph, mode=None, fullgraph=True)
     settings = settings | dict(num_steps=3, num_return_sequences=4, seed=0)
-    compiled = settings | {"compile_config": CompileConfig(backend=backend, mode=None, fullgraph=True)}
+    compiled = settings | {"compile_config": config}
     written = model.generate(**compiled)
     made = len(graphs)
     assert made and torch.equal(written, model.generate(**settings))

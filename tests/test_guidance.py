@@ -14,17 +14,10 @@ from transformers import default_data_collator
 from worlds import World, two_cities
 
 from modeling_flm.flow_flm import interpolate
-from modeling_flm.guidance_flm import (
-    ClassifierFree,
-    DropoutGuided,
-    ModelGuided,
-    Prediction,
-    Predictor,
-    reward_gradient,
-)
+from modeling_flm.guidance_flm import ClassifierFree, DropoutGuided, ModelGuided, Predictor, _dropout, reward_gradient
 from trainers import FLMTrainer
 
-PROMPT = random_ids(3, 12)
+PROMPT, OTHERS = random_ids(3, 12), random_ids(3, 12, seed=4)
 KEEP = torch.arange(12).expand(3, 12) < 4
 SEEDS = [5, 6, 7]
 TAU = torch.tensor(0.3)
@@ -41,12 +34,25 @@ def dense(model, state) -> torch.Tensor:
     return model(inputs_embeds=state, timesteps=TAU.expand(3)).logits.softmax(-1)
 
 
-def agrees(prediction: Prediction, probabilities: torch.Tensor, table: torch.Tensor) -> None:
+def states(width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(3, 12, width, generator=torch.Generator().manual_seed(seed))
+
+
+def entries(probabilities: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return probabilities.gather(-1, ids[..., None]).squeeze(-1)
+
+
+def agrees(prediction, probabilities: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> None:
+    """A prediction with probabilities over the vocabulary; its confidence in `ids`, too."""
     torch.testing.assert_close(prediction.embedding(), probabilities @ table, **CLOSE)
     assert torch.equal(prediction.most_likely(), probabilities.argmax(-1))
-    ids = random_ids(3, 12, seed=4)
-    entries = probabilities.gather(-1, ids[..., None]).squeeze(-1).clamp(0, 1)
-    torch.testing.assert_close(prediction.confidence(ids), entries, **CLOSE)
+    torch.testing.assert_close(prediction.confidence(ids), entries(probabilities, ids).clamp(0, 1), **CLOSE)
+
+
+def pair(kind: str = "flm", **settings) -> tuple:
+    """A strong and a weak model, and their tables side by side."""
+    strong, weak = tiny_model(kind, **settings), tiny_model(kind, hidden_size=16, weights_seed=1, **settings)
+    return strong, weak, torch.cat([strong.embed_tokens.weight, weak.embed_tokens.weight], dim=1)
 
 
 # -- the weak networks ------------------------------------------------------------------------------------------------
@@ -56,21 +62,18 @@ def agrees(prediction: Prediction, probabilities: torch.Tensor, table: torch.Ten
 @pytest.mark.parametrize("scale", [0, 0.5, 4, 50])
 @torch.no_grad()
 def test_a_weak_model_with_a_table_of_its_own(scale, cap):
-    strong = tiny_model(final_logit_softcapping=cap)
-    weak = tiny_model(hidden_size=16, final_logit_softcapping=cap, weights_seed=1)
+    strong, weak, tables = pair(final_logit_softcapping=cap)
     guided = window(ModelGuided, weak, scale, model=strong)
-    tables = torch.cat([strong.embed_tokens.weight, weak.embed_tokens.weight], dim=1)
-    state = torch.randn(3, 12, 61, generator=torch.Generator().manual_seed(0)) @ tables  # of one state over V
+    state = states(61) @ tables  # of one state over V
     d_strong, d_weak = dense(strong, state[..., :32]), dense(weak, state[..., 32:])
-    agrees(guided.predict(state, TAU), d_weak + scale * (d_strong - d_weak), tables)
+    agrees(guided.predict(state, TAU), d_weak + scale * (d_strong - d_weak), tables, OTHERS)
     torch.testing.assert_close(guided.clean, tables[PROMPT])
 
 
 @pytest.mark.parametrize("vocab_size", [23, 61])  # dense noise, and embedded noise
 @torch.no_grad()
 def test_joint_noise_is_the_models_own_and_has_the_joint_law(vocab_size):
-    strong = tiny_model(vocab_size=vocab_size)
-    weak = tiny_model(vocab_size=vocab_size, hidden_size=16, weights_seed=1)
+    strong, weak, tables = pair(vocab_size=vocab_size)
     nothing = torch.zeros(400, 12, dtype=torch.long)
     rest = (nothing, nothing.bool(), list(range(400)))
     alone, guided = Predictor(strong, *rest), ModelGuided(weak, 2.0, strong, *rest)
@@ -78,7 +81,6 @@ def test_joint_noise_is_the_models_own_and_has_the_joint_law(vocab_size):
     (own, uniform), (joint, same_uniform) = next(alone.fresh_noise()), next(guided.fresh_noise())
     torch.testing.assert_close(joint[..., :32], own, atol=1e-4, rtol=1e-4)
     assert torch.equal(uniform, same_uniform)
-    tables = torch.cat([strong.embed_tokens.weight, weak.embed_tokens.weight], dim=1)
     exact = tables.T @ tables
     for noise in (guided.start, joint):
         rows = noise.flatten(0, 1)
@@ -89,25 +91,23 @@ def test_joint_noise_is_the_models_own_and_has_the_joint_law(vocab_size):
 def test_classifier_free_guidance_hides_the_prompt_from_the_weak_network():
     model = tiny_model()
     guided = window(ClassifierFree, 3.0, model=model)
-    state = torch.where(KEEP[..., None], guided.clean, torch.randn(3, 12, 32, generator=torch.Generator()))
+    state = torch.where(KEEP[..., None], guided.clean, states(32))
     noisy = interpolate(guided.start, guided.clean, model.clock.t(TAU))
     hidden_prompt = torch.where(KEEP[..., None], noisy, state)
     d, d_weak = dense(model, state), dense(model, hidden_prompt)
-    agrees(guided.predict(state, TAU), d_weak + 3 * (d - d_weak), model.embed_tokens.weight)
+    agrees(guided.predict(state, TAU), d_weak + 3 * (d - d_weak), model.embed_tokens.weight, OTHERS)
 
 
 @torch.no_grad()
 def test_dropout_is_of_its_rate_and_goes_away():
     model = tiny_model()
     guided = window(DropoutGuided, 0.5, 2.0, model=model)
-    shares = []
-    hook = model.layers[0].dropout.register_forward_hook(
-        lambda module, inputs, output: shares.append((output == 0).double().mean().item()), prepend=False
-    )
     first, second = guided.predict(guided.start, TAU), guided.predict(guided.start, TAU)
-    hook.remove()
     assert not torch.equal(first.embedding(), second.embedding())  # drawn anew at each step
     assert torch.equal(first.parts[0].hidden, second.parts[0].hidden)  # the strong network has none
+    with _dropout(model, 0.5, [(seed, 12) for seed in SEEDS]):
+        dropped = model.layers[0].dropout(torch.ones(3, 12, 32)) == 0
+    assert dropped.double().mean() == pytest.approx(0.5, abs=0.05)
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -135,16 +135,10 @@ def test_a_weak_model_that_is_as_strong_changes_nothing(kind, sampler):
 
 
 def test_guidance_counts_its_evaluations(monkeypatch):
-    model = tiny_model("fmlm")
+    model, settings = tiny_model("fmlm"), dict(num_steps=3, guidance_scale=2, refine_steps=2)
     calls = spy(monkeypatch, model, "denoise")
-    out = model.generate(
-        PROMPT[:, :4],
-        num_steps=3,
-        guidance_scale=2,
-        reward_fn=lambda ahead: ahead.embedding.sum((1, 2)),
-        refine_steps=2,
-        return_dict_in_generate=True,
-    )
+    settings |= dict(reward_fn=lambda ahead: ahead.embedding.sum((1, 2)), return_dict_in_generate=True)
+    out = model.generate(PROMPT[:, :4], **settings)
     assert len(calls) == out.num_function_evaluations == 2 * (3 + 2) + 2
     assert out.tokens_per_forward == pytest.approx(8 / 12)
 
@@ -156,22 +150,20 @@ def test_guidance_counts_its_evaluations(monkeypatch):
 @pytest.mark.parametrize("kind", ["flm", "fmlm"])
 def test_the_reward_gradient_is_that_over_the_vocabulary(kind, cap):
     """grad_x of r(X_{t,1}(x)) for a state over the vocabulary, embedded by two tables."""
-    model = tiny_model(kind, final_logit_softcapping=cap)
-    weak = tiny_model(kind, hidden_size=16, weights_seed=1)
+    model, weak, tables = pair(kind, final_logit_softcapping=cap)
     guided = window(ModelGuided, weak, 2.0, model=model)
     direction = torch.randn(32, generator=torch.Generator().manual_seed(1))
 
     def reward(ahead):
         return (ahead.embedding @ direction).tanh().sum(1) + ahead.probabilities[:, 2, 7].log()
 
-    x = torch.randn(3, 12, 61, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = states(61).requires_grad_()
     end = {} if kind == "flm" else {"target_timesteps": torch.ones(3)}
     logits = model(inputs_embeds=x @ model.embed_tokens.weight, timesteps=TAU.expand(3), **end).logits
     p = logits.softmax(-1)
     value = (p @ model.embed_tokens.weight.detach() @ direction).tanh().sum() + p[:, 2, 7].log().sum()
     (gradient,) = torch.autograd.grad(value, x)
     with torch.no_grad():
-        tables = torch.cat([model.embed_tokens.weight, weak.embed_tokens.weight], dim=1)
         got = reward_gradient(guided, reward, x @ tables, TAU)
         torch.testing.assert_close(got, gradient @ tables, atol=1e-4, rtol=1e-3)
 
@@ -180,16 +172,11 @@ def test_reward_guidance_raises_the_reward():
     """Two pairs of cities, 70 % of the first: rewarded for the second, more and more come out as the second."""
     world = two_cities()
     model, second = exact_denoiser(world), world.ids[1, 0]
+    settings = dict(num_steps=16, num_return_sequences=500, seed=0)
+    settings |= dict(reward_fn=lambda ahead: ahead.probabilities[:, 0, second])
     shares = []
     for scale in (0.0, 0.3, 1.0):
-        ids = model.generate(
-            num_steps=16,
-            num_return_sequences=500,
-            seed=0,
-            reward_fn=lambda ahead: ahead.probabilities[:, 0, second],
-            reward_scale=scale,
-        )
-        items = world.items(ids)
+        items = world.items(model.generate(**settings, reward_scale=scale))
         assert (items < 0).double().mean() < 0.05  # and they stay pairs
         shares.append((items == 1).double().mean().item())
     assert shares[0] == pytest.approx(0.3, abs=0.08) and shares[0] + 0.05 < shares[1] < shares[2] - 0.05
@@ -240,20 +227,16 @@ def test_forbidden_tokens_share_their_probability_among_the_others():
     p[..., ::3] = 0
     p /= p.sum(-1, keepdim=True)
     prediction = predictor.predict(predictor.start, TAU)
-    torch.testing.assert_close(prediction.embedding(), p @ model.embed_tokens.weight, **CLOSE)
-    assert torch.equal(prediction.most_likely(), p.argmax(-1))
     drawn = prediction.draw(torch.full((3, 12), 0.5), temperature=1.0)
-    upto = p.cumsum(-1).gather(-1, drawn[..., None]).squeeze(-1)
-    own = p.gather(-1, drawn[..., None]).squeeze(-1)
+    agrees(prediction, p, model.embed_tokens.weight, drawn)
+    upto, own = entries(p.cumsum(-1), drawn), entries(p, drawn)
     assert (upto - own <= 0.5001).all() and (upto >= 0.4999).all()
-    torch.testing.assert_close(prediction.confidence(drawn), own, **CLOSE)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"sampler": "bridge"}, {"refine_steps": 2}, {"guidance_dropout": 0.3, "guidance_scale": 3}],
-    ids=str,
-)
+GUIDED = {"guidance_dropout": 0.3, "guidance_scale": 3}
+
+
+@pytest.mark.parametrize("settings", [{}, {"sampler": "bridge"}, {"refine_steps": 2}, GUIDED], ids=str)
 def test_forbidden_tokens_are_not_written(settings):
     model, forbidden = tiny_model(), list(range(0, 61, 2))
     arguments = dict(num_steps=4, num_return_sequences=8, seed=0) | settings

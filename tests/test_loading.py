@@ -76,18 +76,14 @@ def test_far_from_the_package_bfloat16_is_that_of_the_class(far_away, name, tmp_
 
 def test_loading_leaves_no_weight_out_and_none_over(far_away):
     cases = {case: found["loading"] for case, found in far_away.items() if "loading" in found}
-    assert len(cases) == 14
-    for case, loading in cases.items():
-        assert not any(loading.values()), (case, loading)
+    assert len(cases) == 14 and not [case for case, loading in cases.items() if any(loading.values())]
 
 
 @pytest.mark.parametrize("name", TYPES)
 def test_a_config_saved_again_is_the_same(far_away, name):
     found, config = far_away[f"{name} AutoConfig"], eight_step_model(name).config
     assert found["class"] == CLASSES[name][0].__name__
-    assert {field: found["values"][field] for field in FLMConfig.__annotations__} == {
-        field: getattr(config, field) for field in FLMConfig.__annotations__
-    }
+    assert all(found["values"][field] == getattr(config, field) for field in FLMConfig.__annotations__)
     assert set(found["values"]["auto_map"]) == {"AutoConfig", *AUTO_CLASSES}
 
 
@@ -119,15 +115,12 @@ def test_the_installed_package_needs_no_remote_code(name, auto, tmp_path):
 
 
 def test_an_fmlm_that_starts_from_the_files_of_an_flm_is_an_fmlm(tmp_path):
-    flm = tiny_model()
+    flm, given = tiny_model(), {"input_ids": random_ids(2, 12), "timesteps": torch.tensor([0.1, 0.6])}
     flm.save_pretrained(tmp_path / "flm")
     fmlm, loading = FMLMModel.from_pretrained(tmp_path / "flm", output_loading_info=True)
     assert all(key.startswith("target_time_embedding.") for key in loading["missing_keys"])
     assert not loading["unexpected_keys"]
-    ids = random_ids(2, 12)
-    given = {"input_ids": ids, "timesteps": torch.tensor([0.1, 0.6])}
-    logits = fmlm(**given, target_timesteps=torch.tensor([0.9, 0.7])).logits
-    assert torch.equal(logits, flm(**given).logits)
+    assert torch.equal(fmlm(**given, target_timesteps=torch.tensor([0.9, 0.7])).logits, flm(**given).logits)
     assert fmlm.generate(num_steps=1, sampler="flow_map").shape == (1, 12)
 
     fmlm.save_pretrained(tmp_path / "fmlm")
@@ -154,10 +147,8 @@ def test_no_model_says_that_it_predicts_masked_tokens(name, tmp_path):
     again = AutoModel.from_pretrained(tmp_path)
     assert torch.equal(again.generate(num_steps=2, seed=0), model.generate(num_steps=2, seed=0))
     again.save_pretrained(tmp_path / "again")
-    assert set(json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"]) == {
-        "AutoConfig",
-        *AUTO_CLASSES,
-    }
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert set(saved["auto_map"]) == {"AutoConfig", *AUTO_CLASSES}
     with pytest.raises(ValueError, match="for this kind of AutoModel: AutoModelForMaskedLM"):
         AutoModelForMaskedLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert tiny_config(auto_map={"AutoModelForMaskedLM": "own.Mine"}).auto_map["AutoModelForMaskedLM"] == "own.Mine"
@@ -174,19 +165,15 @@ def test_without_generation_config_the_type_decides(name, num_steps, sampler, tm
     assert (config.num_steps, config.sampler) == (num_steps, sampler)
 
 
-def test_generation_config_loads_by_itself(tmp_path):
+def test_a_generation_config_loads_by_itself_and_another_can_be_given_on_loading(tmp_path):
     eight_step_model("fmlm").save_pretrained(tmp_path)
     config = FlowGenerationConfig.from_pretrained(tmp_path)
     assert (config.num_steps, config.sampler, config.bos_token_id) == (8, "flow_map", 1)
-
-
-@pytest.mark.parametrize("config_class", [GenerationConfig, FlowGenerationConfig])
-def test_a_generation_config_can_be_given_on_loading(config_class, tmp_path):
-    eight_step_model("fmlm").save_pretrained(tmp_path)
-    model = AutoModel.from_pretrained(tmp_path, generation_config=config_class(max_length=7))
-    assert isinstance(model.generation_config, FlowGenerationConfig)
-    output = model.generate(return_dict_in_generate=True)
-    assert output.sequences.shape == (1, 7) and output.num_function_evaluations == 1
+    for given in (GenerationConfig(max_length=7), FlowGenerationConfig(max_length=7)):
+        model = AutoModel.from_pretrained(tmp_path, generation_config=given)
+        assert isinstance(model.generation_config, FlowGenerationConfig)
+        output = model.generate(return_dict_in_generate=True)
+        assert output.sequences.shape == (1, 7) and output.num_function_evaluations == 1
 
 
 def test_a_bad_generation_config_is_not_saved(tmp_path):
@@ -224,9 +211,9 @@ def test_a_save_replaces_the_weights_whatever_the_shards(first, second, tmp_path
     tiny_model().save_pretrained(tmp_path, max_shard_size=first)
     new = tiny_model(weights_seed=1)
     new.save_pretrained(tmp_path, max_shard_size=second)
-    loaded = AutoModel.from_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).state_dict()
     for name, weight in new.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], weight), name
+        assert torch.equal(loaded[name], weight), name
     new.save_pretrained(tmp_path / "alone", max_shard_size=second)
     assert {path.name for path in tmp_path.iterdir()} == {"alone", *files(tmp_path / "alone")}
 
@@ -253,7 +240,7 @@ def test_loss_weighting_is_saved(tmp_path):
 # -- the clock --------------------------------------------------------------------------------------------------------
 
 
-def from_meta(model: FLMModel, directory: Path) -> FLMModel:
+def from_meta(model: FLMModel, _) -> FLMModel:
     with torch.device("meta"):
         empty = FLMModel(model.config)
     empty.to_empty(device="cpu").init_weights()
@@ -269,10 +256,10 @@ def reloaded(model: FLMModel, directory: Path, **options) -> FLMModel:
 TRANSFERS = {
     "from_pretrained": reloaded,
     "dtype=bfloat16": lambda model, directory: reloaded(model, directory, dtype=torch.bfloat16),
-    "to(bfloat16)": lambda model, directory: model.to(torch.bfloat16),
-    "half()": lambda model, directory: model.half(),
-    "deepcopy": lambda model, directory: copy.deepcopy(model),
-    "pickle": lambda model, directory: pickle.loads(pickle.dumps(model)),
+    "to(bfloat16)": lambda model, _: model.to(torch.bfloat16),
+    "half()": lambda model, _: model.half(),
+    "deepcopy": lambda model, _: copy.deepcopy(model),
+    "pickle": lambda model, _: pickle.loads(pickle.dumps(model)),
     "meta": from_meta,
 }
 
@@ -283,8 +270,7 @@ def read(clock: Clock, times: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("transfer", TRANSFERS.values(), ids=TRANSFERS)
 def test_no_transfer_of_a_model_touches_its_clock(transfer, tmp_path):
-    times = torch.linspace(0, 1, 1001)
-    moved = transfer(tiny_model(), tmp_path)
+    moved, times = transfer(tiny_model(), tmp_path), torch.linspace(0, 1, 1001)
     assert torch.equal(read(moved.clock, times), read(Clock(61), times))
 
 
@@ -323,12 +309,9 @@ def test_what_was_tampered_with_is_refused(damage, kind, message, tmp_path):
         AutoModel.from_pretrained(tmp_path / "m")
 
 
-def test_pickled_weights_are_not_asked_for(tmp_path):
+def test_neither_pickled_weights_nor_a_flow_map_is_loaded_as_a_flow(tmp_path):
     with pytest.raises(ValueError, match="pickled weights are not read"):
         AutoModel.from_pretrained(tmp_path, config=tiny_model().config, use_safetensors=False)
-
-
-def test_a_flow_map_is_not_loaded_as_a_flow(tmp_path):
     tiny_model("fmlm").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a flow map .FMLM., and FLMModel is no class for it: use AutoModel"):
         FLMModel.from_pretrained(tmp_path)
@@ -339,7 +322,7 @@ def test_a_flow_map_is_not_loaded_as_a_flow(tmp_path):
 @pytest.mark.parametrize("room", ["modeling_flm", "flm_data", "trainers", "evaluation", "hub_cards", "command"])
 def test_nothing_runs_what_it_reads(room):
     """No pickle, eval or exec; torch.load, where a checkpoint of others is converted, of plain data alone."""
-    for path in Path(modeling_flm.__file__).parent.with_name(room).rglob("*.py"):
+    for path in PACKAGE.with_name(room).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None)]

@@ -129,14 +129,13 @@ for name in sys.argv[1:]:
 
 def test_a_model_on_the_hub_is_pinned_by_its_commit_and_nothing_pickled_is_fetched(tmp_path):
     key = ("models", "org/model")
-    with local_hub() as (address, hub):
+    with local_hub(tmp_path) as (environment, hub):
         first, second = (
             hub.commit(key, {"config.json": b"{}", "model.safetensors": weights, "pytorch_model.bin": b"pickle"})
             for weights in (b"old", b"new")
         )
-        environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="0", PYTHONPATH=str(ROOT))
         command = ["-P", "-c", FROM_THE_HUB, f"org/model@{first}", "org/model"]
-        shown = run_python(*command, cwd=tmp_path, **environment).stdout
+        shown = run_python(*command, cwd=tmp_path, **environment, PYTHONPATH=str(ROOT)).stdout
     expected = [
         f"{commit} {hashlib.sha256(weights).hexdigest()} config.json model.safetensors"
         for commit, weights in ((first, b"old"), (second, b"new"))

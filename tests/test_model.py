@@ -17,11 +17,13 @@ IDS = random_ids(3, 12)
 TAU = torch.tensor([0.15, 0.5, 0.85])
 CLOSE = {"atol": 1e-5, "rtol": 0}
 MODEL = tiny_model().requires_grad_(False)  # no test changes it
+NOISED = {"labels": IDS, "noise_seed": [1, 2, 3]}
 
 
-def state_of(model: FLMModel) -> torch.Tensor:
-    """A noisy state of IDS."""
-    return 0.5 * model.embed_noise(3, 12, seeds=[0, 1, 2]) + 0.5 * model.embed_state(IDS)
+def noisy(model: FLMModel) -> dict:
+    """A state of IDS and its times, as arguments."""
+    state = 0.5 * model.embed_noise(3, 12, seeds=[0, 1, 2]) + 0.5 * model.embed_state(IDS)
+    return {"inputs_embeds": state, "timesteps": TAU}
 
 
 def right_padded(lengths: list[int], width: int = 12) -> torch.Tensor:
@@ -35,7 +37,7 @@ def right_padded(lengths: list[int], width: int = 12) -> torch.Tensor:
 def test_a_new_model_is_uniform_and_its_blocks_pass_their_input_on(model_class, name):
     model = model_class(tiny_config(name)).eval()
     assert model(labels=IDS).loss.item() == pytest.approx(math.log(61), rel=1e-6)
-    output = model(inputs_embeds=state_of(model), timesteps=TAU, output_hidden_states=True)
+    output = model(**noisy(model), output_hidden_states=True)
     assert (output.logits == 0).all() and len(output.hidden_states) == 3
     assert all(torch.equal(hidden, output.hidden_states[0]) for hidden in output.hidden_states)
 
@@ -55,29 +57,25 @@ def test_an_fmlm_with_an_flm_s_weights_is_that_flm_whatever_the_target_time():
     flm, fmlm = tiny_model(), FMLMModel(tiny_config("fmlm")).eval()
     missing = fmlm.load_state_dict(flm.state_dict(), strict=False).missing_keys
     assert missing and all(key.startswith("target_time_embedding.") for key in missing)
-    state = state_of(flm)
-    expected = flm(inputs_embeds=state, timesteps=TAU).logits
     for target in (None, TAU, 1.0, torch.tensor([0.2, 0.9, 1.0])):
-        assert torch.equal(fmlm(inputs_embeds=state, timesteps=TAU, target_timesteps=target).logits, expected)
+        assert torch.equal(fmlm(**noisy(flm), target_timesteps=target).logits, flm(**noisy(flm)).logits)
 
 
 def test_an_omitted_target_time_is_the_diagonal():
     model = tiny_model("fmlm")
-    given = {"inputs_embeds": state_of(model), "timesteps": TAU}
-    diagonal = model(**given, target_timesteps=TAU).logits
-    assert torch.equal(model(**given).logits, diagonal)
-    assert not torch.allclose(model(**given, target_timesteps=1.0).logits, diagonal, atol=0.01)
+    diagonal = model(**noisy(model), target_timesteps=TAU).logits
+    assert torch.equal(model(**noisy(model)).logits, diagonal)
+    assert not torch.allclose(model(**noisy(model), target_timesteps=1.0).logits, diagonal, atol=0.01)
 
 
 def test_dropout_acts_in_training_alone():
     model = tiny_model(hidden_dropout=0.5)
-    arguments = {"inputs_embeds": state_of(model), "timesteps": TAU}
-    assert torch.equal(model(**arguments).logits, model(**arguments).logits)
+    state, calls = noisy(model), []
+    assert torch.equal(model(**state).logits, model(**state).logits)
     model.train()
-    assert not torch.allclose(model(**arguments).logits, model(**arguments).logits, atol=0.01)
-    calls = []
+    assert not torch.allclose(model(**state).logits, model(**state).logits, atol=0.01)
     model.layers[0].dropout.register_forward_hook(lambda *_: calls.append(1))
-    model(**arguments)
+    model(**state)
     assert len(calls) == 2, "after attention and after the MLP"
 
 
@@ -85,10 +83,9 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_a_time_for_all_is_that_time_for_each():
-    model = tiny_model()
-    each = model(input_ids=IDS, timesteps=torch.full((3,), 0.3)).logits
+    each = MODEL(input_ids=IDS, timesteps=torch.full((3,), 0.3)).logits
     for time in (0.3, torch.tensor(0.3), [0.3, 0.3, 0.3], torch.full((3,), 0.3, dtype=torch.float64)):
-        assert torch.equal(model(input_ids=IDS, timesteps=time).logits, each)
+        assert torch.equal(MODEL(input_ids=IDS, timesteps=time).logits, each)
 
 
 def test_labels_alone_are_the_data_and_narrow_ids_are_ids():
@@ -99,17 +96,12 @@ def test_labels_alone_are_the_data_and_narrow_ids_are_ids():
         assert torch.equal(both.token_losses, alone.token_losses)
 
 
-def test_a_tuple_on_request():
-    model = tiny_model()
-    output = model(labels=IDS, noise_seed=[0, 1, 2])
-    given = {"labels": IDS, "noise_seed": [0, 1, 2], "output_hidden_states": True}
-    loss, losses, scored, times, hidden = model(**given, return_dict=False)
+def test_a_tuple_on_request_of_the_call_or_of_the_config():
+    output = MODEL(**NOISED)
+    loss, losses, scored, times, hidden = MODEL(**NOISED, output_hidden_states=True, return_dict=False)
     assert torch.equal(loss, output.loss) and torch.equal(losses, output.token_losses)
     assert torch.equal(scored, output.scored) and torch.equal(times, output.timesteps) and len(hidden) == 3
-    assert torch.equal(model(**given)[0], loss)
-
-
-def test_the_config_asks_for_hidden_states_and_tuples():
+    assert torch.equal(MODEL(**NOISED, output_hidden_states=True)[0], loss)
     model = tiny_model(output_hidden_states=True, return_dict=False)
     logits, hidden = model(input_ids=IDS, timesteps=0.5)
     assert logits.shape == (3, 12, 61) and len(hidden) == 3
@@ -145,8 +137,7 @@ def test_an_example_that_is_all_padding_spoils_no_other():
 
 def test_a_prompt_labelled_minus_100_is_kept_clean_and_unscored():
     model, arguments = MODEL, {"timesteps": TAU, "noise_seed": [1, 2, 3]}
-    position = torch.arange(12).expand(3, -1)
-    prompt, start = position < 4, position < 2
+    prompt, start = (torch.arange(12).expand(3, -1) < length for length in (4, 2))
     sft = model(input_ids=IDS, labels=IDS.masked_fill(prompt, -100), **arguments)
     kept = model(labels=IDS, conditioning_mask=prompt, **arguments)
     half = IDS.masked_fill(start, -100)
@@ -172,13 +163,8 @@ def test_the_loss_is_the_mean_over_what_is_scored(kinds, length):
     labels = IDS[:1, :length].clone()
     labels[0, [i for i, kind in enumerate(kinds) if kind == "-100"]] = -100
     attention, keep = (torch.tensor([[k == kind for k in kinds]]) for kind in ("padding", "kept"))
-    output = MODEL(
-        input_ids=IDS[:1, :length],
-        labels=labels,
-        attention_mask=(~attention).long(),
-        conditioning_mask=keep,
-        noise_seed=[0],
-    )
+    masks = {"attention_mask": (~attention).long(), "conditioning_mask": keep}
+    output = MODEL(input_ids=IDS[:1, :length], labels=labels, **masks, noise_seed=[0])
     scored = torch.tensor([[kind == "label" for kind in kinds]])
     assert torch.equal(output.scored == 1, scored)
     assert (output.token_losses[~scored] == 0).all() and (output.token_losses[scored] > 0).all()
@@ -187,9 +173,9 @@ def test_the_loss_is_the_mean_over_what_is_scored(kinds, length):
 
 def test_num_items_in_batch_divides():
     model = tiny_model()
-    plain = model(labels=IDS, noise_seed=[1, 2, 3])
+    plain = model(**NOISED)
     for items in (72, torch.tensor(72)):
-        divided = model(labels=IDS, noise_seed=[1, 2, 3], num_items_in_batch=items)
+        divided = model(**NOISED, num_items_in_batch=items)
         torch.testing.assert_close(divided.loss, plain.loss * 36 / 72)
         assert torch.equal(divided.token_losses, plain.token_losses)
     nothing = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}
@@ -204,16 +190,11 @@ def test_num_items_in_batch_divides():
 
 def test_labels_that_are_not_scored_do_not_divide():
     """The count is of labels: where padding or what is kept clean has some, the mean is still over the others."""
-    model, mask = tiny_model(), right_padded([12, 5, 8])
-    kept = torch.arange(12).expand(3, -1) % 4 == 0
-    for hidden in (
-        {"attention_mask": mask},
-        {"conditioning_mask": kept},
-        {"attention_mask": mask, "conditioning_mask": kept},
-    ):
-        given = {"labels": IDS, "noise_seed": [1, 2, 3], **hidden}
-        torch.testing.assert_close(model(**given, num_items_in_batch=36).loss, model(**given).loss)
-        torch.testing.assert_close(model(**given, num_items_in_batch=144).loss, model(**given).loss / 4)
+    mask = {"attention_mask": right_padded([12, 5, 8])}
+    kept = {"conditioning_mask": torch.arange(12).expand(3, -1) % 4 == 0}
+    for inputs in (NOISED | mask, NOISED | kept, NOISED | mask | kept):
+        torch.testing.assert_close(MODEL(**inputs, num_items_in_batch=36).loss, MODEL(**inputs).loss)
+        torch.testing.assert_close(MODEL(**inputs, num_items_in_batch=144).loss, MODEL(**inputs).loss / 4)
 
 
 # -- noise and times --------------------------------------------------------------------------------------------------
@@ -238,25 +219,20 @@ def test_a_seed_s_noise_starts_the_same_at_every_length(vocab_size):
 
 
 def test_evaluation_takes_noise_and_times_from_the_ids():
-    model, ids, lengths = tiny_model(), random_ids(6, 12), [12, 5, 8, 1, 7, 3]
+    ids, lengths = random_ids(6, 12), [12, 5, 8, 1, 7, 3]
     rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
-    alone = [model(labels=row[None]) for row in rows]
+    alone = [MODEL(labels=row[None]) for row in rows]
     assert len({float(one.timesteps) for one in alone}) == 6
     right = right_padded(lengths)
-    left = right.flip(1)
+    left, unlabelled = right.flip(1), ids.masked_fill(right == 0, -100)
     shifted = torch.zeros_like(ids).masked_scatter(left.bool(), torch.cat(rows))
-    for labels, mask in (
-        (ids, right),
-        (shifted, left),
-        (ids.int(), right.bool()),
-        (ids[:, :12].masked_fill(right == 0, -100), right),
-    ):
-        found = model(labels=labels, attention_mask=mask)
+    for labels, mask in ((ids, right), (shifted, left), (ids.int(), right.bool()), (unlabelled, right)):
+        found = MODEL(labels=labels, attention_mask=mask)
         for one, losses, seen in zip(alone, found.token_losses, mask.bool(), strict=True):
             torch.testing.assert_close(losses[seen], one.token_losses[0], **CLOSE)
         torch.testing.assert_close(found.timesteps, torch.cat([one.timesteps for one in alone]), rtol=0, atol=0)
     prompt = ids.masked_fill(torch.arange(12) < 4, -100)
-    assert torch.equal(model(input_ids=ids, labels=prompt).timesteps, model(labels=ids).timesteps)
+    assert torch.equal(MODEL(input_ids=ids, labels=prompt).timesteps, MODEL(labels=ids).timesteps)
 
 
 def test_what_is_given_goes_before_the_ids():
@@ -269,7 +245,7 @@ def test_what_is_given_goes_before_the_ids():
     assert torch.equal(model(labels=IDS, timesteps=plain.timesteps).loss, plain.loss)
     drawn = [model(labels=IDS, generator=torch.Generator().manual_seed(seed)).loss for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and plain.loss not in drawn
-    assert not torch.equal(model(labels=IDS, noise_seed=[1, 2, 3]).loss, plain.loss)
+    assert not torch.equal(model(**NOISED).loss, plain.loss)
     assert torch.equal(torch.get_rng_state(), before)
     model.train()
     assert len({model(labels=IDS).loss.item() for _ in range(3)}) == 3
@@ -278,14 +254,14 @@ def test_what_is_given_goes_before_the_ids():
 def test_a_map_is_trained_by_states_not_by_labels_alone():
     model = tiny_model("fmlm").train()
     with pytest.raises(ValueError, match="diagonal of a flow map alone.*FMLMTrainer"):
-        model(labels=IDS, noise_seed=[1, 2, 3])
+        model(**NOISED)
     with torch.no_grad():
-        model(labels=IDS, noise_seed=[1, 2, 3])
-    model(inputs_embeds=state_of(model), timesteps=TAU, labels=IDS).loss.backward()
+        model(**NOISED)
+    model(**noisy(model), labels=IDS).loss.backward()
 
 
 def test_times_without_seeds_are_evenly_spread():
-    times = tiny_model()(labels=random_ids(8, 12), generator=torch.Generator().manual_seed(0)).timesteps
+    times = MODEL(labels=random_ids(8, 12), generator=torch.Generator().manual_seed(0)).timesteps
     assert ((times >= 0) & (times < 1)).all()
     torch.testing.assert_close(times.sort().values.diff(), torch.full((7,), 1 / 8), **CLOSE)
 
@@ -302,12 +278,10 @@ def test_attention_implementations_agree(lengths):
     flexible = ["flex_attention"] if flex.IS_SOUND else []
     with torch.no_grad(), torch.compiler.set_stance("default" if lengths else "force_eager"):
         for implementation in ("eager", SOFTCAP_ATTENTION, *flexible, None):
-            # scores beyond the cap of 2, where it matters
-            cap = None if implementation is None else 2.0
+            cap = None if implementation is None else 2.0  # scores go beyond it, where it matters
             model = tiny_model(attn_implementation=implementation, attn_logit_softcapping=cap)
             assert model.config._attn_implementation == (implementation or "sdpa")
-            output = model(inputs_embeds=state_of(model), timesteps=TAU, attention_mask=mask)
-            logits[implementation] = output.logits[real]
+            logits[implementation] = model(**noisy(model), attention_mask=mask).logits[real]
     assert not torch.allclose(logits.pop(None), logits["eager"], atol=2e-2)
     for implementation, found in logits.items():
         torch.testing.assert_close(found, logits["eager"], atol=2e-4, rtol=0, msg=implementation)
@@ -318,16 +292,16 @@ def test_sdpa_is_the_default_without_a_cap_and_agrees():
     assert model.config._attn_implementation == "sdpa"
     eager = tiny_model(attn_logit_softcapping=None, attn_implementation="eager")
     for mask in (None, right_padded([12, 5, 8])):
-        one, other = (m(labels=IDS, attention_mask=mask, noise_seed=[1, 2, 3]).token_losses for m in (model, eager))
+        one, other = (m(**NOISED, attention_mask=mask).token_losses for m in (model, eager))
         torch.testing.assert_close(one, other, **CLOSE)
 
 
 def test_attention_can_be_changed_later():
     model = tiny_model()
     assert model.config._attn_implementation == SOFTCAP_ATTENTION
-    before = model(labels=IDS, noise_seed=[1, 2, 3]).token_losses
+    before = model(**NOISED).token_losses
     model.set_attn_implementation("eager")
-    torch.testing.assert_close(model(labels=IDS, noise_seed=[1, 2, 3]).token_losses, before, **CLOSE)
+    torch.testing.assert_close(model(**NOISED).token_losses, before, **CLOSE)
     with pytest.raises(ValueError, match="sdpa.*cannot cap.*flm_softcap"):
         model.set_attn_implementation("sdpa")
     assert model.config._attn_implementation == "eager"
@@ -338,15 +312,14 @@ def test_attention_can_be_changed_later():
 
 def gradients(model: FLMModel) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    model(labels=IDS, noise_seed=[1, 2, 3]).loss.backward()
+    model(**NOISED).loss.backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 def test_activation_checkpointing_gives_the_same_gradients():
-    model = tiny_model(hidden_dropout=0.0).train()
+    model, calls = tiny_model(hidden_dropout=0.0).train(), []
     plain = gradients(model)
     model.activation_checkpointing_enable()
-    calls = []
     model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
     recomputed = gradients(model)
     assert len(calls) == 2, "nothing was computed again"
@@ -358,14 +331,11 @@ def test_activation_checkpointing_gives_the_same_gradients():
 def test_bfloat16_is_near_float32():
     model = tiny_model()
     half = copy.deepcopy(model).to(torch.bfloat16)
-    state = state_of(model)
-    full, low = (m(inputs_embeds=state, timesteps=TAU).logits for m in (model, half))
-    assert low.dtype == torch.bfloat16
-    assert (low - full).abs().max() < 0.05 * full.abs().max()
-    loss = half(labels=IDS, noise_seed=[1, 2, 3]).loss
+    full, low = (m(**noisy(model)).logits for m in (model, half))
+    assert low.dtype == torch.bfloat16 and (low - full).abs().max() < 0.05 * full.abs().max()
+    loss = half(**NOISED).loss
     loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(model(labels=IDS, noise_seed=[1, 2, 3]).loss.item(), rel=0.02)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(model(**NOISED).loss.item(), rel=0.02)
     assert all(torch.isfinite(p.grad).all() for p in half.parameters())
 
 
@@ -397,8 +367,7 @@ def test_times_are_told_apart_in_half_precision(tmp_path, dtype):
         assert len(found.unique(dim=0)) == 1000
         apart, as_before = found.diff(dim=0), expected.diff(dim=0)
         assert (apart - as_before).norm() < 0.05 * as_before.norm()
-    loss = loaded(labels=IDS, noise_seed=[1, 2, 3]).loss
-    assert loss.item() == pytest.approx(model(labels=IDS, noise_seed=[1, 2, 3]).loss.item(), rel=0.02)
+    assert loaded(**NOISED).loss.item() == pytest.approx(model(**NOISED).loss.item(), rel=0.02)
 
 
 @pytest.mark.parametrize("backward", ["inside", "outside"])
@@ -407,7 +376,7 @@ def test_autocast_is_near_float32(backward):
     plain = gradients(model)
     model.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(labels=IDS, noise_seed=[1, 2, 3]).loss
+        loss = model(**NOISED).loss
         if backward == "inside":
             loss.backward()
     if backward == "outside":
@@ -418,10 +387,9 @@ def test_autocast_is_near_float32(backward):
 
 def test_compiled_logits_and_loss_are_the_same():
     model = tiny_model(num_hidden_layers=1)
-    compiled = torch.compile(model)
-    given = {"inputs_embeds": state_of(model), "timesteps": TAU}
+    compiled, state = torch.compile(model), noisy(model)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(**given).logits, model(**given).logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(compiled(**state).logits, model(**state).logits, atol=1e-4, rtol=0)
         for seeds in ({"noise_seed": torch.tensor([1, 2, 3])}, {}):
             found, expected = compiled(labels=IDS, **seeds), model(labels=IDS, **seeds)
             torch.testing.assert_close(found.loss, expected.loss, atol=1e-4, rtol=0)
@@ -430,16 +398,15 @@ def test_compiled_logits_and_loss_are_the_same():
 
 def test_the_network_exports_as_one_graph():
     model = tiny_model()
-    given = {"inputs_embeds": state_of(model), "timesteps": TAU}
-    exported = torch.export.export(model, (), given, strict=False).module()
-    torch.testing.assert_close(exported(**given).logits, model(**given).logits, **CLOSE)
+    exported = torch.export.export(model, (), noisy(model), strict=False).module()
+    torch.testing.assert_close(exported(**noisy(model)).logits, model(**noisy(model)).logits, **CLOSE)
 
 
 def test_training_goes_on_after_inference_mode():
     model = tiny_model()
     with torch.inference_mode():
         model.generate(num_steps=2, seed=0)
-    model(labels=IDS, noise_seed=[1, 2, 3]).loss.backward()
+    model(**NOISED).loss.backward()
     assert model.embed_tokens.weight.grad.abs().sum() > 0
 
 
@@ -462,15 +429,13 @@ def test_a_resized_vocabulary_has_its_own_clock(size):
 
 def test_loss_weighting_starts_at_nothing_and_scales_the_training_loss():
     model = tiny_model(hidden_dropout=0.0).train()
-    before = model(labels=IDS, timesteps=TAU, noise_seed=[1, 2, 3])
+    before = model(**NOISED, timesteps=TAU)
     model.add_loss_weighting()
-    torch.testing.assert_close(model(labels=IDS, timesteps=TAU, noise_seed=[1, 2, 3]).loss, before.loss)
+    torch.testing.assert_close(model(**NOISED, timesteps=TAU).loss, before.loss)
     torch.nn.init.normal_(model.loss_weighting.linear_2.weight, generator=torch.Generator().manual_seed(0))
-    weighted = model(labels=IDS, timesteps=TAU, noise_seed=[1, 2, 3])
-    w = model.loss_weighting(TAU)
-    expected = (torch.exp(-w) * before.token_losses.mean(1) + w).mean()
-    torch.testing.assert_close(weighted.loss, expected)
-    weighted.loss.backward()
+    weighted, w = model(**NOISED, timesteps=TAU).loss, model.loss_weighting(TAU)
+    torch.testing.assert_close(weighted, (torch.exp(-w) * before.token_losses.mean(1) + w).mean())
+    weighted.backward()
     slope = (1 - torch.exp(-w) * before.token_losses.mean(1)).mean()  # the bias adds to every w
     torch.testing.assert_close(model.loss_weighting.linear_2.bias.grad, slope[None].detach())
-    torch.testing.assert_close(model.eval()(labels=IDS, timesteps=TAU, noise_seed=[1, 2, 3]).loss, before.loss)
+    torch.testing.assert_close(model.eval()(**NOISED, timesteps=TAU).loss, before.loss)

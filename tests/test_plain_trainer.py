@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Dataset
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tiny import number_tokenizer
 from training import (
     LENGTH,
     VOCABULARY,
@@ -15,26 +15,14 @@ from training import (
     fresh_model,
     history,
     padded_rows,
+    plain_arguments,
     rows_of_different_lengths,
     same,
     weights,
 )
-from transformers import (
-    AutoModel,
-    DataCollatorForLanguageModeling,
-    DataCollatorForSeq2Seq,
-    DataCollatorForTokenClassification,
-    DataCollatorWithFlattening,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-)
+from transformers import AutoModel, Trainer, default_data_collator
 
 from modeling_flm import FMLMModel
-
-PAD = VOCABULARY - 1
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +34,11 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = {f"w{i}": i for i in range(VOCABULARY)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), pad_token=f"w{PAD}")
+    return number_tokenizer(VOCABULARY, pad_token=str(VOCABULARY - 1))
 
 
 def plain_trainer(checkpoint, folder, collator=default_data_collator, *, train=None, evaluation=None, **changes):
-    values = dict(
-        max_steps=4,
-        per_device_train_batch_size=8,
-        learning_rate=3e-3,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-    )
-    args = TrainingArguments(output_dir=str(folder), **values | changes)
+    args = plain_arguments(folder, **{"lr_scheduler_type": "constant"} | changes)
     model, train = AutoModel.from_pretrained(checkpoint), labelled(32) if train is None else train
     return Trainer(model, args, collator, train_dataset=train, eval_dataset=evaluation)
 
@@ -85,10 +60,16 @@ def seeded(rows: int, prompt: int = 0) -> Dataset:
 def calls(model) -> list[dict]:
     """The inputs of the calls to come."""
     recorded: list[dict] = []
-    model.register_forward_hook(
-        lambda _, args, kwargs, output: recorded.append(kwargs | {"scored": output.scored}), with_kwargs=True
-    )
+
+    def record(module, args, kwargs, output) -> None:
+        recorded.append(kwargs | {"scored": output.scored})
+
+    model.register_forward_hook(record, with_kwargs=True)
     return recorded
+
+
+def collator_of_language_models(tokenizer) -> transformers.DataCollatorForLanguageModeling:
+    return transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
 
 
 def test_with_noise_seeds_gradient_accumulation_equals_the_big_batch(checkpoint, tmp_path):
@@ -127,7 +108,7 @@ def test_a_prompt_labelled_minus_100_conditions_and_is_not_scored(checkpoint, tm
 
 
 def test_it_learns_and_the_collator_of_language_models_pads_what_is_not_scored(checkpoint, tmp_path, tokenizer):
-    collator, dataset = DataCollatorForLanguageModeling(tokenizer, mlm=False), rows_of_different_lengths(32)
+    collator, dataset = collator_of_language_models(tokenizer), rows_of_different_lengths(32)
     trainer = plain_trainer(checkpoint, tmp_path, collator, train=dataset, evaluation=dataset, max_steps=150)
     recorded = calls(trainer.model)
     trainer.train()
@@ -141,7 +122,8 @@ def test_it_learns_and_the_collator_of_language_models_pads_what_is_not_scored(c
 
 def test_a_collator_that_pads_labels_serves_prompts_of_different_lengths(checkpoint, tmp_path, tokenizer):
     dataset = rows_of_different_lengths(16).map(lambda row: {"labels": [-100] * 3 + row["input_ids"][3:]})
-    trainer = plain_trainer(checkpoint, tmp_path, DataCollatorForTokenClassification(tokenizer), train=dataset)
+    collator = transformers.DataCollatorForTokenClassification(tokenizer)
+    trainer = plain_trainer(checkpoint, tmp_path, collator, train=dataset)
     recorded = calls(trainer.model)
     trainer.train()
     for call in recorded:
@@ -185,9 +167,9 @@ def losses_alone(model, call: dict) -> list[torch.Tensor]:
 
 COLLATORS = {
     "default_data_collator": lambda tokenizer: default_data_collator,
-    "DataCollatorWithPadding": DataCollatorWithPadding,
-    "DataCollatorForLanguageModeling": lambda tokenizer: DataCollatorForLanguageModeling(tokenizer, mlm=False),
-    "DataCollatorForSeq2Seq": DataCollatorForSeq2Seq,
+    "DataCollatorWithPadding": transformers.DataCollatorWithPadding,
+    "DataCollatorForLanguageModeling": collator_of_language_models,
+    "DataCollatorForSeq2Seq": transformers.DataCollatorForSeq2Seq,
 }
 
 
@@ -221,14 +203,12 @@ def test_the_loss_is_the_mean_over_what_is_scored(lively, tmp_path, tokenizer, m
 def test_a_micro_batch_with_nothing_to_score_adds_nothing(lively, tmp_path):
     """Nor does a step: its gradient is zero. In evaluation such a batch is left out."""
     rows = fixed(labelled(4)).map(
-        lambda row, i: {"labels": [-100] * LENGTH if i >= 2 else row["labels"]}, with_indices=True
+        lambda row, i: {"labels": row["labels"] if i < 2 else [-100] * LENGTH}, with_indices=True
     )
     options = {"train_sampling_strategy": "sequential", "learning_rate": 0.0, "max_steps": 1, "num_train_epochs": 1}
+    parts = {"evaluation": rows, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 2}
     whole = plain_trainer(lively, tmp_path, train=rows, per_device_train_batch_size=4, **options)
-    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    parted = plain_trainer(
-        lively, tmp_path, train=rows, evaluation=rows, per_device_eval_batch_size=2, **parts, **options
-    )
+    parted = plain_trainer(lively, tmp_path, train=rows, per_device_train_batch_size=2, **parts, **options)
     nothing = plain_trainer(lively, tmp_path, train=rows.select([2, 3]), per_device_train_batch_size=2, **options)
     for trainer in (whole, parted, nothing):
         trainer.train()
@@ -250,10 +230,10 @@ def test_what_it_cannot_train_with_is_refused_in_a_line(checkpoint, tmp_path, to
     attempt(smoothing, train=fixed(labelled(8)), label_smoothing_factor=0.1)
     attempt(smoothing, loss=lambda outputs, labels, num_items_in_batch=None: outputs.loss)
     attempt("To train, give `labels`", train=counting_rows(8))
-    joined = DataCollatorWithFlattening()
+    joined = transformers.DataCollatorWithFlattening()
     attempt("DataCollatorWithFlattening .* pad them", joined, per_device_train_batch_size=1, error=TypeError)
     unequal = rows_of_different_lengths(8).map(lambda row: {"labels": row["input_ids"]})
-    attempt("`labels` in this case", DataCollatorWithPadding(tokenizer), train=unequal)
+    attempt("`labels` in this case", transformers.DataCollatorWithPadding(tokenizer), train=unequal)
 
     fresh_model(kind=FMLMModel).save_pretrained(tmp_path / "map")  # which is evaluated all the same
     diagonal = "diagonal of a flow map alone.*use FMLMTrainer"
@@ -265,8 +245,7 @@ def test_what_it_cannot_train_with_is_refused_in_a_line(checkpoint, tmp_path, to
 
 
 def test_the_evaluation_loss_is_the_same_again_without_seeds(lively, tmp_path, tokenizer, monkeypatch):
-    losses = []
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    losses, collator = [], collator_of_language_models(tokenizer)
     for size, side, workers in ((12, "right", 0), (12, "left", 2), (1, "left", 0)):
         monkeypatch.setattr(tokenizer, "padding_side", side)
         changes = {"per_device_eval_batch_size": size, "dataloader_num_workers": workers}
@@ -288,8 +267,7 @@ def test_what_is_scored_can_be_told_in_batches_of_different_lengths(lively, tmp_
         seen["scored"], seen["times"] = scored, times
         return {"mean": losses[scored == 1].mean()}
 
-    rows = rows_of_different_lengths(12)
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    rows, collator = rows_of_different_lengths(12), collator_of_language_models(tokenizer)
     trainer = plain_trainer(lively, tmp_path, collator, evaluation=rows, per_device_eval_batch_size=2)
     trainer.compute_metrics = by_hand
     found = trainer.evaluate()["eval_mean"]

@@ -140,14 +140,12 @@ def folders(tmp_path_factory):
 
 
 def run(script: str, cwd, *arguments, **environment: str) -> str:
-    environment = dict(HF_HUB_OFFLINE="0", OMP_NUM_THREADS="1") | environment
-    return run_python("-P", "-c", script, *arguments, cwd=cwd, **environment).stdout
+    return run_python("-P", "-c", script, *arguments, cwd=cwd, OMP_NUM_THREADS="1", **environment).stdout
 
 
 def test_pushed_and_loaded_from_the_hub(folders, tmp_path):
     folder, key = folders / "fmlm-shidoku", ("models", "org/fmlm-test")
-    with local_hub() as (address, hub):
-        environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any", HF_HUB_DISABLE_XET="1")
+    with local_hub(tmp_path / "home") as (environment, hub):
         shown = run(PUSH, tmp_path, folder, folders / "flm-shidoku", **environment)
         assert "README.md" in shown and "/commit/" in shown and "/discussions/1" in shown
         commit, files = hub.head(key)
@@ -164,8 +162,7 @@ def test_pushed_and_loaded_from_the_hub(folders, tmp_path):
 
 
 def test_trained_with_push_to_hub_and_loaded(tmp_path):
-    with local_hub() as (address, hub):
-        environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any", HF_HUB_DISABLE_XET="1")
+    with local_hub(tmp_path / "home") as (environment, hub):
         run(TRAIN, tmp_path, HUB / "flm-shidoku", **environment, PYTHONPATH=str(ROOT))
         on_the_way = hub.repositories["models", "org/plain"][1][2]
         assert "modeling_flm.py" not in on_the_way and "README.md" not in on_the_way
@@ -174,11 +171,8 @@ def test_trained_with_push_to_hub_and_loaded(tmp_path):
             (tmp_path / "left" / name).write_bytes(file)
         run(BY_HAND, tmp_path, FOLDER, **environment, PYTHONPATH=str(ROOT))
         assert run(READ + LOAD_TRAINED, tmp_path, **environment).splitlines()[-1] == "loaded"
-    assert hub.repositories.keys() >= {
-        ("models", "tester/by-hand"),
-        ("models", "org/model"),
-        ("datasets", "org/grids"),
-    }
+    wanted = {("models", "tester/by-hand"), ("models", "org/model"), ("datasets", "org/grids")}
+    assert hub.repositories.keys() >= wanted
     states = {"optimizer.pt", "scheduler.pt", "rng_state.pth"}  # what a checkpoint cannot be resumed without
     allowed = {
         "org/checkpoint": {f"last-checkpoint/{state}" for state in states},
@@ -197,22 +191,19 @@ def test_trained_with_push_to_hub_and_loaded(tmp_path):
 
 
 def test_a_dry_run_shows_what_the_hub_will_have_and_asks_nobody(folders, tmp_path):
-    with local_hub() as (address, hub):
-        requests = []
+    requests = []
+    with local_hub(tmp_path / "home") as (environment, hub):
         hub.watch = lambda moment, request: requests.append(request)
-        environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any")
         command = ["-m", "command.main", "push", folders / "fmlm-shidoku", "me/map", "--dry-run"]
-        done = run_python(*command, cwd=ROOT, HF_HUB_OFFLINE="0", **environment)
+        done = run_python(*command, cwd=ROOT, **environment)
         assert requests == [] and hub.repositories == {}
     lines = done.stdout.split("\n\n")
     files = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in lines[0].splitlines()[:-1]}
     assert files.keys() == to_upload(FOLDER).keys()
     assert files["README.md"] == len(card_in(folders / "fmlm-shidoku", "me/map").encode())
     assert files["model.safetensors"] == (FOLDER / "model.safetensors").stat().st_size
-    assert lines[0].splitlines()[-1].split() == [
-        f"{sum(files.values()):,}",
-        *f"in {len(files)} files, to me/map".split(),
-    ]
+    total = f"{sum(files.values()):,} in {len(files)} files, to me/map"
+    assert lines[0].splitlines()[-1].split() == total.split()
     head = yaml.safe_load(lines[2])
     assert head["base_model"] == "me/flm-shidoku" and head["results"] == "6 (accuracy)"
     assert done.stderr == "flm: warning: the card names no data set on the Hub (flm card --dataset org/name).\n"
@@ -251,27 +242,21 @@ def test_weights_in_several_files(tmp_path):
         to_upload(folder)
 
 
-def without(name: str):
-    return lambda folder: (folder / name).unlink()
-
-
-def damaged(name: str, text: str):
-    return lambda folder: (folder / name).write_text(text)
-
-
 @pytest.mark.parametrize(
-    "damage, message",
+    "name, content, message",
     [
-        (without("README.md"), "has no README.md"),
-        (without("pipeline_flm.py"), "has no pipeline_flm.py, which a model repository needs: `flm card` writes it"),
-        (damaged("model.safetensors", "short"), "model.safetensors is damaged"),
-        (damaged("README.md", "# a title\n"), "has no YAML"),
-        (damaged("README.md", "---\na: [1\n---\n"), "the YAML at the head of .* is broken"),
+        ("README.md", None, "has no README.md"),
+        ("pipeline_flm.py", None, "has no pipeline_flm.py, which a model repository needs: `flm card` writes it"),
+        ("model.safetensors", "short", "model.safetensors is damaged"),
+        ("README.md", "# a title\n", "has no YAML"),
+        ("README.md", "---\na: [1\n---\n", "the YAML at the head of .* is broken"),
     ],
 )
-def test_a_repository_that_is_not_whole_is_refused(damage, message, tmp_path):
+def test_a_repository_that_is_not_whole_is_refused(name, content, message, tmp_path):
     folder = shutil.copytree(FOLDER, tmp_path / "model")
-    damage(folder)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         to_upload(folder)
 

@@ -15,7 +15,7 @@ from worlds import shidoku, two_cities
 
 from command.generate import GENERATION_SETTINGS
 from command.main import _parser
-from modeling_flm import FlowGenerationConfig, vocabulary_flm
+from modeling_flm import FlowGenerationConfig
 from modeling_flm.flow_flm import bridge_step, renoise
 from modeling_flm.generation_config_flm import HONOURED
 from modeling_flm.guidance_flm import Predictor
@@ -27,11 +27,16 @@ CITIES = two_cities()
 SPREAD = (0.7 * 0.3) ** 0.5  # of one draw of the first city
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"num_steps": 1}, {}, {"gamma": 1.0}, {"gamma": 0.5, "renoise": "markov"}],
-    ids=str,
-)
+def predictor_of(model, length: int, seeds: list[int]) -> Predictor:
+    """Without a prompt."""
+    nothing = torch.zeros(len(seeds), length, dtype=torch.long)
+    return Predictor(model, nothing, nothing.bool(), seeds)
+
+
+MARKOV = {"gamma": 0.5, "renoise": "markov"}
+
+
+@pytest.mark.parametrize("settings", [{"num_steps": 1}, {}, {"gamma": 1.0}, MARKOV], ids=str)
 def test_the_exact_map_keeps_the_marginals(settings):
     model = exact_map(CITIES, 50)
     items = CITIES.items(model.generate(num_return_sequences=4000, seed=0, **{"num_steps": 4} | settings))
@@ -46,15 +51,12 @@ def test_the_exact_map_keeps_the_marginals(settings):
 @pytest.mark.parametrize("world", [two_cities, shidoku], ids=["two cities", "4x4 Sudoku"])
 def test_order_of_convergence(name, order, world):
     """Halving the steps divides the error at tau = 0.8 by 2 ** order."""
-    world = world()
-    model = exact_denoiser(world)
+    world, errors = world(), []
     noise = world.noise(100, seed=1)
     exact = world.flow(noise, 200, end=0.8)
-    errors = []
     for steps in (16, 32, 64):
         tau = torch.linspace(0, 0.8, steps + 1)
-        nothing = torch.zeros(100, world.ids.shape[1], dtype=torch.long)
-        predictor = Predictor(model, nothing, nothing.bool(), [0] * 100)
+        predictor = predictor_of(exact_denoiser(world), world.ids.shape[1], [0] * 100)
         sampler, state = SAMPLERS[name](predictor, FlowGenerationConfig(), tau, repeat(None)), noise.float()
         for step in range(steps):
             state = sampler.advance(state, predictor.predict(state, tau[step]), step)
@@ -64,10 +66,8 @@ def test_order_of_convergence(name, order, world):
 
 
 def test_the_bridge_comes_to_the_data_as_steps_grow():
-    model = exact_denoiser(CITIES)
-    few, many = (
-        CITIES.items(model.generate(num_steps=n, sampler="bridge", num_return_sequences=4000, seed=0)) for n in (1, 64)
-    )
+    model, settings = exact_denoiser(CITIES), dict(sampler="bridge", num_return_sequences=4000, seed=0)
+    few, many = (CITIES.items(model.generate(num_steps=n, **settings)) for n in (1, 64))
     assert (few < 0).double().mean() == pytest.approx(2 * 0.7 * 0.3, abs=0.03)  # independent tokens
     assert (many < 0).double().mean() < 0.005
     assert (many == 0).double().mean() == pytest.approx(0.7, abs=4 * SPREAD / 4000**0.5)
@@ -79,8 +79,7 @@ def test_the_bridge_covers_4x4_sudoku_evenly():
     items = world.items(exact_denoiser(world).generate(**settings))
     assert (items < 0).double().mean() < 0.02
     counts = torch.bincount(items[items >= 0], minlength=288)
-    expected = counts.sum() / 288
-    statistic = ((counts - expected) ** 2 / expected).sum()
+    statistic = ((counts - counts.sum() / 288) ** 2 / (counts.sum() / 288)).sum()
     assert abs(statistic - 287) < 4 * (2 * 287) ** 0.5
 
 
@@ -102,9 +101,7 @@ def test_the_bias_of_the_official_form(gamma):
     model, length = exact_map(CITIES, 30), CITIES.ids.shape[1]
     t = model.clock.t(tau)[1].item()
     exact = length * (t**2 + CITIES.vocab_size * (1 - t) ** 2)
-    nothing = torch.zeros(count, length, dtype=torch.long)
-    predictor = Predictor(model, nothing, nothing.bool(), list(range(count)))
-    squares = {}
+    predictor, squares = predictor_of(model, length, list(range(count))), {}
     for form in ("official", "markov"):
         config = FlowGenerationConfig(gamma=gamma, renoise=form)
         sampler = SAMPLERS["flow_map"](predictor, config, tau, predictor.fresh_noise())
@@ -135,9 +132,8 @@ times = st.lists(st.floats(0.01, 0.99), min_size=3, max_size=3, unique=True).map
 
 def coefficients(s: float, t: float) -> tuple[float, float, float]:
     """a, b and sqrt(v) of the bridge from s to t."""
-    s, t = torch.tensor(s, dtype=torch.float64), torch.tensor(t, dtype=torch.float64)
-    units = torch.eye(3, dtype=torch.float64)[..., None]
-    return tuple(bridge_step(units[0], units[1], units[2], s, t).flatten().tolist())
+    s, t = torch.tensor([s, t], dtype=torch.float64)
+    return tuple(bridge_step(*torch.eye(3, dtype=torch.float64)[..., None], s, t).flatten().tolist())
 
 
 @given(times)
@@ -155,11 +151,11 @@ def test_the_bridge_has_the_law_of_the_interpolant(grid):
 
 @given(times)
 def test_noising_undoes_the_time_and_keeps_the_law(grid):
-    t, _, s = (torch.tensor(x, dtype=torch.float64) for x in grid)
-    units = torch.eye(2, dtype=torch.float64)[..., None]
-    kept, spread = renoise(units[0], units[1], s, t).flatten().tolist()
-    assert kept * s.item() == pytest.approx(t.item())
-    assert kept**2 * (1 - s.item()) ** 2 + spread**2 == pytest.approx((1 - t.item()) ** 2)
+    t, _, s = grid
+    times = torch.tensor([s, t], dtype=torch.float64)
+    kept, spread = renoise(*torch.eye(2, dtype=torch.float64)[..., None], *times).flatten().tolist()
+    assert kept * s == pytest.approx(t)
+    assert kept**2 * (1 - s) ** 2 + spread**2 == pytest.approx((1 - t) ** 2)
 
 
 # -- drawing tokens ---------------------------------------------------------------------------------------------------
@@ -176,7 +172,7 @@ def head(vocab_size: int = 61, seed: int = 0):
     + [(1, 0.1, None)],
 )
 def test_tokens_are_drawn_by_their_probability_among_those_of_transformers_filters(top_k, top_p, cap, monkeypatch):
-    monkeypatch.setattr(vocabulary_flm, "_CPU_BLOCK", 100 * 61)  # a hundred rows at a time
+    monkeypatch.setattr("modeling_flm.vocabulary_flm._CPU_BLOCK", 100 * 61)  # a hundred rows at a time
     hidden, weight, bias = head()
     count = 20_000 if top_k is top_p is None else 4000
     uniform = (torch.arange(count) + 0.5) / count  # even: the counts are the probabilities, to one in `count`
@@ -192,15 +188,12 @@ def test_tokens_are_drawn_by_their_probability_among_those_of_transformers_filte
     torch.testing.assert_close(counts / count, logits.softmax(-1), atol=2 / count, rtol=0)
 
 
-@pytest.mark.parametrize("top_k", [None, 2])
-def test_the_ends_of_the_distribution(top_k):
+def test_the_ends_of_a_distribution_and_one_that_is_none():
     """A uniform number of exactly 0 or 1 draws a token that can be."""
     hidden, weight = torch.ones(2, 1), torch.tensor([[-1e4], [0.0], [1.0], [-1e4]])
-    drawn = draw_token(hidden, weight, torch.zeros(4), torch.tensor([0.0, 1.0]), None, 1.0, top_k)
-    assert sorted(drawn.tolist()) == [1, 2]
-
-
-def test_a_distribution_that_is_none():
+    for top_k in (None, 2):
+        drawn = draw_token(hidden, weight, torch.zeros(4), torch.tensor([0.0, 1.0]), None, 1.0, top_k)
+        assert sorted(drawn.tolist()) == [1, 2]
     assert draw_token(torch.tensor([[torch.nan]]), torch.ones(3, 1), torch.zeros(3), torch.zeros(1)).tolist() == [-1]
 
 
@@ -234,8 +227,7 @@ def test_a_float64_model_writes_with_every_sampler(vocab_size):
     guided = {"guidance_scale": 2.0, "guidance_dropout": 0.2, "refine_steps": 1, "suppress_tokens": [3]}
     by_model = {"guidance_scale": 2.0, "guidance_model": doubled}
     rewarded = {"reward_fn": lambda ahead: ahead.embedding.sum((1, 2))}
-    cases = [{"sampler": name} for name in SAMPLERS] + [{"gamma": 0.7}, guided, by_model, rewarded]
-    for settings in cases:
+    for settings in (*({"sampler": name} for name in SAMPLERS), {"gamma": 0.7}, guided, by_model, rewarded):
         settings = {"num_steps": 3, "num_return_sequences": 4, "seed": 0} | settings
         assert torch.equal(doubled.generate(**settings), model.generate(**settings)), settings
     assert doubled.embed_noise(1, 12, seeds=[0]).dtype == torch.float32
@@ -243,8 +235,7 @@ def test_a_float64_model_writes_with_every_sampler(vocab_size):
 
 def test_the_noise_of_the_steps_is_drawn_anew():
     """Of its law tells `test_joint_noise_is_the_models_own_and_has_the_joint_law`."""
-    nothing = torch.zeros(400, 12, dtype=torch.long)
-    source = Predictor(tiny_model(), nothing, nothing.bool(), list(range(400))).fresh_noise()
+    source = predictor_of(tiny_model(), 12, list(range(400))).fresh_noise()
     (first, uniform), (second, _) = next(source), next(source)
     together = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
     assert abs(together) < 0.02 and uniform.shape == (400, 12)
@@ -267,17 +258,14 @@ def test_a_grid_of_ones_own():
 
 
 def test_another_sampler_drops_the_settings_of_the_configured_one(tmp_path):
-    model = tiny_model("fmlm")
+    model, plain, four = tiny_model("fmlm"), tiny_model("fmlm"), dict(num_return_sequences=4, seed=0)
     model.generation_config = FlowGenerationConfig(sampler="flow_map", gamma=0.5, timesteps=[0, 0.5])
     model.save_pretrained(tmp_path)
     model = type(model).from_pretrained(tmp_path).eval()
     assert model.generation_config.gamma == 0.5 and model.generation_config.timesteps == [0, 0.5]
-    noisy = model.generate(seed=0, num_return_sequences=4)
-    assert not torch.equal(noisy, model.generate(seed=0, num_return_sequences=4, gamma=0))
-    euler = model.generate(seed=0, num_return_sequences=4, sampler="euler", num_steps=3)
-    assert torch.equal(
-        euler, tiny_model("fmlm").generate(seed=0, num_return_sequences=4, sampler="euler", num_steps=3)
-    )
+    assert not torch.equal(model.generate(**four), model.generate(**four, gamma=0))
+    euler = dict(sampler="euler", num_steps=3, **four)
+    assert torch.equal(model.generate(**euler), plain.generate(**euler))
 
 
 def test_the_command_line_knows_every_sampler():

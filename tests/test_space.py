@@ -68,8 +68,8 @@ def test_the_page_plays_what_both_models_write(flow, gpt2):
     assert (left["name"], left["steps"]) == ("Flow map", 3) and left["seconds"] > 0
     assert left["samples"][0]["ids"] == out.trajectory[:, 0].tolist()
 
-    torch.manual_seed(7)
     given = ids.shape[1]
+    torch.manual_seed(7)
     written = gpt2.model.generate(ids, attention_mask=torch.ones_like(ids))[0].tolist()
     assert (right["name"], right["steps"]) == ("Autoregressive", 128 - given) and right["seconds"] > 0
     (sample,) = right["samples"]
@@ -272,10 +272,9 @@ print(filled.fn(puzzle, 1, 16, 0)[0])
 
 
 def test_a_pushed_space_runs_alone(tmp_path):
-    with local_hub() as (address, hub):
-        environment = dict(HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any", HF_HUB_DISABLE_XET="1")
-        environment |= dict(HF_HUB_OFFLINE="0", PYTHONPATH=str(ROOT))
-        shown = run_python("-P", "-c", PUSH, SPACE, tmp_path / "space", cwd=tmp_path, **environment).stdout
+    command = ["-P", "-c", PUSH, SPACE, tmp_path / "space"]
+    with local_hub(tmp_path / "home") as (environment, hub):
+        shown = run_python(*command, cwd=tmp_path, **environment, PYTHONPATH=str(ROOT)).stdout
         assert "validation.parquet" in shown and "/spaces/org/play/commit/" in shown
         (key,) = hub.repositories
         _, files = hub.head(key)

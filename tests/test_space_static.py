@@ -8,8 +8,8 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from children import run_python
 from local_hub import local_hub
 from playwright.sync_api import Page, expect, sync_playwright
 from transformers import AutoModel, AutoTokenizer
@@ -34,10 +35,8 @@ from modeling_flm.noise_flm import white_noise
 SPACE = HUB / "space-static"
 NODE, BROWSER = shutil.which("node"), shutil.which("chromium")
 # No site is asked, no profile is kept, no update looked for.
-QUIET = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
+QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
+QUIET += ["--disable-component-update", "--disable-sync"]
 OFFLINE = re.compile("ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|ENOTCACHED")
 SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
 PUZZLE = SOLUTION.replace("5", ".").replace("1", ".")
@@ -86,10 +85,8 @@ def test_the_rules_of_sudoku():
     puzzle = node(f'newPuzzle(["{SOLUTION}"], 30)', "sudoku.js:newPuzzle")
     assert sum(digit > 0 for digit in puzzle) == 30
     assert all(digit in (0, int(whole)) for digit, whole in zip(puzzle, SOLUTION, strict=True))
-    assert node(f'[fromText("{PUZZLE}"), fromText("12x")]', "sudoku.js:fromText") == [
-        [int(cell) for cell in PUZZLE.replace(".", "0")],
-        None,
-    ]
+    cells = [int(cell) for cell in PUZZLE.replace(".", "0")]
+    assert node(f'[fromText("{PUZZLE}"), fromText("12x")]', "sudoku.js:fromText") == [cells, None]
 
 
 # -- the built Space, served on loopback ------------------------------------------------------------------------------
@@ -167,7 +164,7 @@ def server(served):
 def browser():
     if BROWSER is None:
         pytest.skip("needs chromium")
-    with sync_playwright() as play, play.chromium.launch(executable_path=BROWSER, args=list(QUIET)) as chromium:
+    with sync_playwright() as play, play.chromium.launch(executable_path=BROWSER, args=QUIET) as chromium:
         yield chromium
 
 
@@ -188,26 +185,28 @@ class Watched:
         self.page.wait_for_url(lambda url: "#task=" in url)  # which the page puts first
         return self.page
 
-    def check(self) -> None:
-        """Nothing was asked of any other place."""
-        assert self.asked and all(url.startswith((self.server.address, "data:", "blob:")) for url in self.asked)
+
+@contextmanager
+def watching(browser, server: Server):
+    """A page of which nothing is asked of any other place."""
+    watched = Watched(browser, server)
+    yield watched
+    own = (server.address, "data:", "blob:")
+    assert watched.asked and all(url.startswith(own) for url in watched.asked)
+    watched.page.context.close()
 
 
 @pytest.fixture
 def fresh(browser, server):
     """A page that is not loaded yet, for what changes the server or must begin anew."""
-    watched = Watched(browser, server)
-    yield watched
-    watched.check()
-    watched.page.context.close()
+    with watching(browser, server) as watched:
+        yield watched
 
 
 @pytest.fixture(scope="module")
 def loaded(browser, served):
-    watched = Watched(browser, served)
-    yield watched
-    watched.check()
-    watched.page.context.close()
+    with watching(browser, served) as watched:
+        yield watched
 
 
 @pytest.fixture
@@ -264,14 +263,12 @@ def test_a_text_is_that_of_generate(go, text, tokenizer):
     page = go(seed=2**32 - 1, steps=4, prompt=prompt)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     out = text.generate(ids, seed=2**32 - 1, num_steps=4, output_trajectory=True)
-    assert written(page) == out.sequences[0].tolist()
-    assert page.locator("#written .given").count() == ids.shape[1]
+    assert written(page) == out.sequences[0].tolist() and page.locator("#written .given").count() == ids.shape[1]
     # Its drafts, by the slider; what is shaded was not in the draft before.
     for draft in (1, 3, 4):
         page.locator("#text").get_by_label("Draft").fill(str(draft))
         assert written(page) == out.trajectory[draft - 1, 0].tolist()
-    changed = (out.trajectory[3, 0] != out.trajectory[2, 0]).sum().item()
-    assert page.locator("#written .changed").count() == changed
+    assert page.locator("#written .changed").count() == (out.trajectory[3, 0] != out.trajectory[2, 0]).sum()
     # To who hears the page, the text is told with its figures, without special tokens.
     said = page.get_by_role("status").inner_text()
     assert said.startswith("In the beginning") and "<bos>" not in said and said.endswith("tokens a second.")
@@ -340,8 +337,7 @@ def test_the_keyboard_is_enough(go):
         page.keyboard.press("Tab")
         focused.append(page.evaluate("document.activeElement.id"))
     assert focused == ["to-sudoku", "prompt", "write", "text-steps", "text-seed"]
-    ring = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-    assert ring != "none"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
 
     page.locator("#write").focus()
     page.keyboard.press("Enter")
@@ -509,18 +505,12 @@ def pretend_to_build(folder: Path) -> None:
 def test_it_is_pushed_as_a_static_space(tmp_path):
     folder = sources(tmp_path / "space")
     pretend_to_build(folder)
-    command = [sys.executable, "-m", "command.main", "push", str(folder), "org/play"]
-    with local_hub() as (address, hub):
-        left = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-        environment = left | dict(
-            HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"), HF_TOKEN="any", HF_HUB_DISABLE_XET="1"
-        )
+    with local_hub(tmp_path / "home") as (environment, hub):
         for arguments in (["--dry-run"], []):
             assert hub.repositories == {}
-            done = subprocess.run(
-                [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-            )
-            assert done.returncode == 0 and done.stderr == "", done.stderr
+            command = ["-m", "command.main", "push", folder, "org/play", *arguments]
+            done = run_python(*command, cwd=ROOT, **environment)
+            assert done.stderr == ""
             assert "models/a-map/model.onnx" in done.stdout and "sdk: static" in done.stdout
         (key,) = hub.repositories
         _, files = hub.head(key)
@@ -536,13 +526,13 @@ def test_it_is_pushed_as_a_static_space(tmp_path):
 def test_what_is_not_built_or_not_as_built_is_not_pushed(tmp_path, capsys):
     folder = sources(tmp_path / "space")
     assert main(["push", str(folder), "org/play", "--dry-run"]) == 1
-    made = "`make space-static` makes its models and libraries."
-    assert capsys.readouterr().err == f"flm: {folder} has not been built: {made}\n"
+    said = f"{folder} has not been built: `make space-static` makes its models and libraries."
+    assert capsys.readouterr().err == f"flm: {said}\n"
     pretend_to_build(folder)
     (folder / "vendor/library.mjs").write_text("another")
     assert main(["push", str(folder), "org/play", "--dry-run"]) == 1
-    said = capsys.readouterr().err
-    assert said == f"flm: {folder}/vendor/library.mjs is not as it was built: `make space-static` makes it anew.\n"
+    said = f"{folder}/vendor/library.mjs is not as it was built: `make space-static` makes it anew."
+    assert capsys.readouterr().err == f"flm: {said}\n"
 
 
 def test_a_build_that_fails_leaves_the_last_one(tmp_path, monkeypatch):

@@ -228,7 +228,6 @@ def main(root: Path, hub: Hub) -> None:
 
 
 if __name__ == "__main__":
-    with local_hub() as (address, hub):
-        os.environ |= dict(HF_ENDPOINT=address, HF_HOME=str(Path(sys.argv[1], "home")), HF_HUB_OFFLINE="0")
-        os.environ |= dict(HF_TOKEN="any", HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    with local_hub(Path(sys.argv[1], "home")) as (environment, hub):
+        os.environ |= environment | dict(HF_HUB_DISABLE_PROGRESS_BARS="1")
         main(Path(sys.argv[1]), hub)

@@ -1,8 +1,9 @@
 """A small Hugging Face Hub on loopback: as much of the protocol as creating, pushing, listing and loading need.
 
-`local_hub()` gives its address and itself. Repositories live in memory, each a list of revisions; pull requests are
-revisions of their own. Weights and parquet files travel by the large-file protocol of git (LFS), as on the real Hub
-without Xet, all others within the commit. `Hub.watch` sees every request come and go, and may cut it off or refuse it.
+`local_hub(home)` gives the environment of its clients, and itself. Repositories live in memory, each a list of
+revisions; pull requests are revisions of their own. Weights and parquet files travel by the large-file protocol of git
+(LFS), as on the real Hub without Xet, all others within the commit. `Hub.watch` sees every request come and go, and
+may cut it off or refuse it.
 """
 
 import base64
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
 
 KINDS = r"(?P<kind>models|datasets|spaces)"
@@ -24,7 +26,6 @@ LARGE = (".safetensors", ".parquet")
 BATCH = re.compile(rf"/(?:(?:datasets|spaces)/)?{NAME}\.git/info/lfs/objects/batch")
 
 Files = dict[str, bytes]
-
 
 # What `Hub.watch` is told of each request, in this order; at the last one it has been carried out.
 ARRIVED, HALFWAY, BEFORE_THE_ANSWER = "arrived", "half of its body has arrived", "before the answer"
@@ -224,12 +225,13 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def local_hub():
-    """The address of a fresh Hub, and the Hub."""
+def local_hub(home: Path):
+    """The environment of the clients of a fresh Hub, who cache in `home`, and the Hub."""
     server = Server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = dict(HF_ENDPOINT=f"http://127.0.0.1:{server.server_address[1]}", HF_TOKEN="any", HF_HUB_OFFLINE="0")
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", server.hub
+        yield address | dict(HF_HOME=str(home), HF_HUB_DISABLE_XET="1"), server.hub
     finally:
         server.shutdown()
         server.server_close()

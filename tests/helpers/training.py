@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from transformers import TrainingArguments
 
 from modeling_flm import FLMModel, FMLMModel
 from trainers import FLMTrainer, FLMTrainingArguments, FMLMTrainer, FMLMTrainingArguments
@@ -14,39 +15,25 @@ VOCABULARY, LENGTH = 61, 16
 
 def fresh_model(seed: int = 0, kind: type[FLMModel] = FLMModel, **changes) -> FLMModel:
     """A model as training begins with it (output layer and modulation at zero), the same for the same seed."""
-    values = dict(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=LENGTH,
-        conditioning_size=16,
-        time_embedding_size=16,
-        hidden_dropout=0.0,
-        initializer_range=0.1,
-    )
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    sizes |= dict(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, conditioning_size=16, time_embedding_size=16)
     torch.manual_seed(seed)
-    return kind(kind.config_class(**values | changes))
+    return kind(kind.config_class(**sizes | dict(hidden_dropout=0.0, initializer_range=0.1) | changes))
 
 
 def counting_rows(rows: int, start: int = 0) -> Dataset:
     """Rows that count up modulo 30 from different numbers: any token gives all the others away."""
-    return Dataset.from_dict(
-        {"input_ids": [[(7 * row + i) % 30 for i in range(LENGTH)] for row in range(start, start + rows)]}
-    )
+    places = range(start, start + rows)
+    return Dataset.from_dict({"input_ids": [[(7 * row + i) % 30 for i in range(LENGTH)] for row in places]})
 
 
 def padded_rows(rows: int) -> Dataset:
     """Counting rows of lengths 5 to 16, padded with token 60."""
     lengths = [5 + 3 * row % 12 for row in range(rows)]
     full = counting_rows(rows)["input_ids"]
-    return Dataset.from_dict(
-        {
-            "input_ids": [ids[:n] + [60] * (LENGTH - n) for ids, n in zip(full, lengths, strict=True)],
-            "attention_mask": [[1] * n + [0] * (LENGTH - n) for n in lengths],
-        }
-    )
+    padded = [ids[:n] + [60] * (LENGTH - n) for ids, n in zip(full, lengths, strict=True)]
+    masks = [[1] * n + [0] * (LENGTH - n) for n in lengths]
+    return Dataset.from_dict({"input_ids": padded, "attention_mask": masks})
 
 
 def rows_of_different_lengths(rows: int) -> Dataset:
@@ -71,21 +58,17 @@ def padding_on(side: str) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
     return collate
 
 
+SHORT = dict(max_steps=4, per_device_train_batch_size=8, learning_rate=3e-3, logging_steps=1, save_strategy="no")
+QUIET = dict(report_to="none", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False)
+
+
 def arguments(output_dir: str | Path, kind=FLMTrainingArguments, **changes) -> FLMTrainingArguments:
-    values = dict(
-        max_steps=4,
-        per_device_train_batch_size=8,
-        per_device_eval_batch_size=8,
-        learning_rate=3e-3,
-        ema_decay=0.9,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-    )
-    return kind(output_dir=str(output_dir), **values | changes)
+    return kind(output_dir=str(output_dir), **SHORT | QUIET | dict(ema_decay=0.9) | changes)
+
+
+def plain_arguments(output_dir: str | Path, **changes) -> TrainingArguments:
+    """The same for the plain Trainer."""
+    return TrainingArguments(output_dir=str(output_dir), **SHORT | QUIET | changes)
 
 
 def make_trainer(output_dir: str | Path, model: FLMModel | None = None, *, callbacks=None, **changes) -> FLMTrainer:
@@ -105,11 +88,7 @@ def make_distiller(output_dir: str | Path, seed: int, **changes) -> FMLMTrainer:
 
 def _datasets(changes: dict, rows: int) -> dict:
     """Counting rows and the usual collator, or what `changes` has in their place and loses."""
-    datasets = {
-        "train_dataset": counting_rows(rows),
-        "eval_dataset": counting_rows(11, start=40),
-        "data_collator": None,
-    }
+    datasets = dict(train_dataset=counting_rows(rows), eval_dataset=counting_rows(11, start=40), data_collator=None)
     return datasets | {name: changes.pop(name) for name in datasets if name in changes}
 
 
