@@ -16,6 +16,8 @@ class MatchingTrainingArguments(FLMTrainingArguments):
         renoised_fraction (`float`): share of the sequences, in [0, 1], that are not written from pure noise. They
             start from a text that the map has just written, mixed with new noise up to a random time, as generation
             in several steps with `gamma=1` does.
+        teacher_temperature (`float`): the map is to write like the teacher at this temperature, above 0. Masked
+            diffusion that was trained for a short time writes with too high an entropy at 1.
 
     Raises:
         ValueError: if a value is out of range.
@@ -25,11 +27,13 @@ class MatchingTrainingArguments(FLMTrainingArguments):
     auxiliary_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the auxiliary network."})
     auxiliary_steps: int = field(default=2, metadata={"help": "Steps of the auxiliary network for one of the map."})
     renoised_fraction: float = field(default=0.25, metadata={"help": "Share of the sequences begun from a text."})
+    teacher_temperature: float = field(default=1.0, metadata={"help": "Temperature of the teacher's predictions."})
 
     def __post_init__(self):
         super().__post_init__()
-        if self.auxiliary_learning_rate <= 0:
-            raise ValueError(f"`auxiliary_learning_rate` is {self.auxiliary_learning_rate}, but it must be above 0.")
+        for name in ("auxiliary_learning_rate", "teacher_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be above 0.")
         if self.auxiliary_steps < 1:
             raise ValueError(f"`auxiliary_steps` is {self.auxiliary_steps}, but it must be at least 1.")
         if not 0 <= self.renoised_fraction <= 1:

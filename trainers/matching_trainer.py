@@ -17,6 +17,7 @@ from .matching_arguments import MatchingTrainingArguments
 
 AUXILIARY = "auxiliary.pt"  # the auxiliary network and its optimiser, in a checkpoint
 LARGEST_COST = 10.0  # nats
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class MatchingTrainer(FLMTrainer):
@@ -110,7 +111,7 @@ class MatchingTrainer(FLMTrainer):
             written = posterior(*follows)
         own, weights = self.model, torch.ones(len(hidden), device=hidden.device) / max(len(hidden), 1)
         cap = own.config.final_logit_softcapping
-        cost = log_ratio(written, wanted)
+        cost = log_ratio(written, at_temperature(wanted, self.args.teacher_temperature))
         return chunked_distillation_loss(hidden, *own.output_layer(), cost, weights, cap, "expectation")[0]
 
     def _write(self, model, ids: Tensor, scored: Tensor, seeds: list[int], generator: torch.Generator):
@@ -182,6 +183,11 @@ def _last_layer(masked_diffusion: FLMModel, ids: Tensor, wanted: Tensor) -> Last
     state, times = own.embed_tokens(ids), torch.zeros(len(ids), device=ids.device)
     hidden = own(inputs_embeds=state, timesteps=times, output_logits=False).last_hidden_state
     return hidden[wanted], *own.output_layer(), own.config.final_logit_softcapping
+
+
+def at_temperature(prediction: Target, temperature: float) -> Target:
+    """The probabilities p^(1 / temperature), with sum one."""
+    return lambda part: (prediction(part).clamp(min=_TINY).log() / temperature).softmax(-1)
 
 
 def log_ratio(numerator: Target, denominator: Target) -> Target:
