@@ -17,6 +17,7 @@ from benchmarks.results import HUB, SEEDS, Row, number, table
 from hub_cards.folder import drawn, size
 from trainers.model_card import Samples, model_card
 from trainers.recipe import Recipe, load_recipe
+from trainers.train import MATCHING
 
 SAMPLES = Path(__file__).with_name("samples.json")
 
@@ -54,6 +55,21 @@ KINDS = {
             "valid": ("accuracy", "valid grids"),
             "solved, 50 clues": ("accuracy", "puzzles of 50 clues solved"),
             "solved, 40 clues": ("accuracy", "puzzles of 40 clues solved"),
+        },
+    ),
+    "tinystories": Kind(
+        writes="Tales in the words of a small child, 128 tokens at a time",
+        data="16,929 stories of TinyStories (arXiv 2305.07759), 13.7 million characters (`examples/stories`); "
+        "byte-level BPE of 2,048 tokens.",
+        limits="Made to be trained and tried on a laptop: a demonstration of the method, nothing to rely on.",
+        figures="`gppl ar`, `gppl ngram`: generative perplexity under a GPT-2 of the same size and under a Kneser-Ney "
+        "4-gram, both of the same stories; `words`, `pairs`: shares of words and of neighbouring words that the "
+        "stories have, too; the protocol and the baselines are in `benchmarks/few_step.md`.",
+        held_out="TinyStories",
+        metrics={
+            "gppl_ar": ("perplexity", "generative perplexity under a GPT-2 of the same size"),
+            "gppl_ngram": ("perplexity", "generative perplexity under a Kneser-Ney 4-gram"),
+            "entropy": ("entropy", "unigram entropy of a sample, nats"),
         },
     ),
     "english": Kind(
@@ -98,7 +114,10 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         method = "Method: cross entropy of the denoiser, on the clock of the decoding error."
     else:
         objective = recipe.training["objective"]
-        method = f"Method: distilled from its flow, `{teacher}`, with the {objective} objective."
+        how = f"with the {objective} objective"
+        if objective == MATCHING:
+            how = "then matched to masked diffusion by its own texts (distribution matching)"
+        method = f"Method: distilled from its flow, `{teacher}`, {how}."
     return model_card(
         name=name,
         model_type="fmlm" if teacher else "flm",

@@ -2,13 +2,16 @@
 
     python -m benchmarks.few_step              # all of it
     python -m benchmarks.few_step shidoku      # one part; the others stay as they were measured
+    python -m benchmarks.few_step tinystories --train ./stories.parquet --validation ./held-out.parquet
 
 Sudoku: the share of valid grids, and how many different valid ones there are. English: generative perplexity under
 two scorers that saw no sample (the GPT-2 baseline and a Kneser-Ney 4-gram of the same training text), token entropy
 per sample, distinct-2 and self-BLEU, for the flow, its map, masked diffusion, the autoregressive model and held-out
-text. Every figure is a mean over seeds with their standard deviation; every sample counts.
+text; of TinyStories the shares of known words and of known pairs of words, too, which need the stories themselves.
+Every figure is a mean over seeds with their standard deviation; every sample counts.
 """
 
+import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -21,6 +24,7 @@ from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
+from benchmarks.ingredients import Stories, add_stories
 from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, Row, measure_parts, number, over_seeds, show, table
 from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses
@@ -38,7 +42,10 @@ PUZZLES = 50  # per seed, the same grids with other clues
 CLUES = (50, 40, 30)  # of the 81 cells
 TEXTS = 64  # per seed
 SAMPLERS = {"flm": ("euler", "bridge"), "fmlm": ("flow_map",)}
-MDLM_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)  # at 8 steps, else 1
+MDLM_TEMPERATURES = {  # of masked diffusion, by number of steps; 1 at others
+    "english-small": {8: (0.7, 0.8, 0.9, 1.0)},
+    "tinystories": {8: (0.6, 0.7, 0.8, 0.9, 1.0), 64: (0.6, 0.7, 0.8, 0.9, 1.0)},
+}
 
 
 def load(folder: Path):
@@ -108,12 +115,15 @@ def _parts(items, size: int = 250):
 
 
 class Scorers:
-    """Both scorers, and everything that is measured of samples."""
+    """Both scorers of the English corpus, and everything that is measured of samples."""
+
+    data = "english-small"
 
     def __init__(self):
         self.tokenizer = AutoTokenizer.from_pretrained(CORPUS / "tokenizer")
-        self.ar = GPT2LMHeadModel.from_pretrained(BASELINES / "ar-english-small").eval()
+        self.ar = GPT2LMHeadModel.from_pretrained(BASELINES / f"ar-{self.data}").eval()
         self.ngram = KneserNey(self.rows("train"), len(self.tokenizer))
+        self.held_out = self.rows("test")
 
     def rows(self, split: str) -> np.ndarray:
         text = load_dataset("parquet", data_files=str(CORPUS / f"{split}.parquet"), split="train")
@@ -130,8 +140,23 @@ class Scorers:
         }
 
 
-def english() -> list[Row]:
-    scorers = Scorers()
+class StoryScorers(Scorers):
+    """Those of TinyStories, which also look whether the stories have the words and pairs of words of a sample."""
+
+    data = "tinystories"
+
+    def __init__(self, stories: Stories):
+        self.stories, self.tokenizer, self.ngram = stories, stories.tokenizer, stories.judge
+        self.ar = GPT2LMHeadModel.from_pretrained(BASELINES / f"ar-{self.data}").eval()
+        self.held_out = stories.held_out.numpy()
+
+    def measure(self, ids: torch.Tensor) -> Row:
+        judged = self.stories.judged(ids)
+        return super().measure(ids) | {name: judged[name] for name in ("words", "pairs")}
+
+
+def text_models(scorers: Scorers) -> list[Row]:
+    """The flow, its map and the baselines of some data, beside held-out text."""
     rows: list[Row] = []
 
     def add(model: str, steps: int | None, draw: Callable[[int], torch.Tensor], **more) -> None:
@@ -139,30 +164,36 @@ def english() -> list[Row]:
         rows.append({"model": model, "steps": steps} | more | row)
         show(rows[-1])
 
-    held_out = scorers.rows("test")
-
     def real(seed: int) -> torch.Tensor:
-        picked = np.random.default_rng(seed).choice(len(held_out), TEXTS, replace=False)
-        return torch.from_numpy(held_out[picked]).long()
+        picked = np.random.default_rng(seed).choice(len(scorers.held_out), TEXTS, replace=False)
+        return torch.from_numpy(scorers.held_out[picked]).long()
 
     def autoregressive(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         start = torch.full((TEXTS, 1), scorers.tokenizer.bos_token_id)
         return scorers.ar.generate(start)
 
+    data = scorers.data
     add("held-out text", None, real)
-    add("ar-english-small", 127, autoregressive)
-    for name in ("flm-english-small", "fmlm-english-small"):
+    add(f"ar-{data}", 127, autoregressive)
+    for name in (f"flm-{data}", f"fmlm-{data}"):
         model = load(HUB / name)
         for steps in STEPS:
             add(name, steps, partial(write, model, steps))
-    if MDLM.exists():
-        model = load(MDLM)
-        for steps in STEPS:
-            for temperature in MDLM_TEMPERATURES if steps == 8 else (1.0,):
-                draw = partial(mdlm.sample, model, steps, TEXTS, temperature)
-                add("mdlm-english-small", steps, draw, temperature=temperature)
+    model = load(BASELINES / f"mdlm-{data}")
+    for steps in STEPS:
+        for temperature in MDLM_TEMPERATURES[data].get(steps, (1.0,)):
+            draw = partial(mdlm.sample, model, steps, TEXTS, temperature)
+            add(f"mdlm-{data}", steps, draw, temperature=temperature)
     return rows
+
+
+def english() -> list[Row]:
+    return text_models(Scorers())
+
+
+def tinystories(stories: Stories) -> list[Row]:
+    return text_models(StoryScorers(stories))
 
 
 def write(model, steps: int, seed: int) -> torch.Tensor:
@@ -172,14 +203,14 @@ def write(model, steps: int, seed: int) -> torch.Tensor:
 # -- report -----------------------------------------------------------------------------------------------------------
 
 
-def matched(rows: list[Row], steps: int) -> Iterator[tuple[Row, dict[str, float], bool]]:
+def matched(rows: list[Row], data: str, steps: int = 8) -> Iterator[tuple[Row, dict[str, float], bool]]:
     """Of each few-step map its row, the perplexities of masked diffusion at `steps` steps at the map's entropy, by
     interpolation, and whether that entropy lies within the sweep of the latter."""
-    curve = [row for row in rows if row["model"] == "mdlm-english-small" and row["steps"] == steps]
+    curve = [row for row in rows if row["model"] == f"mdlm-{data}" and row["steps"] == steps]
     curve.sort(key=lambda row: number(row["entropy"]))
     entropies = [number(row["entropy"]) for row in curve]
     for row in rows:
-        if row["model"] != "fmlm-english-small" or number(row["steps"]) > 8:
+        if row["model"] != f"fmlm-{data}" or number(row["steps"]) > 8:
             continue
         entropy = number(row["entropy"])
         at = {
@@ -195,6 +226,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "sudoku": sudoku,
     "english": english,
 }
+TEXT = {"tinystories": ("TinyStories", "tinystories"), "english": ("English", "english-small")}  # title, data
 
 
 def report(results: dict[str, list[Row]]) -> str:
@@ -219,38 +251,48 @@ def report(results: dict[str, list[Row]]) -> str:
             "",
             table(results["sudoku"]),
         ]
-    if "english" in results:
-        text += [
-            "",
-            f"## English ({TEXTS} texts of 128 tokens per seed)",
-            "",
-            "`gppl ar`: under the GPT-2 baseline (its own samples there are a reference, no result);",
-            "`gppl ngram`: under a Kneser-Ney 4-gram. Ids are scored as they are. A lower perplexity at a lower",
-            "entropy is no gain: compare at equal entropy.",
-            "",
-            table(results["english"]),
-            "",
-        ]
-    if any(row["model"] == "mdlm-english-small" for row in results.get("english", [])):
-        text += [
-            "### The flow map against masked diffusion at equal entropy",
-            "",
-            "Masked diffusion with 8 steps is swept over temperatures, and its perplexity interpolated at the entropy",
-            "of each sample set of the flow map.",
-            "",
-            "| map's steps | entropy | map, gppl ar | MDLM, gppl ar | map, gppl ngram | MDLM, gppl ngram |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *(
-                f"| {row['steps']} | {row['entropy']:.3f} | {row['gppl_ar']:.1f} | {at['gppl_ar']:.1f} | "
-                f"{row['gppl_ngram']:.1f} | {at['gppl_ngram']:.1f} |"
-                + ("" if within else " (beyond the sweep: its nearest end)")
-                for row, at, within in matched(results["english"], 8)
-            ),
-        ]
-    elif "english" in results:
-        text.append("Masked diffusion on the same data, the other baseline: not measured.")
+    for part, (title, data) in TEXT.items():
+        if part in results:
+            text += ["", *_of_text(results[part], title, data)]
     return "\n".join(text) + "\n"
 
 
+def _of_text(rows: list[Row], title: str, data: str) -> list[str]:
+    known = ["`words`, `pairs`: shares of words and of neighbouring words that the training text has, too."]
+    return [
+        f"## {title} ({TEXTS} texts of 128 tokens per seed)",
+        "",
+        "`gppl ar`: under the GPT-2 baseline (its own samples there are a reference, no result);",
+        "`gppl ngram`: under a Kneser-Ney 4-gram. Ids are scored as they are. A lower perplexity at a lower",
+        "entropy is no gain: compare at equal entropy.",
+        *(known if "words" in rows[0] else []),
+        "",
+        table(rows),
+        "",
+        "### The flow map against masked diffusion at equal entropy",
+        "",
+        "Masked diffusion with 8 steps is swept over temperatures, and its perplexity interpolated at the entropy",
+        "of each sample set of the flow map.",
+        "",
+        "| map's steps | entropy | map, gppl ar | MDLM, gppl ar | map, gppl ngram | MDLM, gppl ngram |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {row['steps']} | {row['entropy']:.3f} | {row['gppl_ar']:.1f} | {at['gppl_ar']:.1f} | "
+            f"{row['gppl_ngram']:.1f} | {at['gppl_ngram']:.1f} |"
+            + ("" if within else " (beyond the sweep: its nearest end)")
+            for row, at, within in matched(rows, data)
+        ),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Quality of the shipped models against the number of evaluations.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}, tinystories; default: all")
+    add_stories(parser)
+    options = parser.parse_args()
+    stories = Stories(options.train, options.validation)
+    measure_parts(PARTS | {"tinystories": partial(tinystories, stories)}, RESULTS, report, options.parts)
+
+
 if __name__ == "__main__":
-    measure_parts(PARTS, RESULTS, report)
+    main()

@@ -127,6 +127,12 @@ class Stories:
         }
 
 
+def add_stories(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the stories are, by default on the Hub."""
+    parser.add_argument("--train", default="roneneldan/TinyStories")
+    parser.add_argument("--validation", default={"path": "roneneldan/TinyStories", "split": "validation"})
+
+
 def held_out(stories: Stories) -> list[Row]:
     judged = stories.judged(stories.held_out[:TEXTS])
     return [{"model": "held-out stories"} | judged | {"stories to learn from": len(stories.documents)}]
@@ -213,8 +219,7 @@ def report(results: dict[str, list[Row]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What an ingredient of the training is worth on TinyStories.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of held-out, {', '.join(VARIANTS)}; default: all")
-    parser.add_argument("--train", default="roneneldan/TinyStories")
-    parser.add_argument("--validation", default={"path": "roneneldan/TinyStories", "split": "validation"})
+    add_stories(parser)
     parser.add_argument(
         "--training-seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[42, 43]
     )

@@ -2,7 +2,7 @@
 
     python -m benchmarks.picture
 
-writes `docs/images/one-step.svg` from the shipped `fmlm-english-small` and the GPT-2 baseline. The animation counts
+writes `docs/images/one-step.svg` from the shipped `fmlm-tinystories` and the GPT-2 baseline. The animation counts
 evaluations of the network, not seconds: `benchmarks/generation.md` has the times.
 """
 
@@ -27,10 +27,10 @@ Lines = list[list[tuple[str, int]]]  # of each line its tokens, each with the nu
 
 def texts() -> tuple[list[str], list[str]]:
     """The tokens of a text of the flow map, in one evaluation, and of one of GPT-2's, in one evaluation each."""
-    folder = HUB / "fmlm-english-small"
+    folder = HUB / "fmlm-tinystories"
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     flow_map = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-    gpt2 = GPT2LMHeadModel.from_pretrained(BASELINES / "ar-english-small").eval()
+    gpt2 = GPT2LMHeadModel.from_pretrained(BASELINES / "ar-tinystories").eval()
     at_once = flow_map.generate(num_steps=1, seed=SEED)[0]
     torch.manual_seed(SEED)
     one_by_one = gpt2.generate(torch.tensor([[tokenizer.bos_token_id]]))[0]

@@ -7,7 +7,7 @@ writes what stands in README between the two comment lines anew.
 
 import json
 
-from benchmarks.few_step import RESULTS, matched
+from benchmarks.few_step import RESULTS, TEXT, matched
 from benchmarks.results import HUB, ROOT, Row, number
 from hub_cards.folder import size
 
@@ -18,7 +18,16 @@ STEPS = (1, 8, 64)
 
 # Of each part of the measurements: what its models write, what the table shows of them, and in which words.
 PARTS = {
-    "english": ("English, 128 tokens", "perplexity (entropy)", lambda row: "{} ({})".format(*_quality(row))),
+    "tinystories": (
+        "stories, 128 tokens",
+        "perplexity (entropy)",
+        lambda row: "{} ({})".format(*_quality(row)),
+    ),
+    "english": (
+        "English, 128 tokens",
+        "perplexity (entropy)",
+        lambda row: "{} ({})".format(*_quality(row)),
+    ),
     "sudoku": ("9x9 Sudoku grids", "puzzles of 50 clues solved", lambda row: f"{number(row['solved, 50 clues']):.1%}"),
     "shidoku": ("4x4 Sudoku grids", "valid grids from nothing", lambda row: f"{number(row['valid']):.1%}"),
 }
@@ -37,25 +46,35 @@ def models(results: dict[str, list[Row]]) -> str:
     ]
     for part, (writes, measure, words) in PARTS.items():
         for kind, sampler in (("flm", "euler"), ("fmlm", "flow_map")):
-            name = f"{kind}-{part}" + "-small" * (part == "english")
+            name = f"{kind}-{TEXT[part][1] if part in TEXT else part}"
             rows = [row for row in results[part] if row["model"] == name and row.get("sampler", sampler) == sampler]
             shown = {row["steps"]: words(row) for row in rows}
             parameters = f"{size(HUB / name) / 1e6:.1f} M"
             cells = [f"`hub_cards/{name}`", writes, parameters, measure, *(shown[steps] for steps in STEPS)]
             lines.append("| " + " | ".join(cells) + " |")
-    english = {row["model"]: row for row in results["english"]}
-    one_step, of_masked, _ = next(matched(results["english"], 8))
-    real, real_entropy = _quality(english["held-out text"])
-    gpt2, gpt2_entropy = _quality(english["ar-english-small"])
-    perplexity, entropy = _quality(one_step)
-    lines += [
-        "",
-        f"Perplexity is under a GPT-2 of the same size. Held-out text has {real} at an entropy of {real_entropy} "
-        f"nats, that GPT-2 itself {gpt2} at {gpt2_entropy} in {english['ar-english-small']['steps']} evaluations, "
-        f"and masked diffusion with 8 steps {of_masked['gppl_ar']:.0f} where the map with 1 step has {perplexity} "
-        f"(entropy {entropy}).",
-    ]
+    lines += ["", _compared(results["tinystories"], "tinystories"), "", _compared(results["english"], "english-small")]
     return "\n".join(lines)
+
+
+def _compared(rows: list[Row], data: str) -> str:
+    """What the perplexities are of, and what held-out text and the baselines have."""
+    by_model = {row["model"]: row for row in rows}
+    one_step, of_masked, _ = next(matched(rows, data))
+    eight = next(
+        row for row in rows if row["model"] == f"mdlm-{data}" and (row["steps"], row["temperature"]) == (8, 1)
+    )
+    gpt2 = by_model[f"ar-{data}"]
+    perplexity, entropy = _quality(one_step)
+    return (
+        f"`...-{data}`: perplexity is under a GPT-2 of the same size and data. Held-out text has "
+        f"{_words(by_model['held-out text'])}, that GPT-2 itself {_words(gpt2)} in {gpt2['steps']} evaluations, "
+        f"masked diffusion in 8 evaluations {_words(eight)}. At the entropy of the map's texts in one evaluation, {entropy}, "
+        f"masked diffusion in 8 has {of_masked['gppl_ar']:.0f} where the map has {perplexity}."
+    )
+
+
+def _words(row: Row) -> str:
+    return "{} ({})".format(*_quality(row))
 
 
 def updated(readme: str) -> str:

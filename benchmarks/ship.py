@@ -13,6 +13,7 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 import modeling_flm  # noqa: F401  registers the model types
@@ -20,11 +21,20 @@ from benchmarks.results import ROOT
 from trainers.recipe import load_recipe
 
 
-def ship(recipe_path: Path, folder: Path, run: Path | None = None, resumed_at: int = 0) -> None:
+def store_in_half(folder: Path) -> None:
+    """Round the weights of a model folder to bfloat16, half the size. They still load in float32, which `config.json`
+    says."""
+    file = folder / "model.safetensors"
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
+
+
+def ship(recipe_path: Path, folder: Path, run: Path | None = None, resumed_at: int = 0, half: bool = False) -> None:
     """Write the repository `folder` from `run`, by default the output directory of the recipe.
 
     Args:
         resumed_at: the step from which an interrupted run went on: the training time that it logged counts from there.
+        half: whether the weights are kept in bfloat16, see [`store_in_half`].
 
     Raises:
         ValueError: there is no finished run there.
@@ -38,6 +48,8 @@ def ship(recipe_path: Path, folder: Path, run: Path | None = None, resumed_at: i
         )
     AutoModel.from_pretrained(run).save_pretrained(folder)
     AutoTokenizer.from_pretrained(run).save_pretrained(folder)
+    if half:
+        store_in_half(folder)
     for source in sorted((ROOT / "modeling_flm").glob("*_flm.py")):
         (folder / source.name).unlink()
         (folder / source.name).symlink_to(os.path.relpath(source, folder))
@@ -53,8 +65,9 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--resumed-at", type=int, default=0, help="the last step that an interrupted run resumed at")
+    parser.add_argument("--half", action="store_true", help="keep the weights in bfloat16")
     options = parser.parse_args()
-    ship(options.recipe, options.folder, resumed_at=options.resumed_at)
+    ship(options.recipe, options.folder, resumed_at=options.resumed_at, half=options.half)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ ATTEMPTS = 16
 
 
 def run_demo(seed: int = 0) -> None:
-    """Print English in one, two and four evaluations beside an autoregressive model's, and Sudoku filled in one.
+    """Print a story in one, two and four evaluations beside an autoregressive model's, and Sudoku filled in one.
 
     Raises:
         ValueError: the shipped models are not there, see [`checkout`].
@@ -39,7 +39,7 @@ def run_demo(seed: int = 0) -> None:
     for name in shipped:
         check_links(root / "hub_cards" / name)
         PARTS[name](root, seed)
-    print("\nWrite more:  flm generate hub_cards/fmlm-english-small --num-steps 4 --num-samples 4")
+    print("\nWrite more:  flm generate hub_cards/fmlm-tinystories --num-steps 4 --num-samples 4")
 
 
 def load(folder: Path):
@@ -48,16 +48,18 @@ def load(folder: Path):
     return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 
 
-def _english(root: Path, seed: int) -> None:
-    model, tokenizer = load(root / "hub_cards" / "fmlm-english-small")
+def _stories(root: Path, seed: int) -> None:
+    model, tokenizer = load(root / "hub_cards" / "fmlm-tinystories")
     length, size = model.config.max_position_embeddings, model.num_parameters() / 1e6
-    print(f"English, {length} tokens, from a flow map of {size:.1f} M parameters and a GPT-2 of the same size (CPU).")
+    print(
+        f"A story of {length} tokens, from a flow map of {size:.1f} M parameters and a GPT-2 of the same size (CPU)."
+    )
     times = []
     for steps in STEPS:
         ids, seconds = _timed(partial(model.generate, num_steps=steps, seed=seed))
         _show(f"flow map, {steps} evaluation{'s' * (steps > 1)}", tokenizer.decode(ids[0]), seconds)
         times.append(seconds)
-    gpt2 = GPT2LMHeadModel.from_pretrained(root / "benchmarks" / "baselines" / "ar-english-small").eval()
+    gpt2 = GPT2LMHeadModel.from_pretrained(root / "benchmarks" / "baselines" / "ar-tinystories").eval()
     start = torch.tensor([[tokenizer.bos_token_id]])
 
     def autoregressive() -> Tensor:
@@ -120,4 +122,4 @@ def _grids(root: Path, seed: int) -> None:
     print("  " + "    ".join("valid  " if good else "wrong  " for good in valid))
 
 
-PARTS = {"fmlm-english-small": _english, "fmlm-sudoku": _sudoku, "fmlm-shidoku": _grids}
+PARTS = {"fmlm-tinystories": _stories, "fmlm-sudoku": _sudoku, "fmlm-shidoku": _grids}

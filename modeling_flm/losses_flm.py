@@ -58,8 +58,8 @@ def chunked_distillation_loss(
 
     Args:
         target (`Callable`): from a slice of tokens to their q, such as a [`posterior`] or a [`mixture`] of two.
-        loss_type (`str`): "ce", the cross entropy `-sum_v q_v log p_v`; or "mse", the squared distance
-            `sum_v (p_v - q_v)^2`.
+        loss_type (`str`): "ce", the cross entropy `-sum_v q_v log p_v`; "mse", the squared distance
+            `sum_v (p_v - q_v)^2`; "expectation", `sum_v p_v q_v`, where q may be any cost.
     """
     loss_of_scores = {"ce": _soft_cross_entropy, "mse": _squared_error, "expectation": _expectation}[loss_type]
 

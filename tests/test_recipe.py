@@ -76,7 +76,7 @@ def test_an_empty_section_is_an_empty_mapping(tmp_path):
     assert (recipe.model, recipe.training) == ({}, {"max_steps": 3})
 
 
-@pytest.mark.parametrize("name", ["lm1b", "owt", "english-small", "shidoku", "sudoku"])
+@pytest.mark.parametrize("name", ["lm1b", "owt", "english-small", "tinystories", "shidoku", "sudoku"])
 def test_the_shipped_recipes_can_be_read(name):
     recipe = load_recipe(Path(__file__).parent.parent / "recipes" / f"{name}.yaml")
     assert recipe.training["max_steps"] > 0

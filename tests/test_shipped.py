@@ -48,7 +48,7 @@ print("loaded", len(sys.argv) - 1)
 
 def test_what_is_shipped():
     names = {folder.name for folder in FOLDERS}
-    assert names >= {f"{kind}-{data}" for kind in ("flm", "fmlm") for data in ("english-small", "shidoku", "sudoku")}
+    assert names >= {f"{kind}-{data}" for kind in ("flm", "fmlm") for data in ("tinystories", "english-small", "shidoku", "sudoku")}
     assert all("flm-" + name.split("-", 1)[1] in names for name in names)  # each map with its flow
     for folder in FOLDERS:
         for file in ("config.json", "generation_config.json", "tokenizer.json", "recipe.yaml", "training_log.jsonl"):
