@@ -2,11 +2,14 @@
 
     python -m benchmarks.readme
 
-writes what stands in README between the two comment lines anew.
+writes what stands in README between the two comment lines anew, and draws the ten stories that it shows.
 """
 
 import json
 
+from transformers import AutoModel, AutoTokenizer
+
+import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.few_step import RESULTS, TEXT, matched
 from benchmarks.results import HUB, ROOT, Row, number
 from hub_cards.folder import size
@@ -14,6 +17,8 @@ from hub_cards.folder import size
 README = ROOT / "README.md"
 BEGIN = "<!-- The shipped models: written by `python -m benchmarks.readme`. -->"
 END = "<!-- End of the shipped models. -->"
+BEGIN_STORIES = "<!-- Stories of seeds 0 to 9: written by `python -m benchmarks.readme`. -->"
+END_STORIES = "<!-- End of the stories. -->"
 STEPS = (1, 8, 64)
 
 # Of each part of the measurements: what its models write, what the table shows of them, and in which words.
@@ -68,8 +73,8 @@ def _compared(rows: list[Row], data: str) -> str:
     return (
         f"`...-{data}`: perplexity is under a GPT-2 of the same size and data. Held-out text has "
         f"{_words(by_model['held-out text'])}, that GPT-2 itself {_words(gpt2)} in {gpt2['steps']} evaluations, "
-        f"masked diffusion in 8 evaluations {_words(eight)}. At the entropy of the map's texts in one evaluation, {entropy}, "
-        f"masked diffusion in 8 has {of_masked['gppl_ar']:.0f} where the map has {perplexity}."
+        f"masked diffusion in 8 evaluations {_words(eight)}. At the entropy of the map's texts in one evaluation, "
+        f"{entropy}, masked diffusion in 8 has {of_masked['gppl_ar']:.0f} where the map has {perplexity}."
     )
 
 
@@ -84,5 +89,17 @@ def updated(readme: str) -> str:
     return f"{before}{BEGIN}\n\n{models(json.loads(RESULTS.read_text()))}\n\n{END}{after}"
 
 
+def with_stories(readme: str) -> str:
+    """README with the stories of the map drawn anew, one for each of the seeds 0 to 9."""
+    before, rest = readme.split(BEGIN_STORIES)
+    _, after = rest.split(END_STORIES)
+    folder = HUB / "fmlm-tinystories"
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    ids = model.generate(num_steps=1, num_return_sequences=10, seed=list(range(10)))
+    texts = [" ".join(text.split()) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    stories = "\n".join(f"{seed}. {text}" for seed, text in enumerate(texts))
+    return f"{before}{BEGIN_STORIES}\n\n{stories}\n\n{END_STORIES}{after}"
+
+
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(with_stories(updated(README.read_text(encoding="utf-8"))), encoding="utf-8")

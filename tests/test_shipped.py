@@ -6,7 +6,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from children import run_python
+from tiny import tiny_model
 from transformers import AutoModel
 
 from benchmarks import (
@@ -28,7 +30,7 @@ from benchmarks import (
 from benchmarks.cards import card, shipped
 from benchmarks.few_step import RESULTS, held_out_grids, solved, unconditional
 from benchmarks.results import BASELINES, ROOT
-from benchmarks.ship import ship
+from benchmarks.ship import ship, store_in_half
 
 FOLDERS = shipped()
 MEASURED = json.loads(RESULTS.read_text())
@@ -48,7 +50,8 @@ print("loaded", len(sys.argv) - 1)
 
 def test_what_is_shipped():
     names = {folder.name for folder in FOLDERS}
-    assert names >= {f"{kind}-{data}" for kind in ("flm", "fmlm") for data in ("tinystories", "english-small", "shidoku", "sudoku")}
+    data = ("tinystories", "english-small", "shidoku", "sudoku")
+    assert names >= {f"{kind}-{of}" for kind, of in product(("flm", "fmlm"), data)}
     assert all("flm-" + name.split("-", 1)[1] in names for name in names)  # each map with its flow
     for folder in FOLDERS:
         for file in ("config.json", "generation_config.json", "tokenizer.json", "recipe.yaml", "training_log.jsonl"):
@@ -144,6 +147,19 @@ def test_the_measured_gain_of_the_samplers():
     for evaluations in (8, 16):
         (second, its_entropy), (first, entropy) = (perplexity[name, evaluations] for name in ("multistep", "euler"))
         assert second < first and abs(its_entropy - entropy) < 0.01
+
+
+def test_weights_kept_in_half_load_in_float32(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    store_in_half(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size < 0.6 * size
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight.bfloat16().float())
+    configs = [*ROOT.glob("hub_cards/*/config.json"), *BASELINES.glob("*/config.json")]
+    assert all(json.loads(config.read_text())["dtype"] == "float32" for config in configs)
 
 
 def test_shipping_needs_a_finished_run(tmp_path):

@@ -62,7 +62,7 @@ class MatchingTrainer(FLMTrainer):
             raise ValueError(f"`args` must be MatchingTrainingArguments, but are {type(args).__name__}.")
         if model is None or model.config.model_type != "fmlm":
             raise ValueError("`model` must be a two-time model (FMLM): only it can be a flow map.")
-        if not getattr(getattr(teacher, "config", None), "masked_diffusion", False):
+        if teacher is None or not getattr(teacher.config, "masked_diffusion", False):
             raise ValueError(
                 "`teacher` must be a masked diffusion model, with `masked_diffusion` in its configuration."
             )
@@ -76,6 +76,7 @@ class MatchingTrainer(FLMTrainer):
                 "distribution matching runs in one process: its auxiliary network is trained in it alone."
             )
         super().__init__(model=model, args=args, **kwargs)
+        self.flow_map: FLMModel = model
         self.auxiliary = copy.deepcopy(teacher).requires_grad_(True).train().to(args.device)
         self.teacher = teacher.requires_grad_(False).eval().to(args.device)
         self.auxiliary_optimizer = torch.optim.AdamW(
@@ -109,7 +110,7 @@ class MatchingTrainer(FLMTrainer):
         with torch.no_grad():
             wanted = posterior(*_last_layer(self.teacher, rest, masked))
             written = posterior(*follows)
-        own, weights = self.model, torch.ones(len(hidden), device=hidden.device) / max(len(hidden), 1)
+        own, weights = self.flow_map, torch.ones(len(hidden), device=hidden.device) / max(len(hidden), 1)
         cap = own.config.final_logit_softcapping
         cost = log_ratio(written, at_temperature(wanted, self.args.teacher_temperature))
         return chunked_distillation_loss(hidden, *own.output_layer(), cost, weights, cap, "expectation")[0]
@@ -119,7 +120,7 @@ class MatchingTrainer(FLMTrainer):
 
         Tokens that are not scored are given: they are those of `ids`.
         """
-        own, (rows, length) = self.model, ids.shape
+        own, (rows, length) = self.flow_map, ids.shape
 
         def jump(state: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
             some = slice(len(state))
