@@ -44,7 +44,7 @@ TEXTS = 64  # per seed
 SAMPLERS = {"flm": ("euler", "bridge"), "fmlm": ("flow_map",)}
 MDLM_TEMPERATURES = {  # of masked diffusion, by number of steps; 1 at others
     "english-small": {8: (0.7, 0.8, 0.9, 1.0)},
-    "tinystories": {8: (0.6, 0.7, 0.8, 0.9, 1.0), 64: (0.6, 0.7, 0.8, 0.9, 1.0)},
+    "tinystories": {8: (0.6, 0.7, 0.8, 0.9, 1.0), 64: (0.8, 0.9, 1.0)},
 }
 
 
