@@ -1,0 +1,1 @@
+../../modeling_flm/attention_flm.py

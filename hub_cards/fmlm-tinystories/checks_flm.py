@@ -1,0 +1,1 @@
+../../modeling_flm/checks_flm.py

@@ -1,0 +1,1 @@
+../../modeling_flm/clock_flm.py

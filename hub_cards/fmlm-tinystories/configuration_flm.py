@@ -1,0 +1,1 @@
+../../modeling_flm/configuration_flm.py

@@ -1,0 +1,1 @@
+../../modeling_flm/drafts_flm.py

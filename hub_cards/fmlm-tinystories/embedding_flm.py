@@ -1,0 +1,1 @@
+../../modeling_flm/embedding_flm.py

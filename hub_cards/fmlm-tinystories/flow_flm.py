@@ -1,0 +1,1 @@
+../../modeling_flm/flow_flm.py

@@ -1,0 +1,1 @@
+../../modeling_flm/generation_flm.py

@@ -1,0 +1,1 @@
+../../modeling_flm/guidance_flm.py

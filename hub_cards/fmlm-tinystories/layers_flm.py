@@ -1,0 +1,1 @@
+../../modeling_flm/layers_flm.py

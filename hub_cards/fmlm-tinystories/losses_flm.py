@@ -1,0 +1,1 @@
+../../modeling_flm/losses_flm.py

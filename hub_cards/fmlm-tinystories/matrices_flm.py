@@ -1,0 +1,1 @@
+../../modeling_flm/matrices_flm.py

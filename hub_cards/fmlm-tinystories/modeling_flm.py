@@ -1,0 +1,1 @@
+../../modeling_flm/modeling_flm.py

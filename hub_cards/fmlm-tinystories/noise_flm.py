@@ -1,0 +1,1 @@
+../../modeling_flm/noise_flm.py

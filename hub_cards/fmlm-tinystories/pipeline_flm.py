@@ -1,0 +1,1 @@
+../../modeling_flm/pipeline_flm.py

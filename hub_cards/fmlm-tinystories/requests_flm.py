@@ -1,0 +1,1 @@
+../../modeling_flm/requests_flm.py

@@ -1,0 +1,1 @@
+../../modeling_flm/samplers_flm.py

@@ -1,0 +1,1 @@
+../../modeling_flm/saving_flm.py

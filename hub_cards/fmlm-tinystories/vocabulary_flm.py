@@ -1,0 +1,1 @@
+../../modeling_flm/vocabulary_flm.py
