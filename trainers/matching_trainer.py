@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modeling_flm import FLMModel
@@ -15,7 +16,7 @@ from modeling_flm.vocabulary_flm import draw_token
 from .flm_trainer import FLMTrainer
 from .matching_arguments import MatchingTrainingArguments
 
-AUXILIARY = "auxiliary.pt"  # the auxiliary network and its optimiser, in a checkpoint
+AUXILIARY = "auxiliary.safetensors"  # the auxiliary network and its optimiser, in a checkpoint
 LARGEST_COST = 10.0  # nats
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -163,14 +164,21 @@ class MatchingTrainer(FLMTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        parts = {"model": self.auxiliary.state_dict(), "optimizer": self.auxiliary_optimizer.state_dict()}
-        torch.save(parts, Path(output_dir, AUXILIARY))
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.auxiliary.named_parameters():
+            state = self.auxiliary_optimizer.state[parameter]
+            tensors |= {f"{key}.{name}": value for key, value in state.items()} | {
+                f"weight.{name}": parameter.detach()
+            }
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, Path(output_dir, AUXILIARY))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        parts = torch.load(Path(resume_from_checkpoint, AUXILIARY), map_location=self.args.device, weights_only=True)
-        self.auxiliary.load_state_dict(parts["model"])
-        self.auxiliary_optimizer.load_state_dict(parts["optimizer"])
+        tensors = load_file(Path(resume_from_checkpoint, AUXILIARY))
+        for name, parameter in self.auxiliary.named_parameters():
+            parameter.data.copy_(tensors[f"weight.{name}"])
+            moments = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+            self.auxiliary_optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **moments}
 
 
 LastLayer = tuple[
