@@ -7,10 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from datasets import load_dataset
-from datasets.utils.logging import disable_progress_bar
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 from transformers.utils import logging
@@ -20,18 +17,18 @@ from flm_data.paths import check_links, checkout
 
 STEPS = (1, 2, 4)
 GRIDS = 8
-CLUES = 50  # of the 81 cells
+SUDOKU_STEPS, SUDOKU_DRAFTS = 8, (1, 2, 4, 8)
 ATTEMPTS = 16
 
 
 def run_demo(seed: int = 0) -> None:
-    """Print a story in one, two and four evaluations beside an autoregressive model's, and Sudoku filled in one.
+    """Print a story in one, two and four evaluations beside an autoregressive model's, a Sudoku solved in eight,
+    and small grids in one.
 
     Raises:
         ValueError: the shipped models are not there, see [`checkout`].
     """
     logging.disable_progress_bar()
-    disable_progress_bar()
     root = checkout()
     shipped = [name for name in PARTS if (root / "hub_cards" / name / "model.safetensors").exists()]
     if not shipped:
@@ -89,26 +86,26 @@ def _timed(write: Callable[[], Tensor], repeats: int = 3) -> tuple[Tensor, float
 
 
 def _sudoku(root: Path, seed: int) -> None:
-    """A puzzle from a held-out grid, filled in one evaluation of the network."""
+    """A puzzle with one solution and the drafts on the way to it."""
     model, tokenizer = load(root / "hub_cards" / "fmlm-sudoku")
-    grids = load_dataset("parquet", data_files=str(root / "examples" / "sudoku" / "9x9" / "validation.parquet"))
-    rng = np.random.default_rng(seed)
-    puzzle = list(rng.choice(grids["train"]["text"]))
-    for cell in rng.choice(81, 81 - CLUES, replace=False):
-        puzzle[cell] = tokenizer.mask_token
-    ids = tokenizer(["".join(puzzle)], return_tensors="pt").input_ids
-    fill = partial(model.generate, ids, num_steps=1, num_return_sequences=ATTEMPTS, seed=seed)
-    filled, seconds = _timed(fill)
-    good = is_valid(filled.numpy())
-    solution = tokenizer.decode(filled[int(good.argmax())])
+    puzzles = (root / "examples" / "sudoku" / "9x9" / "puzzles.txt").read_text().split()
+    puzzle = puzzles[seed % len(puzzles)]
+    ids = tokenizer([puzzle], return_tensors="pt").input_ids
+    solve = partial(model.generate, ids, num_steps=SUDOKU_STEPS, gamma=1.0, seed=seed)
+    seconds = _timed(solve)[1]
+    attempts = solve(num_return_sequences=ATTEMPTS, output_trajectory=True)
+    good = is_valid(attempts.sequences.numpy())
+    drafts = [tokenizer.decode(draft[int(good.argmax())]) for draft in attempts.trajectory]
+    clues = 81 - puzzle.count(tokenizer.mask_token)
     size = f"flow map of {model.num_parameters() / 1e6:.1f} M parameters"
-    print(f"\n[{size}, Sudoku with {CLUES} clues, {ATTEMPTS} attempts in 1 evaluation, {1000 * seconds:.0f} ms]")
+    print(f"\n[{size}, a Sudoku of {clues} clues in {SUDOKU_STEPS} evaluations, {1000 * seconds:.0f} ms]")
+    shown = {"puzzle": puzzle} | {f"draft {step}": drafts[step - 1] for step in SUDOKU_DRAFTS}
+    print("  " + "    ".join(f"{name:<17}" for name in shown))
     for row in range(0, 81, 9):
-        left, right = (" ".join(grid[row : row + 9]) for grid in (puzzle, solution))
-        print(f"  {left}    {right}")
-    print(
-        f"{good.sum()} of the {ATTEMPTS} are right" + (": one of them is shown." if good.any() else "; one is shown.")
-    )
+        print("  " + "    ".join(" ".join(grid[row : row + 9]) for grid in shown.values()))
+    wrong = [sum(map(str.__ne__, draft, drafts[-1])) for draft in drafts[:-1]]
+    print(f"{good.sum()} of {ATTEMPTS} attempts are right" + ("; this is the first of them." if good.any() else "."))
+    print(f"Cells of drafts 1 to {len(wrong)} that are not those of the last: {', '.join(map(str, wrong))}.")
 
 
 def _grids(root: Path, seed: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 from worlds import shidoku
 
+from command import demonstration
 from evaluation.sudoku import is_valid
 from examples.sudoku import puzzles
 from examples.sudoku.make_grids import all_4x4, image, random_9x9, tokenizer
@@ -160,3 +161,20 @@ def test_puzzles_that_cannot_be_had():
         puzzles.dig(grid, 16, rng)
     with pytest.raises(ValueError, match="no puzzle of 17 clues was found on this grid in 1 attempts, but of 2"):
         puzzles.dig(grid, 17, rng, attempts=1)
+
+
+def test_the_puzzles_of_the_demo():
+    lines = (Path(puzzles.__file__).parent / "9x9" / "puzzles.txt").read_text().split()
+    rng = np.random.default_rng(0)
+    for line, grid in zip(lines[:3], rng.permutation(puzzles.held_out_grids()), strict=False):
+        puzzle = np.array([int(digit) for digit in line.replace(".", "0")])
+        assert (puzzle > 0).sum() == 36 and (puzzle == puzzles.dig(grid, 36, rng)).all()
+
+
+def test_the_demo_solves_one(capsys):
+    demonstration.PARTS["fmlm-sudoku"](Path(__file__).parents[1], seed=0)
+    shown = capsys.readouterr().out
+    assert "a Sudoku of 36 clues in 8 evaluations" in shown
+    rows = [line.split("    ") for line in shown.splitlines() if line.count("    ") == 4][-9:]
+    solution = np.array([[int(digit) for digit in row[-1].split()] for row in rows]).reshape(1, 81)
+    assert is_valid(solution) and "attempts are right; this is the first" in shown
