@@ -12,7 +12,7 @@ def add(commands) -> None:
     command = commands.add_parser(
         "demo",
         help="watch the shipped models write stories in one evaluation and solve Sudoku in eight",
-        description="Watch the shipped models write stories in one evaluation of the network and solve Sudoku in eight.",
+        description="Watch the shipped models write stories in one evaluation and solve Sudoku in eight.",
     )
     command.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     command.add_argument("--web", action="store_true", help="as a page for the browser, to try them out with")
