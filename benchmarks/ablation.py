@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.baselines import mdlm
 from benchmarks.few_step import GRIDS, unconditional
 from benchmarks.results import HUB, ROOT, Row, measure_parts, over_seeds, page, shown, table
 from modeling_flm import FLMModel
@@ -27,6 +28,7 @@ RESULTS = ROOT / "benchmarks" / "ablation.json"
 STEPS = (1, 2, 4, 8)
 TRAINING_STEPS, BATCH = 500, 64
 LONG = 2400  # steps of the shipped map
+MASKED, MATCHED = 4000, 2000  # steps of a masked diffusion model, and of the shipped map with it as teacher
 TRAINING_SEEDS = (42, 43)
 
 
@@ -67,6 +69,18 @@ def pair(clock: type[Clock], seed: int) -> FLMModel:
         return distilled(Path(folder), clock, seed=seed)
 
 
+def matched(seed: int) -> FLMModel:
+    """The shipped map after distribution matching. Its teacher, masked diffusion, is trained here, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        masked = recipe("shidoku", output_dir=f"{folder}/masked", seed=seed, max_steps=MASKED, conditioning_rate=0.0)
+        trainer = build_trainer(masked, mdlm.MDLMTrainer)
+        trainer.model.config.masked_diffusion = True
+        _trained(trainer, Clock)
+        wanted = recipe("shidoku-matched", output_dir=f"{folder}/matched", seed=seed, max_steps=MATCHED)
+        wanted.model, wanted.teacher = {"from": str(HUB / "fmlm-shidoku")}, f"{folder}/masked"
+        return _trained(build_distiller(wanted), Clock)
+
+
 def _trained(trainer: FLMTrainer, clock: type[Clock]) -> FLMModel:
     """The model with its averaged weights."""
     for network in (trainer.model, getattr(trainer, "teacher", None)):
@@ -87,6 +101,7 @@ VARIANTS: dict[str, tuple[str, Callable[..., FLMModel]]] = {
     "eulerian": ("the eulerian objective", _eulerian),
     "semigroup, long": (f"{LONG:,} steps", partial(distilled, max_steps=LONG)),
     "eulerian, long": (f"the eulerian objective, {LONG:,} steps", partial(_eulerian, max_steps=LONG)),
+    "matched": (f"the shipped map and {MATCHED:,} steps of distribution matching", matched),
     "mse": ("semigroup with squared error instead of cross entropy", partial(distilled, loss_type="mse")),
     "official-split": (
         "semigroup, half of each batch on the diagonal, 1 in 32 jumps the whole way",
@@ -114,7 +129,7 @@ ABOUT = f"""
 # Ablation
 
 `python -m benchmarks.ablation`: maps of 4x4 Sudoku, {TRAINING_STEPS} steps of {BATCH} grids each
-(long: {LONG:,}, as the shipped map). Share of valid grids at 1 to 8 evaluations, {GRIDS} grids for
+(long: {LONG:,}, as the shipped map; matched: by masked diffusion of {MASKED:,} steps). Share of valid grids at 1 to 8 evaluations, {GRIDS} grids for
 each of three seeds. ± is the standard deviation: over the trainings, or the seeds of a single one.
 """
 
