@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .vocabulary_flm import softcap as soft_capped
+
 _CHUNK = 1 << 24  # logits held at a time
 _CPU_CHUNK, _CPU_ROWS = 1 << 20, 256  # the same on a CPU, where they should stay in the cache; and the fewest rows
 
@@ -64,7 +66,7 @@ def chunked_distillation_loss(
     loss_of_scores = {"ce": _soft_cross_entropy, "mse": _squared_error, "expectation": _expectation}[loss_type]
 
     def loss_of(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        scores = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        scores = soft_capped(logits, softcap)
         loss, grad = loss_of_scores(scores.log_softmax(-1), target(part))
         if softcap is not None:
             grad *= 1 - (scores / softcap).square()
@@ -78,7 +80,7 @@ def posterior(hidden: Tensor, weight: Tensor, bias: Tensor, softcap: float | Non
 
     def rows(part: slice) -> Tensor:
         logits = torch.addmm(bias, hidden[part], weight.T).float()
-        return (logits if softcap is None else softcap * torch.tanh(logits / softcap)).softmax(-1)
+        return soft_capped(logits, softcap).softmax(-1)
 
     return rows
 
