@@ -40,12 +40,12 @@ PUZZLE = SOLUTION.replace("5", ".").replace("1", "0")  # 63 clues, and both sign
 
 @pytest.fixture(scope="module")
 def flow():
-    return app.load(str(HUB / "fmlm-english-small"))
+    return app.load(str(HUB / "fmlm-tinystories"))
 
 
 @pytest.fixture(scope="module")
 def gpt2():
-    return app.load(str(BASELINES / "ar-english-small"), AutoModelForCausalLM)
+    return app.load(str(BASELINES / "ar-tinystories"), AutoModelForCausalLM)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def columns_of(page: str) -> list[dict]:
 
 
 def test_the_page_plays_what_both_models_write(flow, gpt2):
-    left, right = columns_of(app.write(flow, gpt2, " In the beginning\n", 3, "flow_map", 1.0, 7))
-    ids = flow.tokenizer("In the beginning", return_tensors="pt").input_ids
+    left, right = columns_of(app.write(flow, gpt2, " Once upon a time\n", 3, "flow_map", 1.0, 7))
+    ids = flow.tokenizer("Once upon a time", return_tensors="pt").input_ids
     out = flow.model.generate(ids, num_steps=3, seed=7, output_trajectory=True)
     assert (left["name"], left["steps"]) == ("Flow map", 3) and left["seconds"] > 0
     assert left["samples"][0]["ids"] == out.trajectory[:, 0].tolist()
@@ -84,14 +84,14 @@ def test_the_page_plays_what_both_models_write(flow, gpt2):
 
 
 def test_blanks_are_filled_in_and_the_rest_is_kept(flow, gpt2):
-    left, right = columns_of(app.write(flow, gpt2, "He said ___ ___ ___ the king.", 2, "euler", 1.0, 0))
-    said, king = (flow.tokenizer(text, add_special_tokens=False).input_ids for text in ("He said", " the king."))
+    left, right = columns_of(app.write(flow, gpt2, "He said ___ ___ ___ the dog.", 2, "euler", 1.0, 0))
+    said, dog = (flow.tokenizer(text, add_special_tokens=False).input_ids for text in ("He said", " the dog."))
     (sample,) = left["samples"]
-    assert len(sample["given"]) == 1 + len(said) + 3 + len(king)
-    assert sample["given"] == [True] * (1 + len(said)) + [False] * 3 + [True] * len(king)
+    assert len(sample["given"]) == 1 + len(said) + 3 + len(dog)
+    assert sample["given"] == [True] * (1 + len(said)) + [False] * 3 + [True] * len(dog)
     for draft in sample["ids"]:
-        assert draft[1 : 1 + len(said)] == said and draft[-len(king) :] == king
-    assert right["samples"][0]["given"] == [True] * (1 + len(said)) + [False] * (3 + len(king))
+        assert draft[1 : 1 + len(said)] == said and draft[-len(dog) :] == dog
+    assert right["samples"][0]["given"] == [True] * (1 + len(said)) + [False] * (3 + len(dog))
 
 
 def test_the_temperature_is_that_of_the_bridge(flow, gpt2):
@@ -104,7 +104,7 @@ def test_the_temperature_is_that_of_the_bridge(flow, gpt2):
 
 @pytest.mark.parametrize("name, samplers", [("fmlm", 4), ("flm", 3)])
 def test_the_samplers_are_those_of_the_model(name, samplers, flow, gpt2):
-    model = flow if name == "fmlm" else app.load(str(HUB / "flm-english-small"))
+    model = flow if name == "fmlm" else app.load(str(HUB / "flm-tinystories"))
     with gr.Blocks(analytics_enabled=False) as blocks:
         app.text_tab(model, gpt2, 0)
     (radio,) = (block for block in blocks.blocks.values() if isinstance(block, gr.Radio))
@@ -119,7 +119,7 @@ def test_the_samplers_are_those_of_the_model(name, samplers, flow, gpt2):
 @pytest.mark.parametrize(
     "prompt, steps, message",
     [
-        ("king " * 200, 1, "The text has 201 tokens, and the model takes 127 at most: shorten it."),
+        ("dog " * 200, 1, "The text has 203 tokens, and the model takes 127 at most: shorten it."),
         ("___" * 128, 1, "The text has 129 tokens, and the model takes 128 at most: shorten it."),
         ("", 0, "`num_steps` must be an integer >= 1, but is 0."),
     ],
@@ -134,7 +134,7 @@ def test_what_the_user_is_told(prompt, steps, message, flow, gpt2):
 
 
 def test_a_model_without_blanks_says_so(gpt2):
-    tokenizer = app.AutoTokenizer.from_pretrained(HUB / "fmlm-english-small")
+    tokenizer = app.AutoTokenizer.from_pretrained(HUB / "fmlm-tinystories")
     tokenizer.mask_token = None
     with pytest.raises(ValueError, match="This model has no blanks"):
         app.encode("one ___ two", tokenizer, 128)
@@ -202,19 +202,19 @@ def test_a_new_puzzle_is_from_a_held_out_grid():
 def test_which_models_are_taken(monkeypatch, tmp_path):
     monkeypatch.delenv("FLM_TEXT_MODEL", raising=False)
     monkeypatch.delenv("SPACE_ID", raising=False)
-    assert app.model_name("FLM_TEXT_MODEL") == str(HUB / "fmlm-english-small")
+    assert app.model_name("FLM_TEXT_MODEL") == str(HUB / "fmlm-tinystories")
     monkeypatch.setattr(app, "ROOT", tmp_path)
-    with pytest.raises(ValueError, match="fmlm-english-small is not there: let FLM_TEXT_MODEL name a model folder"):
+    with pytest.raises(ValueError, match="fmlm-tinystories is not there: let FLM_TEXT_MODEL name a model folder"):
         app.model_name("FLM_TEXT_MODEL")
     monkeypatch.setenv("SPACE_ID", "org/a-space")
-    assert app.model_name("FLM_TEXT_MODEL") == "org/fmlm-english-small"
+    assert app.model_name("FLM_TEXT_MODEL") == "org/fmlm-tinystories"
     monkeypatch.setenv("FLM_TEXT_MODEL", "other/model")
     assert app.model_name("FLM_TEXT_MODEL") == "other/model"
 
 
 def test_models_of_different_tokens_are_not_shown_side_by_side():
-    text, other = str(HUB / "fmlm-english-small"), str(HUB / "fmlm-sudoku")
-    with pytest.raises(ValueError, match="fmlm-sudoku writes other tokens than .*fmlm-english-small"):
+    text, other = str(HUB / "fmlm-tinystories"), str(HUB / "fmlm-sudoku")
+    with pytest.raises(ValueError, match="fmlm-sudoku writes other tokens than .*fmlm-tinystories"):
         app.build(text, other, ar_model=other)
 
 
@@ -265,7 +265,7 @@ blocks = app.build(*map(app.model_name, app.MODELS))
 written, filled = (
     next(function for function in blocks.fns.values() if function.api_name == name) for name in ("write", "fill_in")
 )
-assert "iframe" in written.fn("In the beginning", 2, "flow_map", 1.0, 0)
+assert "iframe" in written.fn("Once upon a time", 2, "flow_map", 1.0, 0)
 puzzle = next(block.value for block in blocks.blocks.values() if getattr(block, "elem_id", None) == "puzzle")
 print(filled.fn(puzzle, 1, 16, 0)[0])
 """
@@ -283,7 +283,7 @@ def test_a_pushed_space_runs_alone(tmp_path):
     assert all(files[name] == sources[name].read_bytes() for name in sources if name != "README.md")
     _, head, text = files["README.md"].decode().split("---\n")
     _, own_head, own_text = (SPACE / "README.md").read_text().split("---\n")
-    models = ["org/fmlm-english-small", "org/fmlm-sudoku", "org/ar-english-small"]
+    models = ["org/fmlm-tinystories", "org/fmlm-sudoku", "org/ar-tinystories"]
     assert yaml.safe_load(head) == yaml.safe_load(own_head) | {"models": models} and text.strip() == own_text.strip()
     folders = {variable: str(ROOT / folder) for variable, folder in app.MODELS.items()}
     shown = run_python("-P", "-c", RUN, cwd=tmp_path / "space", **folders).stdout
@@ -351,7 +351,7 @@ def test_in_a_browser(served, tmp_path):
 
 
 def text_is_written(page: Page, pictures: Path) -> None:
-    page.get_by_label("Text to go on from").fill("In the beginning")
+    page.get_by_label("Text to go on from").fill("Once upon a time")
     steps = page.get_by_label("range slider for Evaluations of the network")
     for _ in range(4):
         steps.press("ArrowLeft")  # from 8
@@ -365,7 +365,7 @@ def text_is_written(page: Page, pictures: Path) -> None:
         if time_of_play == 0.6:
             moment.blur()
             page.screenshot(path=pictures / "space-text.png")
-    assert all(draft.startswith("<bos>In the beginning") for both in drafts for draft in both)
+    assert all(draft.startswith("<bos>Once upon a time") for both in drafts for draft in both)
     assert len({left for left, _ in drafts}) == 4 and len({right for _, right in drafts}) == 4
     assert "·" in drafts[2][1] and "·" not in drafts[3][1]
     assert re.fullmatch(r"Flow map: 4 of 4 evaluations \(\d+ ms in all\)", flow.locator("h2").inner_text())
@@ -377,12 +377,12 @@ def text_is_written(page: Page, pictures: Path) -> None:
     temperature.wait_for()
     page.get_by_text("He said ___").click()
     page.get_by_role("button", name="Write").click()
-    flow.get_by_text("king").wait_for()
-    assert re.fullmatch(r"<bos>He said.* the king\.", flow.locator("p").inner_text(), re.DOTALL)
+    flow.get_by_text("dog").wait_for()
+    assert re.fullmatch(r"<bos>He said.* the dog\.", flow.locator("p").inner_text(), re.DOTALL)
 
-    page.get_by_label("Text to go on from").fill("king " * 200)
+    page.get_by_label("Text to go on from").fill("dog " * 200)
     page.get_by_role("button", name="Write").click()
-    page.get_by_text("The text has 201 tokens").wait_for()
+    page.get_by_text("The text has 203 tokens").wait_for()
 
 
 def grids_are_filled_in(page: Page, pictures: Path) -> None:

@@ -33,9 +33,9 @@ ROOT = Path(evaluation.sudoku.__file__).parent.parent  # the root of the reposit
 if not (ROOT / PUZZLES).is_file():
     ROOT = Path.cwd()  # the package is installed by itself: the checkout is the current folder
 MODELS = {
-    "FLM_TEXT_MODEL": "hub_cards/fmlm-english-small",
+    "FLM_TEXT_MODEL": "hub_cards/fmlm-tinystories",
     "FLM_SUDOKU_MODEL": "hub_cards/fmlm-sudoku",
-    "FLM_AR_MODEL": "benchmarks/baselines/ar-english-small",
+    "FLM_AR_MODEL": "benchmarks/baselines/ar-tinystories",
 }
 BLANK = "___"
 MOST_STEPS = 64
@@ -187,7 +187,7 @@ def text_tab(flow: Loaded, gpt2: Loaded, seed: int) -> None:
                 label="Text to go on from",
                 info="Empty: from nothing. Three underscores are a blank of one token to fill in; a text with blanks "
                 "ends where it ends.",
-                placeholder=f"He said {BLANK} the king.",
+                placeholder=f"He said {BLANK} the dog.",
                 lines=3,
             )
             steps = gr.Slider(1, MOST_STEPS, value=8, step=1, label="Evaluations of the network")
@@ -197,7 +197,7 @@ def text_tab(flow: Loaded, gpt2: Loaded, seed: int) -> None:
             button = gr.Button("Write", variant="primary")
         with gr.Column(scale=3):
             played = gr.HTML(elem_id="text")
-    gr.Examples([["In the beginning"], [f"He said {BLANK} {BLANK} {BLANK} the king."]], prompt)
+    gr.Examples([["Once upon a time"], [f"He said {BLANK} {BLANK} {BLANK} the dog."]], prompt)
     sampler.change(lambda name: gr.Slider(visible=name == "bridge"), sampler, temperature, api_visibility="private")
     answer = _told(lambda *controls: framed(write(flow, gpt2, *controls)))
     gr.on(
