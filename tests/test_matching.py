@@ -12,6 +12,7 @@ from training import arguments, fresh_model, history, same, weights
 from benchmarks.baselines.mdlm import MDLMTrainer
 from modeling_flm import FLMModel, FMLMModel
 from modeling_flm.losses_flm import chunked_distillation_loss
+from modeling_flm.vocabulary_flm import softcap
 from trainers import (
     FLMTrainingArguments,
     FMLMTrainer,
@@ -105,6 +106,16 @@ def test_the_loss_is_the_expected_cost_and_so_is_its_gradient():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("cap", [2.0, None])
+def test_the_map_writes_at_a_temperature(cap, teacher, tmp_path):
+    model = tiny_model("fmlm", **SIZES, final_logit_softcapping=cap)
+    trainer = matching(tmp_path, teacher, model, writing_temperature=0.5)
+    hidden = torch.randn(3, model.config.hidden_size)
+    weight, bias, sharper = trainer._writing_layer()
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    torch.testing.assert_close(softcap(logits, sharper), trainer.model.logits(hidden) / 0.5)
+
+
 def test_costs_are_bounded():
     first, second = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.25, 0.75 - 1e-30, 1e-30]])
     ratio = log_ratio(lambda part: first[part], lambda part: second[part])(slice(0, 1))
@@ -129,6 +140,7 @@ def refused(message: str, **changes):
         refused("the teacher has a vocabulary of 10 tokens and the map of 61", model=tiny_model("fmlm")),
         refused("`auxiliary_learning_rate` is 0, but it must be above 0", auxiliary_learning_rate=0),
         refused("`teacher_temperature` is -1, but it must be above 0", teacher_temperature=-1),
+        refused("`writing_temperature` is 0, but it must be above 0", writing_temperature=0),
         refused("`auxiliary_steps` is 0, but it must be at least 1", auxiliary_steps=0),
         refused(r"`renoised_fraction` is 1.5, but it must lie in \[0, 1\]", renoised_fraction=1.5),
     ],
@@ -157,5 +169,5 @@ def test_a_recipe_names_map_and_teacher(tmp_path):
     overrides = [f"model.from={folder}", f"teacher={tmp_path / 'masked'}", f"training.output_dir={tmp_path}"]
     overrides += [f"tokenizer={folder}", f"data.train={tmp_path / 'grids.txt'}", "data.packing=rows"]
     trainer = build_distiller(load_recipe(recipe, overrides))
-    assert isinstance(trainer, MatchingTrainer) and trainer.args.renoised_fraction == 0.25
+    assert isinstance(trainer, MatchingTrainer) and trainer.args.renoised_fraction == 0.35
     assert same(weights(trainer.auxiliary), weights(masked))

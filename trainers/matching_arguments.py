@@ -18,6 +18,8 @@ class MatchingTrainingArguments(FLMTrainingArguments):
             in several steps with `gamma=1` does.
         teacher_temperature (`float`): the map is to write like the teacher at this temperature, above 0. Masked
             diffusion that was trained for a short time writes with too high an entropy at 1.
+        writing_temperature (`float`): temperature at which the map draws the tokens of its texts, above 0. The last
+            step of generation takes the likeliest tokens; below 1 the texts of training are nearer to these.
 
     Raises:
         ValueError: if a value is out of range.
@@ -28,10 +30,11 @@ class MatchingTrainingArguments(FLMTrainingArguments):
     auxiliary_steps: int = field(default=2, metadata={"help": "Steps of the auxiliary network for one of the map."})
     renoised_fraction: float = field(default=0.25, metadata={"help": "Share of the sequences begun from a text."})
     teacher_temperature: float = field(default=1.0, metadata={"help": "Temperature of the teacher's predictions."})
+    writing_temperature: float = field(default=1.0, metadata={"help": "Temperature of the map's texts in training."})
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("auxiliary_learning_rate", "teacher_temperature"):
+        for name in ("auxiliary_learning_rate", "teacher_temperature", "writing_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be above 0.")
         if self.auxiliary_steps < 1:

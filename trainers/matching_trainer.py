@@ -31,10 +31,10 @@ class MatchingTrainer(FLMTrainer):
     ```
 
     A distilled map imitates its teacher token by token: where the teacher is unsure, so is the map, and the tokens of
-    one text need not go together. Here the map writes a text y, drawn from its prediction p = delta_{0,1}(noise). A
-    random part m of y is masked. Of the masked tokens the teacher knows the probabilities in the data,
-    `T(y_m | the rest)`, and an auxiliary network those in the texts of the map, `A(y_m | the rest)`: it is a second
-    masked diffusion model, trained on these texts all along. The loss of the map is
+    one text need not go together. Here the map writes a text y, drawn from its prediction p = delta_{0,1}(noise), which
+    `writing_temperature` sharpens. A random part m of y is masked. Of the masked tokens the teacher knows the
+    probabilities in the data, `T(y_m | the rest)`, and an auxiliary network those in the texts of the map,
+    `A(y_m | the rest)`: it is a second masked diffusion model, trained on these texts all along. The loss of the map is
 
         sum_v p_v (log A_v - log T_v),     the mean over the masked tokens, in nats,
 
@@ -111,10 +111,16 @@ class MatchingTrainer(FLMTrainer):
         with torch.no_grad():
             wanted = posterior(*_last_layer(self.teacher, rest, masked))
             written = posterior(*follows)
-        own, weights = self.flow_map, torch.ones(len(hidden), device=hidden.device) / max(len(hidden), 1)
-        cap = own.config.final_logit_softcapping
+        weights = torch.ones(len(hidden), device=hidden.device) / max(len(hidden), 1)
         cost = log_ratio(written, at_temperature(wanted, self.args.teacher_temperature))
-        return chunked_distillation_loss(hidden, *own.output_layer(), cost, weights, cap, "expectation")[0]
+        weight, bias, cap = self._writing_layer()
+        return chunked_distillation_loss(hidden, weight, bias, cost, weights, cap, "expectation")[0]
+
+    def _writing_layer(self) -> tuple[Tensor, Tensor, float | None]:
+        """The output layer of the map and its soft cap, by which logits come divided by `writing_temperature`."""
+        (weight, bias), cap = self.flow_map.output_layer(), self.flow_map.config.final_logit_softcapping
+        temperature = self.args.writing_temperature
+        return weight / temperature, bias / temperature, None if cap is None else cap / temperature
 
     def _write(self, model, ids: Tensor, scored: Tensor, seeds: list[int], generator: torch.Generator):
         """The last hidden states (rows, length, d) of jumps to the end, and the texts (rows, length) drawn from them.
@@ -131,8 +137,8 @@ class MatchingTrainer(FLMTrainer):
                 inputs_embeds=state, timesteps=tau, target_timesteps=end, output_logits=False
             ).last_hidden_state
             uniform = torch.rand(len(state) * length, generator=generator, device=ids.device)
-            cap = own.config.final_logit_softcapping
-            drawn = draw_token(hidden.flatten(0, 1).detach(), *own.output_layer(), uniform, cap).view(-1, length)
+            weight, bias, cap = self._writing_layer()
+            drawn = draw_token(hidden.flatten(0, 1).detach(), weight, bias, uniform, cap).view(-1, length)
             return hidden, torch.where(scored[some], drawn, ids[some])
 
         noise, tau = own.embed_noise(rows, length, seeds=seeds).detach(), torch.zeros(rows, device=ids.device)
