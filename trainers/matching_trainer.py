@@ -31,10 +31,11 @@ class MatchingTrainer(FLMTrainer):
     ```
 
     A distilled map imitates its teacher token by token: where the teacher is unsure, so is the map, and the tokens of
-    one text need not go together. Here the map writes a text y, drawn from its prediction p = delta_{0,1}(noise), which
-    `writing_temperature` sharpens. A random part m of y is masked. Of the masked tokens the teacher knows the
+    one text need not go together. Here the map writes a text y, drawn from its prediction p = delta_{0,1}(noise),
+    which `writing_temperature` sharpens. A random part m of y is masked. Of the masked tokens the teacher knows the
     probabilities in the data, `T(y_m | the rest)`, and an auxiliary network those in the texts of the map,
-    `A(y_m | the rest)`: it is a second masked diffusion model, trained on these texts all along. The loss of the map is
+    `A(y_m | the rest)`: it is a second masked diffusion model, trained on these texts all along. The loss of the
+    map is
 
         sum_v p_v (log A_v - log T_v),     the mean over the masked tokens, in nats,
 
