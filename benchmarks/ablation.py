@@ -72,10 +72,7 @@ def pair(clock: type[Clock], seed: int) -> FLMModel:
 def matched(seed: int) -> FLMModel:
     """The shipped map after distribution matching. Its teacher, masked diffusion, is trained here, too."""
     with tempfile.TemporaryDirectory() as folder:
-        masked = recipe("shidoku", output_dir=f"{folder}/masked", seed=seed, max_steps=MASKED, conditioning_rate=0.0)
-        trainer = build_trainer(masked, mdlm.MDLMTrainer)
-        trainer.model.config.masked_diffusion = True
-        _trained(trainer, Clock)
+        _trained(mdlm.build(recipe("shidoku", output_dir=f"{folder}/masked", seed=seed, max_steps=MASKED)), Clock)
         wanted = recipe("shidoku-matched", output_dir=f"{folder}/matched", seed=seed, max_steps=MATCHED)
         wanted.model, wanted.teacher = {"from": str(HUB / "fmlm-shidoku")}, f"{folder}/masked"
         return _trained(build_distiller(wanted), Clock)

@@ -164,7 +164,7 @@ def test_puzzles_that_cannot_be_had():
 
 
 def test_the_puzzles_of_the_demo():
-    lines = (Path(puzzles.__file__).parent / "9x9" / "puzzles.txt").read_text().split()
+    lines = (SUDOKU / "9x9" / "puzzles.txt").read_text().split()
     rng = np.random.default_rng(0)
     for line, grid in zip(lines[:3], rng.permutation(puzzles.held_out_grids()), strict=False):
         puzzle = np.array([int(digit) for digit in line.replace(".", "0")])
@@ -172,7 +172,7 @@ def test_the_puzzles_of_the_demo():
 
 
 def test_the_demo_solves_one(capsys):
-    demonstration.PARTS["fmlm-sudoku"](Path(__file__).parents[1], seed=0)
+    demonstration.PARTS["fmlm-sudoku"](ROOT, seed=0)
     shown = capsys.readouterr().out
     assert "a Sudoku of 36 clues in 8 evaluations" in shown
     rows = [line.split("    ") for line in shown.splitlines() if line.count("    ") == 4][-9:]

@@ -16,7 +16,7 @@ from evaluation.masked import sample_masked
 from modeling_flm import FLMModel
 from modeling_flm.losses_flm import chunked_cross_entropy
 from trainers import FLMTrainer
-from trainers.recipe import load_recipe
+from trainers.recipe import Recipe, load_recipe
 from trainers.train import build_trainer, run_training
 
 SMALLEST_TIME = 1e-3
@@ -71,16 +71,21 @@ def log_likelihood(model: FLMModel, ids: Tensor, num_draws: int, seed: int) -> T
     return total / num_draws
 
 
-def main() -> None:
-    recipe = load_recipe(sys.argv[1], sys.argv[2:])
+def build(recipe: Recipe) -> FLMTrainer:
+    """The trainer of a masked diffusion model with the data, tokenizer and network of a flow's recipe."""
     recipe.training |= {"eval_strategy": "no", "conditioning_rate": 0.0}  # a masked model is conditional anyway
-    recipe.training["output_dir"] += "-mdlm"
     recipe.model.pop("masked", None)  # what a flow of this recipe starts from is trained here
     trainer = build_trainer(recipe, MDLMTrainer)
     model = trainer.model
     assert isinstance(model, FLMModel)
     model.config.masked_diffusion = True  # for whoever loads it: the network alone does not show it
-    run_training(trainer, resume=True)
+    return trainer
+
+
+def main() -> None:
+    recipe = load_recipe(sys.argv[1], sys.argv[2:])
+    recipe.training["output_dir"] += "-mdlm"
+    run_training(build(recipe), resume=True)
 
 
 if __name__ == "__main__":
