@@ -41,12 +41,12 @@ _embedded = FLMModel._embed_noise_and_uniform
 _shared = fmlm_trainer.shared_noise
 
 
-def _noise(estimator: str, model: FLMModel, batch_size: int, length: int, generator, seeds, law, attention_mask):
+def _noise(estimator: str, model: FLMModel, batch_size: int, length: int, generator, seeds, attention_mask):
     """`FLMModel._embed_noise_and_uniform` with another estimator of its gradient; the same in evaluation for all."""
     if estimator == "dense" and model.training:
         noise, uniform = white_noise(seeds, length, model.config.vocab_size, model.device)
         return model.embed_state(noise), uniform
-    noise, uniform = _embedded(model, batch_size, length, generator, seeds, law, attention_mask)
+    noise, uniform = _embedded(model, batch_size, length, generator, seeds, attention_mask)
     return noise.detach() if estimator == "no-gradient" else noise, uniform
 
 

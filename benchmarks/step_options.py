@@ -38,7 +38,7 @@ def step(made: FLMTrainer, batches: list[dict], one_law: bool = True) -> None:
     drawn, count = made.get_batch_samples(map(dict, batches), len(batches), made.args.device)
     for batch in drawn:
         if not one_law:
-            batch["noise_law"] = NoiseLaw()
+            made.model._kept_law, made._law = None, NoiseLaw()  # the flow's is the first, the map's the second
         made.training_step(made.model, batch, count)
     made.model.zero_grad()
 

@@ -70,7 +70,6 @@ class EmbeddedSpace:
         length: int,
         generator: torch.Generator | None,
         seeds: Sequence[int] | None,
-        law: NoiseLaw | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embedded noise, and a number in [0, 1) for each sequence, (batch,): independent ones with seeds, otherwise
@@ -89,23 +88,23 @@ class EmbeddedSpace:
             noise = torch.randn(batch_size, length, size, generator=generator, device=device)
             spread = torch.arange(batch_size, device=device) / batch_size
             uniform = (torch.rand((), generator=generator, device=device) + spread) % 1
-        return self.embed_white_noise(noise, law), uniform
+        return self.embed_white_noise(noise), uniform
 
-    def embed_white_noise(self, white: Tensor, law: NoiseLaw | None = None) -> Tensor:
+    def embed_white_noise(self, white: Tensor) -> Tensor:
         """Turn white noise into embedded noise over the vocabulary: float32 (..., d).
 
         Args:
             white (`Tensor`): standard normal numbers: (..., V), the noise over the vocabulary itself; or (..., d),
                 where V > d, of which [`embedded_noise`] makes the embedding of such noise.
-            law (`NoiseLaw`, *optional*): the cache of the table's law, for noise (..., d).
         """
         if white.shape[-1] == self.config.vocab_size:
             return self.embed_state(white)
         with torch.autocast(white.device.type, enabled=False):
             table = self.vocabulary_table()
-            if law is None and not torch.is_grad_enabled():
-                law = self._law(table)
-            return embedded_noise(white, table, law=law)[0].float()
+            # In training on an accelerator the law is computed anew: to look whether the table has changed, the host
+            # would have to wait for it.
+            kept = white.device.type == "cpu" or not torch.is_grad_enabled()
+            return embedded_noise(white, table, law=self._law(table.detach()) if kept else None)[0].float()
 
     def _law(self, table: Tensor) -> NoiseLaw:
         """The law of the noise, which takes V d^2 of work and is kept as long as the table does not change.

@@ -36,7 +36,7 @@ from .layers_flm import (
 )
 from .losses_flm import chunked_cross_entropy
 from .matrices_flm import place_of
-from .noise_flm import NoiseLaw, seeds_of
+from .noise_flm import seeds_of
 from .saving_flm import LoadingAndSaving
 
 
@@ -219,7 +219,6 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         conditioning_mask: Tensor | None = None,
         noise_seed: Tensor | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
-        noise_law: NoiseLaw | None = None,
         output_hidden_states: bool | None = None,
         output_logits: bool = True,
         return_dict: bool | None = None,
@@ -260,8 +259,6 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
                 sequence, which then do not depend on the batch or the padding. Default in evaluation: from the ids.
             generator (`torch.Generator`, *optional*): source of noise and times where there is no `noise_seed`. They
                 are then random in evaluation, too.
-            noise_law (`NoiseLaw`, *optional*): a cache of what the noise needs of the embedding table. Pass one object
-                to all calls between two changes of the weights, such as the micro-batches of a step.
             output_hidden_states (`bool`, *optional*): whether to return all hidden states. Default: the config's.
             output_logits (`bool`): whether to return logits when there are no labels. False returns the last hidden
                 state instead, which `embed_prediction` and the losses take, and makes no tensor (batch, length, V).
@@ -313,7 +310,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         else:
             clean = labels.clamp(min=0) if input_ids is None else input_ids
             keep = conditioning_mask if input_ids is None else _union(conditioning_mask, labels == -100)
-            state, timesteps = self._corrupt(clean, timesteps, keep, attention_mask, noise_seed, generator, noise_law)
+            state, timesteps = self._corrupt(clean, timesteps, keep, attention_mask, noise_seed, generator)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         all_hidden: list[Tensor] | None = [] if output_hidden_states else None
@@ -338,7 +335,6 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         attention_mask: Tensor | None,
         noise_seed: Tensor | Sequence[int] | None,
         generator: torch.Generator | None,
-        law: NoiseLaw | None,
     ) -> tuple[Tensor, Tensor]:
         """Noise clean ids (batch, length), but those where `keep` is True, at `timesteps` or at times drawn here.
 
@@ -348,7 +344,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         if noise_seed is None and generator is None and not self.training:
             noise_seed = seeds_of(clean, attention_mask)
         batch, length = clean.shape
-        noise, uniform = self._embed_noise_and_uniform(batch, length, generator, noise_seed, law, attention_mask)
+        noise, uniform = self._embed_noise_and_uniform(batch, length, generator, noise_seed, attention_mask)
         tau = uniform if timesteps is None else timesteps
         data = self.embed_tokens(clean)
         state = interpolate(noise, data, self.clock.t(tau))

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from modeling_flm.noise_flm import NoiseLaw, to_where_text_begins
+from modeling_flm.noise_flm import to_where_text_begins
 
 from .checkpoints import RAW_WEIGHTS, discard, is_whole, last_whole_checkpoint
 from .ema import EMA
@@ -107,9 +107,8 @@ class FLMTrainer(PublishingMixin, Trainer):
         per_device, processes = self._train_batch_size, self.accelerator.num_processes
         # The last step of an epoch may have fewer examples: they take the first places of a full global batch.
         global_batch_size = self.args.gradient_accumulation_steps * processes * per_device
-        law = NoiseLaw()  # one for all micro-batches: the embedding table does not change before the step ends
         for micro, batch in enumerate(islice(epoch_iterator, num_batches)):
-            batch = _with_labels(batch) | {"noise_law": law}
+            batch = _with_labels(batch)
             first = (micro * processes + self.accelerator.process_index) * per_device
             rows = _at_most(per_device, batch)
             yield self._draw(batch, first + np.arange(rows), global_batch_size)

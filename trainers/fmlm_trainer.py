@@ -84,6 +84,7 @@ class FMLMTrainer(FLMTrainer):
             in_autocast(self._whole_student, self.accelerator)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        self._law = NoiseLaw()  # one for all micro-batches: the tables do not change before the step ends
         if self._whole_student is not None:
             self._gather_student(self._whole_student)
         return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -187,7 +188,7 @@ class FMLMTrainer(FLMTrainer):
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         tables = [student.vocabulary_table().float(), *(table for table in other_tables if table is not None)]
         longest = student.config.max_position_embeddings
-        noises = iter(shared_noise(tables, inputs["noise_seed"], ids.shape[1], inputs["noise_law"], longest, mask))
+        noises = iter(shared_noise(tables, inputs["noise_seed"], ids.shape[1], self._law, longest, mask))
         s = student.clock.t(inputs["timesteps"])
 
         def states(table: Tensor) -> States:
