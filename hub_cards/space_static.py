@@ -21,7 +21,7 @@ from hub_cards.export import export
 from hub_cards.push import MANIFEST, sha256
 
 FOLDER = "hub_cards/space-static"
-MODELS = {"text": "fmlm-english-small", "sudoku": "fmlm-sudoku"}
+MODELS = {"text": "fmlm-tinystories", "sudoku": "fmlm-sudoku"}
 PUZZLES = "examples/sudoku/9x9/validation.parquet"
 SOLUTIONS = 200  # how many of them the page gets
 STEPS = range(1, 9)

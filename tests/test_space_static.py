@@ -30,7 +30,7 @@ from command.main import main
 from evaluation.sudoku import is_valid
 from hub_cards.push import MANIFEST, sha256, to_upload
 from hub_cards.space_static import build
-from modeling_flm.noise_flm import white_noise
+from modeling_flm.noise_flm import step_seeds, white_noise
 
 SPACE = HUB / "space-static"
 NODE, BROWSER = shutil.which("node"), shutil.which("chromium")
@@ -40,6 +40,7 @@ QUIET += ["--disable-component-update", "--disable-sync"]
 OFFLINE = re.compile("ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|ENOTCACHED")
 SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
 PUZZLE = SOLUTION.replace("5", ".").replace("1", ".")
+NOISE = ("stepSeed", "whiteNoise")
 WAIT = 60_000  # milliseconds: the machine may be busy
 
 
@@ -71,6 +72,15 @@ def test_the_noise_is_that_of_torch():
     ours = node("Array.from(whiteNoise([3, 4], 5, 10, 81))", "noise.js:whiteNoise")
     theirs, _ = white_noise([3, 4], 5, 10, torch.device("cpu"), 81)
     torch.testing.assert_close(torch.tensor(ours), theirs.flatten(), atol=2e-6, rtol=0)
+
+
+def test_the_noise_of_a_later_step_is_that_of_generate():
+    seeds = [0, 5, 2**32 - 1]
+    ours = node(f"{seeds}.map(seed => [0, 1, 7].map(step => stepSeed(seed, step)))", "noise.js:stepSeed")
+    assert ours == [[step_seeds([seed], step)[0] % 2**32 for step in (0, 1, 7)] for seed in seeds]
+    drawn = node("Array.from(whiteNoise([stepSeed(3, 2)], 5, 10, 81, true))", *(f"noise.js:{name}" for name in NOISE))
+    theirs, _ = white_noise(step_seeds([3], 2), 5, 11, torch.device("cpu"), 81)
+    torch.testing.assert_close(torch.tensor(drawn), theirs[..., :10].flatten(), atol=2e-6, rtol=0)
 
 
 def test_the_rules_of_sudoku():
@@ -237,12 +247,12 @@ def grid(page: Page) -> list[int]:
 
 @pytest.fixture(scope="module")
 def text():
-    return AutoModel.from_pretrained(HUB / "fmlm-english-small").eval()
+    return AutoModel.from_pretrained(HUB / "fmlm-tinystories").eval()
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(HUB / "fmlm-english-small")
+    return AutoTokenizer.from_pretrained(HUB / "fmlm-tinystories")
 
 
 @pytest.fixture(scope="module")
@@ -357,10 +367,10 @@ def test_the_keyboard_is_enough(go):
         page.keyboard.press("ArrowRight")
     expect(page.locator(".figures").first).to_contain_text("5 evaluations", timeout=WAIT)
     assert page.url.endswith("steps=5&seed=7")
-    page.locator("#prompt").fill("And he")
+    page.locator("#prompt").fill("Lily saw")
     page.keyboard.press("Enter")
     expect(page.locator("#written .given")).to_have_count(3, timeout=WAIT)
-    assert "prompt=And+he" in page.url
+    assert "prompt=Lily+saw" in page.url
 
 
 def test_clues_are_typed_into_the_grid(go):
@@ -434,14 +444,14 @@ def test_the_first_text_of_a_load(fresh, record_property):
 @pytest.mark.skipif("SCREENSHOTS" not in os.environ, reason="takes a picture where SCREENSHOTS names a folder")
 def test_picture(fresh):
     fresh.page.set_viewport_size({"width": 1040, "height": 640})
-    page = fresh.go(seed=11, steps=4, prompt="In the beginning")
+    page = fresh.go(seed=11, steps=4, prompt="Once upon a time")
     figures(page)
     page.screenshot(path=Path(os.environ["SCREENSHOTS"], "space-static.png"))
 
 
 # -- what may be amiss ------------------------------------------------------------------------------------------------
 
-GRAPH = "models/fmlm-english-small/model.onnx"
+GRAPH = "models/fmlm-tinystories/model.onnx"
 RUNTIME = "vendor/ort-wasm-simd-threaded.wasm"
 
 
@@ -519,7 +529,7 @@ def test_it_is_pushed_as_a_static_space(tmp_path):
     assert {"index.html", "flow.js", MANIFEST, "vendor/library.mjs"} <= files.keys()
     assert all(files[name] == path.read_bytes() for name, path in pushed.items() if name != "README.md")
     head = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
-    assert head["sdk"] == "static" and head["models"] == ["org/fmlm-english-small", "org/fmlm-sudoku"]
+    assert head["sdk"] == "static" and head["models"] == ["org/fmlm-tinystories", "org/fmlm-sudoku"]
     assert len(head["short_description"]) <= 60 and head["app_file"] in files
 
 

@@ -1,6 +1,6 @@
 // A flow map in the browser: its exported graph, and the loop of `model.generate` around it.
 
-import { whiteNoise } from "./noise.js";
+import { stepSeed, whiteNoise } from "./noise.js";
 
 const MEND = "Load the page again; if it says the same, the Space has to be built anew (make space-static).";
 const PARTS = ["model.onnx", "tokenizer.json", "tokenizer_config.json"];
@@ -124,15 +124,21 @@ export class FlowMap {
     const { Tensor } = this.ort;
     const shape = [seeds.length, ids.length];
     const each = (values) => seeds.flatMap(() => values);
+    const noise = (step) => {
+      // Later steps draw one number more per position, as in `generate`: other samplers draw tokens with it.
+      const own = seeds.map((seed) => stepSeed(seed, step));
+      return new Tensor("float32", whiteNoise(own, ids.length, noise_width, longest, step > 0), [...shape, noise_width]);
+    };
     let before = performance.now();
     const feed = {
       state: new Tensor("float32", new Float32Array(seeds.length * ids.length * width), [...shape, width]),
-      // Of the first step: the later ones put none back.
-      noise: new Tensor("float32", whiteNoise(seeds, ids.length, noise_width, longest), [...shape, noise_width]),
+      noise: noise(0),
       input_ids: new Tensor("int64", BigInt64Array.from(each(ids), BigInt), shape),
       given: new Tensor("bool", Uint8Array.from(each(given)), shape),
     };
-    for (const row of this.about.steps[steps]) {
+    for (const [step, row] of this.about.steps[steps].entries()) {
+      const sigma = row[0]; // how much noise comes in: after the first step only with gamma above 0
+      if (step > 0 && sigma > 0) feed.noise = noise(step);
       feed.step = new Tensor("float32", Float32Array.from(row), [5]);
       const { token_ids, next_state } = await this.session.run(feed);
       feed.state = next_state;

@@ -58,12 +58,33 @@ function boxMuller(block) {
 /**
  * White noise of several sequences, one seed each: (seeds, length, width), row by row, as `white_noise` of the model's
  * code draws it. `longest` positions are drawn of each and the first `length` kept, so that a longer text begins with
- * the noise of a shorter one.
+ * the noise of a shorter one. With `extra` each position draws one number more, which is left out.
  */
-export function whiteNoise(seeds, length, width, longest) {
+export function whiteNoise(seeds, length, width, longest, extra = false) {
   const noise = new Float32Array(seeds.length * length * width);
+  const pitch = width + Number(extra);
   seeds.forEach((seed, row) => {
-    noise.set(normal(seed, longest * width).subarray(0, length * width), row * length * width);
+    const drawn = normal(seed, longest * pitch);
+    for (let place = 0; place < length; place++) {
+      noise.set(drawn.subarray(place * pitch, place * pitch + width), (row * length + place) * width);
+    }
   });
   return noise;
+}
+
+const WORD = 2n ** 64n;
+
+/**
+ * The seed of a step's noise: in step 0 the seed of the sequence itself, in a later one the low 32 bits of a hash of both
+ * (SplitMix64), which are all that `normal` reads.
+ */
+export function stepSeed(seed, step) {
+  if (step === 0) return seed;
+  return Number(mix((mix(BigInt(seed)) + BigInt(step) * 0x9e3779b97f4a7c15n) % WORD) & 0xffffffffn);
+}
+
+function mix(number) {
+  number = ((number ^ (number >> 30n)) * 0xbf58476d1ce4e5b9n) % WORD;
+  number = ((number ^ (number >> 27n)) * 0x94d049bb133111ebn) % WORD;
+  return number ^ (number >> 31n);
 }
