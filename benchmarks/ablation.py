@@ -4,7 +4,8 @@
 
 Every map starts from the shipped flow (hub_cards/flm-shidoku) and has the same recipe, with one thing changed. Without
 the clock, tau is the interpolation time itself. The flow is then trained anew, too, for as many steps as its map, and
-the pair is compared with one that is trained so with the clock.
+the pair is compared with one that is trained so with the clock. So is a map that is trained jointly with its flow, from
+fresh weights: it learns from the data on the diagonal, and from its own averaged weights elsewhere.
 """
 
 import tempfile
@@ -104,8 +105,11 @@ VARIANTS: dict[str, tuple[str, Callable[..., FLMModel]]] = {
         "semigroup, half of each batch on the diagonal, 1 in 32 jumps the whole way",
         partial(distilled, diagonal_fraction=0.5, boundary_prob=32),
     ),
-    "self-distilled": ("semigroup, no teacher, fresh weights", partial(distilled, None)),
     "clock": (f"flow and map of {TRAINING_STEPS:,} steps each", partial(pair, Clock)),
+    "joint": (
+        f"flow and map in one run of {2 * TRAINING_STEPS:,} steps, half of each batch on the diagonal, no teacher",
+        partial(distilled, None, max_steps=2 * TRAINING_STEPS, diagonal_fraction=0.5),
+    ),
     "no-clock": ("the same with tau = t", partial(pair, NoClock)),
 }
 
