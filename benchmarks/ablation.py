@@ -4,8 +4,8 @@
 
 Every map starts from the shipped flow (hub_cards/flm-shidoku) and has the same recipe, with one thing changed. Without
 the clock, tau is the interpolation time itself. The flow is then trained anew, too, for as many steps as its map, and
-the pair is compared with one that is trained so with the clock. So is a map that is trained jointly with its flow, from
-fresh weights: it learns from the data on the diagonal, and from its own averaged weights elsewhere.
+the pair is compared with one that is trained so with the clock. So is a map that is trained with its flow, from fresh
+weights: it learns from the data on the diagonal, and from its own averaged weights elsewhere.
 """
 
 import tempfile

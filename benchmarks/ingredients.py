@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
 from benchmarks.results import ROOT, Row, measure_parts, over_seeds, show, table
-from evaluation.compare import apart
+from evaluation.measures import apart
 from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses
 from evaluation.text import known_words, token_entropy

@@ -20,109 +20,27 @@ The metrics are "gppl S" for each scorer S, "entropy" (within a sample), "pool e
 together have none: a resample holds copies, and copies are what these metrics measure.
 """
 
-import hashlib
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
-from flm_data import DataSource, load_text, pack
 from flm_data.paths import check_path
 
 from .controls import controls
-from .frontier import COVERAGE, RESAMPLES, Point, at_entropy, interval, resamples
-from .mauve import mauve_score
-from .ngram import KneserNey
-from .scorers import CausalScorer, perplexity
-from .text import (
-    Rows,
-    distinct_n,
-    known_words,
-    longest_matches,
-    memorised,
-    pool_entropy,
-    repetition,
-    self_bleu_scores,
-    token_entropy,
-)
+from .frontier import COVERAGE, RESAMPLES
+from .judges import KNESER_NEY, Say, open_judges, scored
+from .measures import frontiers, mauve_protocol, measure
+from .samples import Common, Corpus, Samples, packed
+from .text import token_entropy
 from .writers import FileWriter, Sweep, Writer, open_writer
 
-KNESER_NEY = "kneser-ney"
-LONGEST_GRAM = 4  # of the Kneser-Ney model
-COPIED = 8  # number of tokens of an n-gram that counts as memorised
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "sacrebleu", "mauve-text")
-SWEPT = ("temperature", "gamma", "num_steps")  # the first of these that a model was given is its sweep
-TEXTS_KEPT = 2  # of each set of samples
-PIECE_OF_TEXT = 2**20  # number of tokens of the training text that are searched at once
-
-Say = Callable[[str], object]
-Points = dict[tuple[int, str], Point]  # by the index of the set of samples and the name of the scorer
-
-
-@dataclass(frozen=True)
-class Samples:
-    """A set of samples: its row of the result, ids by the common tokenizer, and texts without special tokens. All
-    metrics but perplexity are computed from the ids."""
-
-    row: dict
-    rows: Rows
-    texts: list[str]
-
-
-@dataclass(frozen=True)
-class Common:
-    """The tokenizer that all samples are compared by, and whether all models share its vocabulary. If they do not,
-    samples are compared as texts without special tokens, which this tokenizer tokenizes anew."""
-
-    tokenizer: PreTrainedTokenizerBase
-    shared: bool
-
-    def samples(self, row: dict, ids: Rows) -> Samples:
-        """A set of samples from ids of this tokenizer."""
-        texts = self.tokenizer.batch_decode(list(ids), skip_special_tokens=True)
-        return Samples(row, ids, texts) if self.shared else self.samples_of_texts(row, texts)
-
-    def samples_of_texts(self, row: dict, texts: list[str]) -> Samples:
-        """A set of samples from texts."""
-        return Samples(row, self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], texts)
-
-    @property
-    def described(self) -> str:
-        """Which ids of the tokenizer are compared, for the protocol."""
-        return "as they are, special tokens included" if self.shared else "of the texts, without special tokens"
-
-    def has_vocabulary_of(self, other: PreTrainedTokenizerBase) -> bool:
-        """Whether both tokenizers give every token the same id."""
-        return self.tokenizer.get_vocab() == other.get_vocab()
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The text of a file, its rows (n, length) of ids, packed as for training, and what the protocol says of it."""
-
-    file: str
-    rows: np.ndarray
-    protocol: dict
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A scorer. `inputs` makes rows of its ids, whose first token is context only, from samples. `score` gives their
-    sums of -log p in nats and their numbers of scored tokens, `features` their features (n, d) for MAUVE."""
-
-    name: str
-    inputs: Callable[[Samples], Rows]
-    score: Callable[[Rows], tuple[np.ndarray, np.ndarray]]
-    protocol: dict
-    features: Callable[[Rows], np.ndarray] | None = None
 
 
 def compare(
@@ -170,18 +88,18 @@ def compare(
     _check_request(scorers, reference, training_text, num_samples, seeds)
     sweep, total = sweep or Sweep(), num_samples * len(seeds)
     writers, common, length = _opened(models, length, total, device, trust_remote_code)
-    training = _packed(training_text, common.tokenizer, length) if training_text else None
-    real = _packed(reference, common.tokenizer, length)
+    training = packed(training_text, common.tokenizer, length) if training_text else None
+    real = packed(reference, common.tokenizer, length)
     others, sets = _held_out(real, training, total, seeds[0], common)
-    judges = _judges(scorers, common, training, device, trust_remote_code)
+    judges = open_judges(scorers, common, training, device, trust_remote_code)
 
     for writer in writers:
         for settings in writer.settings(sweep):
             sets.append(_written(writer, settings, num_samples, seeds, length, common))
-            say(f"{_title(sets[-1])}: {total} samples in {sets[-1].row['seconds']} s")
-    points = _scored(judges, sets, say)
+            say(f"{sets[-1].title}: {total} samples in {sets[-1].row['seconds']} s")
+    points = scored(judges, sets, say)
     feature_judge = next((judge for judge in judges if judge.features and _version("mauve-text")), None)
-    _measure(sets, others, training, common, judges, points, feature_judge)
+    measure(sets, others, training, common, judges, points, feature_judge)
     say("variety and novelty measured")
 
     protocol = {
@@ -190,7 +108,7 @@ def compare(
         "metrics_by": f"ids of the tokenizer of {writers[0].name}, {common.described}",
         "reference": real.protocol,
         "training_text": training and training.protocol,
-        "mauve": _mauve_protocol(feature_judge, total),
+        "mauve": mauve_protocol(feature_judge, total),
         "self_bleu": f"each sample against the {total - 1} others",
         "num_samples": num_samples,
         "seeds": list(seeds),
@@ -202,8 +120,11 @@ def compare(
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "seconds": round(time.perf_counter() - began, 1),
     }
-    frontier = _frontier(sets, judges, points, real.protocol["entropy"])
-    return {"protocol": protocol, "rows": [samples.row for samples in sets], "frontier": frontier}
+    return {
+        "protocol": protocol,
+        "rows": [samples.row for samples in sets],
+        "frontier": frontiers(sets, judges, points, real.protocol["entropy"]),
+    }
 
 
 def _check_request(
@@ -239,20 +160,6 @@ def _opened(
     return writers, common, length or first.length
 
 
-# -- samples ----------------------------------------------------------------------------------------------------------
-
-
-def _documents(file: str) -> Dataset:
-    return load_text(DataSource.parse(str(Path(file).resolve()), "."))
-
-
-def _packed(file: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Corpus:
-    path = Path(file)
-    rows = np.array(pack(_documents(file), tokenizer, length).with_format("numpy")["input_ids"][:])
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Corpus(file, rows, {"file": path.name, "sha256": digest, "rows": len(rows), "length": length})
-
-
 def _held_out(
     real: Corpus, training: Corpus | None, total: int, seed: int, common: Common
 ) -> tuple[Samples, list[Samples]]:
@@ -285,203 +192,6 @@ def _written(
     if written.ids is not None and common.shared:
         return common.samples(row, written.ids)
     return common.samples_of_texts(row, written.texts)
-
-
-# -- scorers ----------------------------------------------------------------------------------------------------------
-
-
-def _judges(
-    scorers: Sequence[str], common: Common, training: Corpus | None, device: str, trust_remote_code: bool
-) -> list[Judge]:
-    judges = []
-    for name in dict.fromkeys(scorers):
-        if name == KNESER_NEY and training is not None:
-            judges.append(_ngram_judge(common, training.rows))
-        else:
-            scorer = CausalScorer(name, device=device, trust_remote_code=trust_remote_code)
-            judges.append(_causal_judge(scorer, common))
-    return judges
-
-
-def _ngram_judge(common: Common, training: np.ndarray) -> Judge:
-    size, bos = len(common.tokenizer), common.tokenizer.bos_token_id
-    order = max(n for n in range(1, LONGEST_GRAM + 1) if size**n < 2**63)
-    how = "ids, as they are" if common.shared else "ids of the text by the common tokenizer, after its BOS"
-    return Judge(
-        KNESER_NEY,
-        lambda samples: samples.rows if common.shared else [[bos, *row] for row in samples.rows],
-        KneserNey(training, size, order).score,
-        {"scorer": KNESER_NEY, "order": order, "of": "the training text", "input": how},
-    )
-
-
-def _causal_judge(scorer: CausalScorer, common: Common) -> Judge:
-    as_ids = common.shared and common.has_vocabulary_of(scorer.tokenizer)
-    return Judge(
-        scorer.name,
-        lambda samples: samples.rows if as_ids else scorer.framed(samples.texts),
-        scorer.score,
-        scorer.protocol | scorer.input_protocol(retokenised=not as_ids),
-        scorer.features,
-    )
-
-
-def _scored(judges: list[Judge], sets: list[Samples], say: Say) -> Points:
-    """Each judge's scores of each set of samples."""
-    points: Points = {}
-    for judge in judges:
-        for i, samples in enumerate(sets):
-            losses, tokens = judge.score(judge.inputs(samples))
-            if not tokens.sum():
-                raise ValueError(f"all samples of {_title(samples)} are empty: there is nothing to measure.")
-            points[i, judge.name] = Point(losses, tokens, token_entropy(samples.rows))
-        say(f"scored by {judge.name}")
-    return points
-
-
-# -- metrics ----------------------------------------------------------------------------------------------------------
-
-
-def _measure(
-    sets: list[Samples],
-    others: Samples,
-    training: Corpus | None,
-    common: Common,
-    judges: list[Judge],
-    points: Points,
-    feature_judge: Judge | None,
-) -> None:
-    """Complete the row of each set of samples: its metrics, how many samples it has, and the first texts."""
-    overlaps = _overlaps(feature_judge, sets, others) if feature_judge else None
-    matches = _matches(sets, training.rows, common) if training else None
-    known = _known(sets, training.file, common) if training else {}
-    for i, samples in enumerate(sets):
-        metrics = {f"gppl {judge.name}": _gppl(points[i, judge.name]) for judge in judges} | _variety(samples.rows)
-        if matches is not None:
-            metrics[f"memorised {COPIED}"] = _mean(memorised(matches[i], COPIED))
-            metrics["longest run"] = _plain(max(int(match.max(initial=0)) for match in matches[i]))
-        metrics |= {name: _mean(shares[i]) for name, shares in known.items()}
-        if overlaps is not None:
-            metrics["mauve"] = _plain(overlaps[i])
-        empty = sum(not text.strip() for text in samples.texts)
-        samples.row.update(samples=len(samples.texts), empty_samples=empty, metrics=metrics)
-        samples.row["texts"] = samples.texts[:TEXTS_KEPT]
-
-
-def _overlaps(judge: Judge, sets: list[Samples], others: Samples) -> list[float]:
-    """MAUVE of each set of samples against real text. An empty sample is given the features of the token 0."""
-
-    def features(samples: Samples) -> np.ndarray:
-        assert judge.features is not None
-        return judge.features([row if len(row) else [0] for row in judge.inputs(samples)])
-
-    real = features(others)
-    return [mauve_score(real, features(samples))[0] for samples in sets]
-
-
-def _mauve_protocol(judge: Judge | None, total: int) -> str:
-    if judge is None:
-        return "not measured: it needs mauve-text and a causal scorer"
-    against = f"against {total} held-out rows that are in no control"
-    return f"last hidden states of {judge.name}, {against}, {max(2, round(total / 10))} clusters, seed 25"
-
-
-def _matches(sets: list[Samples], training: np.ndarray, common: Common) -> list[list[np.ndarray]]:
-    """[`longest_matches`] of the samples of each set, in the training text as one stream, since its rows begin and end
-    anywhere. BOS, EOS and padding at the ends of a sample are left out."""
-    tokenizer = common.tokenizer
-    around = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    stream = training[:, 1:-1].ravel()
-    if not common.shared:
-        stream = stream[stream != tokenizer.eos_token_id]
-    rows = [_trimmed(row, around) for samples in sets for row in samples.rows]
-    longest = max(map(len, rows))  # pieces overlap by as much: no run is cut
-    pieces = (stream[start : start + PIECE_OF_TEXT + longest] for start in range(0, len(stream), PIECE_OF_TEXT))
-    matches = iter(longest_matches(rows, pieces))
-    return [[next(matches) for _ in samples.rows] for samples in sets]
-
-
-def _trimmed(row: Sequence[int], around: set[int]) -> Sequence[int]:
-    inside = [i for i, token in enumerate(row) if token not in around]
-    return row[inside[0] : inside[-1] + 1] if inside else row[:0]
-
-
-def _known(sets: list[Samples], training_text: str, common: Common) -> dict[str, np.ndarray]:
-    """[`known_words`] of the samples of each set, (sets, samples) by the name of the metric. The training text is read
-    as whole documents, since its rows are cut within words."""
-    documents = filter(None, _documents(training_text)["text"])
-    texts = [apart(samples.rows, common.tokenizer) if common.shared else samples.texts for samples in sets]
-    words, pairs = known_words([text for some in texts for text in some], documents)
-    return {"known words": words.reshape(len(sets), -1), "known pairs": pairs.reshape(len(sets), -1)}
-
-
-def apart(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts of rows of ids, with a space in place of special tokens, which part words."""
-    special = set(tokenizer.all_special_ids)
-    parts = ([list(part) for between, part in groupby(row, special.__contains__) if not between] for row in rows)
-    return [" ".join(tokenizer.batch_decode(some)) for some in parts]
-
-
-def _plain(value: float) -> dict:
-    """A metric without an interval."""
-    return {"mean": value, "interval": None}
-
-
-def _mean(values: np.ndarray) -> dict:
-    """The mean over samples of a metric, with its interval."""
-    return {"mean": float(values.mean()), "interval": interval(values[resamples(len(values))].mean(1))}
-
-
-def _gppl(point: Point) -> dict:
-    _, drawn = point.place(resamples(len(point.losses)))
-    return {"mean": perplexity(point.losses, point.tokens), "interval": interval(np.exp(drawn[np.isfinite(drawn)]))}
-
-
-def _variety(rows: Rows) -> dict[str, dict]:
-    return {
-        "entropy": _mean(token_entropy(rows)),
-        "pool entropy": _plain(pool_entropy(rows)),
-        "distinct 2": _plain(distinct_n(rows, 2)),
-        "self-BLEU": _mean(self_bleu_scores(rows)),
-        "repetition 4": _mean(repetition(rows, 4)),
-    }
-
-
-def _frontier(sets: list[Samples], judges: list[Judge], points: Points, entropy: float) -> list[dict]:
-    """The perplexity at `entropy`, that of real text, of every sweep and under every scorer. A sweep is the sets of
-    samples of one model that differ in one setting, the first one of `SWEPT` that they have."""
-    sweeps: dict[tuple, list[int]] = {}
-    for i, samples in enumerate(sets):
-        settings = samples.row["settings"]
-        if varied := next((name for name in SWEPT if name in settings), None):
-            fixed = tuple((name, value) for name, value in settings.items() if name != varied)
-            sweeps.setdefault((samples.row["model"], varied, fixed), []).append(i)
-    found = []
-    for (model, varied, fixed), sweep in sweeps.items():
-        if len(sweep) < 2:
-            continue
-        values = {i: sets[i].row["settings"][varied] for i in sweep}
-        sweep.sort(key=values.__getitem__)
-        entropies = [sets[i].row["metrics"]["entropy"]["mean"] for i in sweep]
-        for judge in judges:
-            found.append(
-                {
-                    "model": model,
-                    "settings": dict(fixed),
-                    "varied": varied,
-                    "values": [values[i] for i in sweep],
-                    "metric": f"gppl {judge.name}",
-                    "entropies": [min(entropies), max(entropies)],
-                    "entropy": entropy,
-                }
-                | asdict(at_entropy([points[i, judge.name] for i in sweep], entropy))
-            )
-    return found
-
-
-def _title(samples: Samples) -> str:
-    settings = (f"{name} {value}" for name, value in samples.row["settings"].items())
-    return " ".join([samples.row["model"], *settings])
 
 
 def _version(package: str) -> str | None:

@@ -17,7 +17,6 @@ from transformers import (
     GPT2Model,
 )
 
-import evaluation.compare
 from benchmarks.baselines import mdlm
 from benchmarks.results import BASELINES, CORPUS, HUB, ROOT
 from command.main import main
@@ -25,7 +24,10 @@ from evaluation import report
 from evaluation.compare import compare
 from evaluation.controls import controls
 from evaluation.masked import sample_masked
+from evaluation.measures import _known
 from evaluation.ngram import KneserNey
+from evaluation.samples import Common, packed
+from evaluation.scorers import weights_sha256
 from evaluation.writers import Sweep, open_writer
 
 SCORER = BASELINES / "ar-english-small"
@@ -145,7 +147,7 @@ def test_figures_are_those_of_the_functions_on_the_samples(project, result):
     ids = torch.tensor(written.ids)
     with torch.no_grad():
         assert row["gppl ar-english-small"] == pytest.approx(math.exp(scorer(ids, labels=ids).loss), rel=1e-4)
-    training = evaluation.compare._packed(str(project / "training.parquet"), model.tokenizer, 32).rows
+    training = packed(str(project / "training.parquet"), model.tokenizer, 32).rows
     expected = np.exp(KneserNey(training, 4096).token_losses(ids.numpy()).mean())
     assert row["gppl kneser-ney"] == pytest.approx(expected)
 
@@ -157,9 +159,9 @@ def test_known_words_are_those_of_whole_documents_and_special_tokens_part_words(
     parts = tokenizer(["It is done", "In the house"], add_special_tokens=False)["input_ids"]
     row = np.array([tokenizer.bos_token_id, *parts[0], tokenizer.eos_token_id, *parts[1], tokenizer.eos_token_id])
     for shared, words in ((True, 1), (False, 2 / 3)):  # of a text nothing says where the special tokens were
-        common = evaluation.compare.Common(tokenizer, shared)
+        common = Common(tokenizer, shared)
         sets = [common.samples({}, rows) for rows in ([row, row[:1]], [row, row])]
-        known = evaluation.compare._known(sets, str(project / "words.jsonl"), common)
+        known = _known(sets, str(project / "words.jsonl"), common)
         assert known["known words"] == pytest.approx(np.array([[words, 0], [words, words]]))
         assert known["known pairs"][:, 0] == pytest.approx(1 if shared else 0)
 
@@ -348,4 +350,4 @@ def test_the_published_report_is_that_of_its_measurements():
     assert (folder / "evaluation.md").read_text() == report.markdown(result)
     models = {model["model"]: model["weights_sha256"] for model in result["protocol"]["models"]}
     for name, folder in (("fmlm-english-small", MAP), ("mdlm-english-small", MASKED), ("ar-english-small", SCORER)):
-        assert models[name] == evaluation.scorers.weights_sha256(folder)
+        assert models[name] == weights_sha256(folder)
