@@ -48,12 +48,11 @@ KINDS = {
         writes="Sudoku grids of 9x9, as 81 digits",
         data="200,000 grids made at random (`examples/sudoku/make_grids.py`); there are 6.7e21.",
         limits="A demonstration of the method: Sudoku has far better solvers.",
-        figures=f"`valid`, `distinct`: of {LARGE_GRIDS} grids per seed; `solved`: share of {PUZZLES} puzzles, so many "
-        "random cells of a held-out grid given, that are completed to a valid grid.",
+        figures=f"`valid`, `distinct`: of {LARGE_GRIDS} grids per seed; `solved`: share of {PUZZLES} puzzles with so "
+        "many clues and one solution that are solved.",
         held_out="9x9 Sudoku",
         metrics={
             "valid": ("accuracy", "valid grids"),
-            "solved, 50 clues": ("accuracy", "puzzles of 50 clues solved"),
             "solved, 40 clues": ("accuracy", "puzzles of 40 clues solved"),
         },
     ),
@@ -158,7 +157,11 @@ def trained(folder: Path, recipe: Recipe) -> list[str]:
 
 def eval_results(row: Row, part: str, sampler: str) -> list[EvalResult]:
     """The measures of a row for the Hub. `sampler` is the model's own, unless the row names one."""
-    settings = {"sampler": sampler} | {k: row[k] for k in ("sampler", "steps") if k in row} | {"seeds": len(SEEDS)}
+    settings = (
+        {"sampler": sampler}
+        | {k: row[k] for k in ("sampler", "settings", "steps") if row.get(k)}
+        | {"seeds": len(SEEDS)}
+    )
     return [
         EvalResult(
             task_type="text-generation",

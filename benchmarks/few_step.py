@@ -26,11 +26,12 @@ import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
 from benchmarks.ingredients import Stories, add_stories
 from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, Row, measure_parts, number, over_seeds, show, table
+from evaluation.masked import sample_masked
 from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses
 from evaluation.sudoku import is_valid
 from evaluation.text import distinct_n, self_bleu, token_entropy
-from examples.sudoku.puzzles import held_out_grids
+from examples.sudoku.puzzles import unique_puzzles
 from flm_data import pack
 
 MDLM = BASELINES / "mdlm-english-small"  # trained by `python -m benchmarks.baselines.mdlm`
@@ -38,10 +39,14 @@ RESULTS = ROOT / "benchmarks" / "few_step.json"
 STEPS = (1, 2, 4, 8, 16, 64)
 GRIDS = 500  # per seed, of 4x4
 LARGE_GRIDS = 100  # per seed, of 9x9
-PUZZLES = 50  # per seed, the same grids with other clues
-CLUES = (50, 40, 30)  # of the 81 cells
+PUZZLES = 100  # per seed and number of clues, each with one solution
+CLUES = (40, 35, 30)  # of the 81 cells
 TEXTS = 64  # per seed
 SAMPLERS = {"flm": ("euler", "bridge"), "fmlm": ("flow_map",)}
+SOLVERS: dict[str, list[tuple[str, dict]]] = {  # of 9x9: sampler and settings
+    "flm": [("euler", {}), ("bridge", {})],
+    "fmlm": [("flow_map", {}), ("flow_map", {"gamma": 1.0})],
+}
 MDLM_TEMPERATURES = {  # of masked diffusion, by number of steps; 1 at others
     "english-small": {8: (0.7, 0.8, 0.9, 1.0)},
     "tinystories": {8: (0.6, 0.7, 0.8, 0.9, 1.0), 64: (0.8, 0.9, 1.0)},
@@ -74,15 +79,25 @@ def coverage() -> list[Row]:
 
 def sudoku() -> list[Row]:
     rows: list[Row] = []
-    solutions = held_out_grids(PUZZLES)
-    for name, sampler in (("flm-sudoku", "euler"), ("fmlm-sudoku", "flow_map")):
+
+    def add(way: Row, from_nothing: Callable[..., Row], with_clues: Callable[..., Row]) -> None:
+        row = over_seeds(partial(from_nothing, count=LARGE_GRIDS))
+        for clues in CLUES:
+            row |= over_seeds(partial(with_clues, clues=clues, count=PUZZLES))
+        rows.append(way | row)
+        show(rows[-1])
+
+    for name in ("flm-sudoku", "fmlm-sudoku"):
         model = load(HUB / name)
-        for steps in STEPS:
-            row = over_seeds(partial(unconditional, model, sampler, steps, LARGE_GRIDS))
-            for clues in CLUES:
-                row |= over_seeds(partial(solved, model, sampler, steps, solutions, clues))
-            rows.append({"model": name, "sampler": sampler, "steps": steps} | row)
-            show(rows[-1])
+        for (sampler, settings), steps in product(SOLVERS[name.split("-")[0]], STEPS):
+            words = ", ".join(f"{setting} {value}" for setting, value in settings.items())
+            ways = (partial(measure, model, sampler, steps, **settings) for measure in (unconditional, solved))
+            add({"model": name, "sampler": sampler, "settings": words, "steps": steps}, *ways)
+    masked = load(BASELINES / "mdlm-sudoku")
+    for by_confidence, steps in product((False, True), STEPS):
+        order = "by confidence" if by_confidence else "in random order"
+        ways = (partial(measure, masked, steps, by_confidence) for measure in (masked_unconditional, masked_solved))
+        add({"model": "mdlm-sudoku", "sampler": "ancestral", "settings": order, "steps": steps}, *ways)
     return rows
 
 
@@ -90,21 +105,38 @@ def unconditional(model, sampler: str, steps: int, count: int, seed: int, **sett
     """Share of valid grids among `count`, and how many different ones they are; `settings` are those of `generate`."""
     seeds = 1_000_000 * seed + np.arange(count)
     draw = partial(model.generate, num_steps=steps, sampler=sampler, **settings)
-    grids = torch.cat([draw(num_return_sequences=len(s), seed=s.tolist()) for s in _parts(seeds)]).numpy()
-    valid = is_valid(grids)
-    return {"valid": float(valid.mean()), "distinct": len(np.unique(grids[valid], axis=0))}
+    grids = torch.cat([draw(num_return_sequences=len(s), seed=s.tolist()) for s in _parts(seeds)])
+    return _valid(grids)
 
 
-def solved(model, sampler: str, steps: int, solutions: np.ndarray, clues: int, seed: int, **settings) -> Row:
-    """Share of the puzzles, with `clues` random cells of a valid grid given, that are completed to a valid grid."""
-    rng = np.random.default_rng(seed)
-    given = rng.random(solutions.shape).argsort(axis=1) < clues
-    puzzles = torch.from_numpy(np.where(given, solutions, 0))
+def solved(model, sampler: str, steps: int, clues: int, count: int, seed: int, **settings) -> Row:
+    """Share of the puzzles with `clues` clues and one solution that are solved."""
+    puzzles = torch.from_numpy(unique_puzzles(clues, count, seed))
     seeds = 1_000_000 * seed + np.arange(len(puzzles))
     draw = partial(model.generate, num_steps=steps, sampler=sampler, **settings)
     parts = zip(_parts(puzzles), _parts(seeds), strict=True)
-    grids = torch.cat([draw(p, seed=s.tolist()) for p, s in parts]).numpy()
-    return {f"solved, {clues} clues": float(is_valid(grids).mean())}
+    return _solved(torch.cat([draw(p, seed=s.tolist()) for p, s in parts]), clues)
+
+
+def masked_unconditional(model, steps: int, by_confidence: bool, count: int, seed: int) -> Row:
+    """`unconditional` of masked diffusion."""
+    return _valid(sample_masked(model, torch.zeros(count, 81).long(), 0, steps, 1.0, seed, by_confidence))
+
+
+def masked_solved(model, steps: int, by_confidence: bool, clues: int, count: int, seed: int) -> Row:
+    """`solved` of masked diffusion."""
+    puzzles = torch.from_numpy(unique_puzzles(clues, count, seed))
+    return _solved(sample_masked(model, puzzles, 0, steps, 1.0, seed, by_confidence), clues)
+
+
+def _valid(grids: torch.Tensor) -> Row:
+    valid = is_valid(grids.numpy())
+    return {"valid": float(valid.mean()), "distinct": len(np.unique(grids.numpy()[valid], axis=0))}
+
+
+def _solved(grids: torch.Tensor, clues: int) -> Row:
+    """Of puzzles whose clues stay: a valid grid is then the solution."""
+    return {f"solved, {clues} clues": float(is_valid(grids.numpy()).mean())}
 
 
 def _parts(items, size: int = 250):
@@ -247,7 +279,10 @@ def report(results: dict[str, list[Row]]) -> str:
     if "sudoku" in results:
         text += [
             "",
-            f"## 9x9 Sudoku ({LARGE_GRIDS} grids and {PUZZLES} puzzles per seed: random cells of a held-out grid)",
+            f"## 9x9 Sudoku ({LARGE_GRIDS} grids per seed, and {PUZZLES} puzzles with one solution by clues)",
+            "",
+            "`mdlm-sudoku` is masked diffusion, with network and data of the flow. In random order it writes as it was",
+            "trained; by confidence each step keeps the tokens of the highest probability.",
             "",
             table(results["sudoku"]),
         ]

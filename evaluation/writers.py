@@ -195,7 +195,7 @@ class MaskedWriter(Writer):
         mask = self.tokenizer.mask_token_id
         if mask is None:
             raise ValueError(f"the tokenizer of {self.name} has no mask token to begin with: set `mask_token`.")
-        ids = sample_masked(self.model, mask, count, length, **settings, seed=seed)
+        ids = sample_masked(self.model, torch.full((count, length), mask), mask, **settings, seed=seed)
         return ids.tolist(), settings["num_steps"]
 
 

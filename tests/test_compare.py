@@ -265,11 +265,38 @@ class Twins(torch.nn.Module):
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_masked_sampling_breaks_twins_only_where_both_are_revealed_at_once(steps):
-    ids = sample_masked(Twins(), 2, 4000, 2, steps, 1.0, seed=steps)
+    ids = sample_masked(Twins(), torch.full((4000, 2), 2), 2, steps, 1.0, seed=steps)
     assert ids.max() < 2
     broken = float((ids[:, 0] != ids[:, 1]).double().mean())
     expected = 0.5 / steps  # both in one of `steps` steps, and then half
     assert abs(broken - expected) < 4 * math.sqrt(expected / 4000)
+
+
+class Ladder(Twins):
+    """Masked tokens are 0 or 1, the surer the further to the right: of five, the last is always 1."""
+
+    config = BertConfig(vocab_size=3)
+
+    def forward(self, input_ids):
+        one = torch.linspace(0.6, 1, 5, dtype=torch.double).expand(len(input_ids), 5)
+        return type("Output", (), {"logits": torch.stack([1 - one, one, torch.zeros_like(one)], -1).log()})
+
+
+def test_by_confidence_the_surest_tokens_are_written_first_and_given_ones_stay():
+    states, start = [], torch.full((200, 5), 2)
+    start[:, 2] = 0
+
+    class Noting(Ladder):
+        def forward(self, input_ids):
+            states.append(input_ids.clone())
+            return super().forward(input_ids)
+
+    ids = sample_masked(Noting(), start, 2, 2, 1.0, seed=0, by_confidence=True)
+    halfway = states[1]
+    assert len(states) == 2 and ((halfway == 2).sum(1) == 2).all()  # two of the four
+    assert (halfway[:, 4] == 1).all()  # certain, so it is always among the first
+    assert (halfway[:, 3] != 2).double().mean() > 0.8 > (halfway[:, 0] != 2).double().mean()
+    assert ids.max() < 2 and (ids[:, 2] == 0).all() and (start[:, 2] == 0).all() and start[0, 0] == 2
 
 
 def test_the_settings_of_a_sweep_are_those_that_apply():

@@ -42,7 +42,7 @@ class MDLMTrainer(FLMTrainer):
 def sample(model: FLMModel, num_steps: int, count: int, temperature: float, seed: int) -> Tensor:
     """Ids (count, length) in `num_steps` evaluations of the network."""
     mask, length = model.config.mask_token_id, model.config.max_position_embeddings
-    return sample_masked(model, mask, count, length, num_steps, temperature, seed)
+    return sample_masked(model, torch.full((count, length), mask), mask, num_steps, temperature, seed)
 
 
 @torch.no_grad()

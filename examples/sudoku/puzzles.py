@@ -110,15 +110,22 @@ def held_out_grids(count: int | None = None) -> np.ndarray:
     return np.array([[int(digit) for digit in line] for line in text[:count]])
 
 
+def unique_puzzles(clues: int, count: int, seed: int) -> np.ndarray:
+    """Puzzles (count, 81) with `clues` clues and one solution each, 0 where a cell is blank.
+
+    Each is made of another held-out grid; `seed` decides of which, and which of its cells are blanked.
+    """
+    rng = np.random.default_rng(seed)
+    return np.array([dig(grid, clues, rng) for grid in rng.permutation(held_out_grids())[:count]])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print Sudoku puzzles with exactly one solution.")
     parser.add_argument("--clues", type=int, default=30, help="given cells, 17 to 81 (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     options = parser.parse_args()
-    rng = np.random.default_rng(options.seed)
-    for grid in rng.permutation(held_out_grids())[: options.count]:
-        puzzle = dig(grid, options.clues, rng)
+    for puzzle in unique_puzzles(options.clues, options.count, options.seed):
         print("".join("." if digit == 0 else str(digit) for digit in puzzle))
 
 
