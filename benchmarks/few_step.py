@@ -281,8 +281,8 @@ def report(results: dict[str, list[Row]]) -> str:
             "",
             f"## 9x9 Sudoku ({LARGE_GRIDS} grids per seed, and {PUZZLES} puzzles with one solution by clues)",
             "",
-            "`mdlm-sudoku` is masked diffusion, with network and data of the flow. In random order it writes as it was",
-            "trained; by confidence each step keeps the tokens of the highest probability.",
+            "`mdlm-sudoku` is masked diffusion, with the data of the flow. In random order it writes as it was trained;",
+            "by confidence each step keeps the tokens of the highest probability.",
             "",
             table(results["sudoku"]),
         ]
