@@ -4,8 +4,8 @@
 
 This writes `4x4/` and `9x9/` next to this file, the same bytes every time. There are 288 grids of 4x4: all of them are
 the training set. There are 6.7e21 grids of 9x9: 200,000 are made, in some minutes. Each is filled at random with
-backtracking, and then changed by random symmetries of Sudoku (digits, bands, stacks, rows in a band, columns in a
-stack, transposition). So they are random, but not exactly uniform. Ten images of each are the training set.
+backtracking, and then changed by a random symmetry of Sudoku (digits, bands, stacks, rows in a band, columns in a
+stack, transposition). So they are random, but not exactly uniform.
 """
 
 from itertools import product
@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerFast
 FOLDER = Path(__file__).parent
 BLANK = "."
 TRAINING_GRIDS, VALIDATION_GRIDS = 200_000, 1_000  # numbers of 9x9 grids
-IMAGES = 10  # of each training grid
 COPIES = 100  # of each 4x4 grid, so that an epoch is not too short
 
 
@@ -80,25 +79,6 @@ def image(grid: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (square.T if rng.random() < 0.5 else square).flatten()
 
 
-def images(grids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each of the grids (n, 81), changed by a random symmetry of its own."""
-    count = len(grids)
-
-    def lines() -> np.ndarray:
-        bands = rng.random((count, 3)).argsort(axis=1)
-        inside = rng.random((count, 3, 3)).argsort(axis=2)
-        return (3 * bands[:, :, None] + inside).reshape(count, 9)
-
-    rows, columns = lines(), lines()
-    digits = rng.random((count, 9)).argsort(axis=1) + 1
-    squares = np.take_along_axis(digits, grids - 1, axis=1).reshape(count, 9, 9)
-    squares = np.take_along_axis(squares, rows[:, :, None], axis=1)
-    squares = np.take_along_axis(squares, columns[:, None, :], axis=2)
-    transposed = rng.random(count) < 0.5
-    squares[transposed] = squares[transposed].transpose(0, 2, 1)
-    return squares.reshape(count, 81)
-
-
 def tokenizer(size: int) -> PreTrainedTokenizerFast:
     """A tokenizer of single characters. The blank has id 0 and each digit its own value, so that ids are grids."""
     vocabulary = {BLANK: 0} | {str(digit): digit for digit in range(1, size + 1)}
@@ -123,14 +103,8 @@ def main() -> None:
         tokenizer(size).save_pretrained(FOLDER / f"{size}x{size}" / "tokenizer")
     _write(np.tile(all_4x4(), (COPIES, 1)), FOLDER / "4x4" / "train.parquet")
     rng = np.random.default_rng(0)
-    held_out, grids = (
-        np.array([image(random_9x9(rng), rng) for _ in range(count)]) for count in (VALIDATION_GRIDS, TRAINING_GRIDS)
-    )
-    _write(held_out, FOLDER / "9x9" / "validation.parquet")
-    rng = np.random.default_rng(1)
-    _write(
-        rng.permutation(np.concatenate([images(grids, rng) for _ in range(IMAGES)])), FOLDER / "9x9" / "train.parquet"
-    )
+    for name, count in (("validation", VALIDATION_GRIDS), ("train", TRAINING_GRIDS)):
+        _write(np.array([image(random_9x9(rng), rng) for _ in range(count)]), FOLDER / "9x9" / f"{name}.parquet")
 
 
 if __name__ == "__main__":
