@@ -43,10 +43,15 @@ PUZZLES = 100  # per seed and number of clues, each with one solution
 CLUES = (40, 35, 30)  # of the 81 cells
 TEXTS = 64  # per seed
 SAMPLERS = {"flm": ("euler", "bridge"), "fmlm": ("flow_map",)}
-SOLVERS: dict[str, list[tuple[str, dict]]] = {  # of 9x9: sampler and settings
-    "flm": [("euler", {}), ("bridge", {})],
-    "fmlm": [("flow_map", {}), ("flow_map", {"gamma": 1.0})],
-}
+# Of 9x9: model, sampler, settings and numbers of evaluations. "refined": one step, and the others are refinements.
+SOLVERS: list[tuple[str, str, str, tuple[int, ...]]] = [
+    ("flm-sudoku", "euler", "", (1, 8, 64)),
+    ("flm-sudoku", "euler", "refined", (4, 8, 16, 64)),
+    ("fmlm-sudoku", "flow_map", "", (1, 4, 8)),
+    ("fmlm-sudoku", "flow_map", "gamma 1", (4, 8)),
+    ("fmlm-sudoku", "flow_map", "refined", (4, 8, 16, 64)),
+]
+MASKED_SOLVERS: list[tuple[str, tuple[int, ...]]] = [("in random order", (8, 64)), ("by confidence", (4, 8, 16, 64))]
 MDLM_TEMPERATURES = {  # of masked diffusion, by number of steps; 1 at others
     "english-small": {8: (0.7, 0.8, 0.9, 1.0)},
     "tinystories": {8: (0.6, 0.7, 0.8, 0.9, 1.0), 64: (0.8, 0.9, 1.0)},
@@ -79,26 +84,39 @@ def coverage() -> list[Row]:
 
 def sudoku() -> list[Row]:
     rows: list[Row] = []
-
-    def add(way: Row, from_nothing: Callable[..., Row], with_clues: Callable[..., Row]) -> None:
-        row = over_seeds(partial(from_nothing, count=LARGE_GRIDS))
-        for clues in CLUES:
-            row |= over_seeds(partial(with_clues, clues=clues, count=PUZZLES))
-        rows.append(way | row)
-        show(rows[-1])
-
-    for name in ("flm-sudoku", "fmlm-sudoku"):
+    for name, sampler, settings, evaluations in SOLVERS:
         model = load(HUB / name)
-        for (sampler, settings), steps in product(SOLVERS[name.split("-")[0]], STEPS):
-            words = ", ".join(f"{setting} {value}" for setting, value in settings.items())
-            ways = (partial(measure, model, sampler, steps, **settings) for measure in (unconditional, solved))
-            add({"model": name, "sampler": sampler, "settings": words, "steps": steps}, *ways)
-    masked = load(BASELINES / "mdlm-sudoku")
-    for by_confidence, steps in product((False, True), STEPS):
-        order = "by confidence" if by_confidence else "in random order"
-        ways = (partial(measure, masked, steps, by_confidence) for measure in (masked_unconditional, masked_solved))
-        add({"model": "mdlm-sudoku", "sampler": "ancestral", "settings": order, "steps": steps}, *ways)
+        for n in evaluations:
+            asked: dict = {"gamma": 1.0} if settings == "gamma 1" else {}
+            steps = 1 if settings == "refined" else n
+            asked |= {"refine_steps": n - steps} if settings == "refined" else {}
+            of_grids, of_puzzles = (partial(way, model, sampler, steps, **asked) for way in (unconditional, solved))
+            row = {"model": name, "sampler": sampler, "settings": settings, "steps": n}
+            rows.append(row | from_nothing_and_clues(of_grids, of_puzzles))
+            show(rows[-1])
     return rows
+
+
+def masked_sudoku() -> list[Row]:
+    rows: list[Row] = []
+    model = load(BASELINES / "mdlm-sudoku")
+    for order, evaluations in MASKED_SOLVERS:
+        for n in evaluations:
+            of_grids, of_puzzles = (
+                partial(way, model, n, order == "by confidence") for way in (masked_unconditional, masked_solved)
+            )
+            row = {"model": "mdlm-sudoku", "sampler": "ancestral", "settings": order, "steps": n}
+            rows.append(row | from_nothing_and_clues(of_grids, of_puzzles))
+            show(rows[-1])
+    return rows
+
+
+def from_nothing_and_clues(of_grids: Callable[..., Row], of_puzzles: Callable[..., Row]) -> Row:
+    """Shares of valid grids from nothing, and of solved puzzles by their number of clues."""
+    row = over_seeds(partial(of_grids, LARGE_GRIDS))
+    for clues in CLUES:
+        row |= over_seeds(partial(of_puzzles, clues, PUZZLES))
+    return row
 
 
 def unconditional(model, sampler: str, steps: int, count: int, seed: int, **settings) -> Row:
@@ -256,6 +274,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "shidoku": shidoku,
     "coverage": coverage,
     "sudoku": sudoku,
+    "masked-sudoku": masked_sudoku,
     "english": english,
 }
 TEXT = {"tinystories": ("TinyStories", "tinystories"), "english": ("English", "english-small")}  # title, data
@@ -281,10 +300,11 @@ def report(results: dict[str, list[Row]]) -> str:
             "",
             f"## 9x9 Sudoku ({LARGE_GRIDS} grids per seed, and {PUZZLES} puzzles with one solution by clues)",
             "",
-            "`mdlm-sudoku` is masked diffusion, with the data of the flow. In random order it writes as it was trained;",
-            "by confidence each step keeps the tokens of the highest probability.",
+            "A step is an evaluation of the network. Refined: one step, then refinements (`refine_steps`), which settle the",
+            "surest cells first. `mdlm-sudoku` is masked diffusion, with the data of the flow. In random order it writes as",
+            "it was trained; by confidence each step keeps the digits of the highest probability.",
             "",
-            table(results["sudoku"]),
+            table(results["sudoku"] + results.get("masked-sudoku", [])),
         ]
     for part, (title, data) in TEXT.items():
         if part in results:

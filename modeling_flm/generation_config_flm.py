@@ -85,8 +85,9 @@ class FlowGenerationConfig(GenerationConfig):
         reward_scale (`float`, *optional*): factor of the gradient of `generate`'s `reward_fn`. Default 1.
         refine_steps (`int`, *optional*): number of refinements of the written text, >= 0. Each noises the least
             certain tokens and writes them again, given the others, in one evaluation.
-        refine_fraction (`float`, *optional*): share of the written tokens that a refinement writes again, in (0, 1].
-            Default 0.25.
+        refine_fraction (`float`, *optional*): share of the written tokens that the first refinement writes again, in
+            (0, 1]. It falls evenly: refinement k of n, counted from 0, writes `refine_fraction * (1 - k / n)` again,
+            so that ever more tokens are settled, the surest first. Default 0.75.
         suppress_tokens (`list[int]`, *optional*): ids that are not written. Their probability goes to the other ids.
         bad_words_ids (`list[list[int]]`, *optional*): the same, as lists of one id each. Words of several tokens
             cannot be forbidden, since all tokens are written at once.

@@ -250,21 +250,22 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
                     ahead = ahead + scale * reward_gradient(predictor, reward_fn, state, tau[step])
                 state = ahead
             watch.bar.update()
-        for _ in range(refinements):
-            draft, confidence = self._refine(draft, confidence, predictor, sampler, config)
+        most = 0.75 if config.refine_fraction is None else config.refine_fraction
+        for number in range(refinements):
+            share = most * (1 - number / refinements)
+            draft, confidence = self._refine(draft, confidence, predictor, sampler, share)
             watch.show(draft, confidence)
             watch.bar.update()
         watch.end()
         return draft
 
     def _refine(
-        self, draft: Tensor, confidence: Tensor, predictor: Predictor, sampler: Sampler, config: FlowGenerationConfig
+        self, draft: Tensor, confidence: Tensor, predictor: Predictor, sampler: Sampler, share: float
     ) -> tuple[Tensor, Tensor]:
-        """Noise the least certain tokens of a draft (batch, length) and write them again, given the others, in one
-        evaluation: the new draft and its confidence. After the idea of arXiv 2606.24773."""
+        """Noise the least certain `share` of a draft (batch, length) and write these tokens again, given the others,
+        in one evaluation: the new draft and its confidence. After the idea of arXiv 2606.24773."""
         free = ~predictor.keep
-        fraction = 0.25 if config.refine_fraction is None else config.refine_fraction
-        count = (free.sum(1, keepdim=True) * fraction).ceil()
+        count = (free.sum(1, keepdim=True) * share).ceil()
         place = confidence.masked_fill(~free, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
         again = (place < count) & free
         noise, _ = next(sampler.noise)
