@@ -263,15 +263,17 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         self, draft: Tensor, confidence: Tensor, predictor: Predictor, sampler: Sampler, share: float
     ) -> tuple[Tensor, Tensor]:
         """Noise the least certain `share` of a draft (batch, length) and write these tokens again, given the others,
-        in one evaluation: the new draft and its confidence. After the idea of arXiv 2606.24773."""
+        in one evaluation: the new draft and its confidence. After the idea of arXiv 2606.24773.
+
+        A flow map is asked for its denoiser: where several tokens are possible, a jump to the end is surer of the one
+        that it picks than it should be."""
         free = ~predictor.keep
         count = (free.sum(1, keepdim=True) * share).ceil()
         place = confidence.masked_fill(~free, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
         again = (place < count) & free
         noise, _ = next(sampler.noise)
         state = torch.where(again[..., None], noise, predictor.embed(draft))
-        start = torch.zeros((), device=state.device)
-        prediction = predictor.predict(state, start, torch.ones_like(start) if sampler.two_time else None)
+        prediction = predictor.predict(state, torch.zeros((), device=state.device), None)
         draft = self._clamped(sampler.finish(prediction), draft, ~again)
         return draft, torch.where(again, prediction.confidence(draft), confidence)
 
