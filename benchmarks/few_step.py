@@ -300,9 +300,9 @@ def report(results: dict[str, list[Row]]) -> str:
             "",
             f"## 9x9 Sudoku ({LARGE_GRIDS} grids per seed, and {PUZZLES} puzzles with one solution by clues)",
             "",
-            "A step is an evaluation of the network. Refined: one step, then refinements (`refine_steps`). They settle",
-            "the surest cells first. `mdlm-sudoku` is masked diffusion, with the data of the flow. In random order it",
-            "writes as it was trained; by confidence each step keeps the digits of the highest probability.",
+            "A step is an evaluation of the network. Refined: one step, then refinements (`refine_steps`).",
+            "`mdlm-sudoku` is masked diffusion, with the data of the flow. In random order it writes as it was trained;",
+            "by confidence each step keeps the digits of the highest probability.",
             "",
             table(results["sudoku"] + results.get("masked-sudoku", [])),
         ]
