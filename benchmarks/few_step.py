@@ -298,10 +298,10 @@ def report(results: dict[str, list[Row]]) -> str:
     if "sudoku" in results:
         text += [
             "",
-            f"## 9x9 Sudoku ({LARGE_GRIDS} grids per seed, and {PUZZLES} puzzles with one solution by clues)",
+            f"## 9x9 Sudoku (per seed {LARGE_GRIDS} grids, and {PUZZLES} puzzles of each number of clues)",
             "",
-            "A step is an evaluation of the network. Refined: one step, then refinements (`refine_steps`).",
-            "`mdlm-sudoku` is masked diffusion, with the data of the flow. In random order it writes as it was trained;",
+            "Puzzles have one solution. A step is an evaluation of the network; refined: one step, then refinements.",
+            "`mdlm-sudoku` is masked diffusion, on the data of the flow. In random order it writes as it was trained;",
             "by confidence each step keeps the digits of the highest probability.",
             "",
             table(results["sudoku"] + results.get("masked-sudoku", [])),

@@ -91,7 +91,7 @@ def _sudoku(root: Path, seed: int) -> None:
     puzzles = (root / "examples" / "sudoku" / "9x9" / "puzzles.txt").read_text().split()
     puzzle = puzzles[seed % len(puzzles)]
     ids = tokenizer([puzzle], return_tensors="pt").input_ids
-    solve = partial(model.generate, ids, num_steps=SUDOKU_STEPS, gamma=1.0, seed=seed)
+    solve = partial(model.generate, ids, num_steps=1, refine_steps=SUDOKU_STEPS - 1, seed=seed)
     seconds = _timed(solve)[1]
     attempts = solve(num_return_sequences=ATTEMPTS, output_trajectory=True)
     good = is_valid(attempts.sequences.numpy())

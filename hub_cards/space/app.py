@@ -39,6 +39,7 @@ MODELS = {
 }
 BLANK = "___"
 MOST_STEPS = 64
+FIRST_CLUES = 36  # of the puzzle that is shown at first
 CELLS = np.arange(81).reshape(9, 9)
 UNITS = {"row": CELLS, "column": CELLS.T, "box": CELLS.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)}
 # gradio brings these weights of the fonts (others only for a few letters), so none is fetched from elsewhere.
@@ -248,6 +249,8 @@ def new_puzzle(solutions: list[str], clues: int, rng: np.random.Generator) -> np
 def fill_in(sudoku: Loaded, text: str, steps: int, attempts: int, seed: int | None) -> tuple[str, str]:
     """Solve a puzzle. Returns a message in Markdown, and the first right attempt (else the first) as an HTML table.
 
+    After the first evaluation all others are refinements, which settle the surest cells first.
+
     Raises:
         ValueError: if the text is not a puzzle, or `generate` refuses a setting.
     """
@@ -256,7 +259,8 @@ def fill_in(sudoku: Loaded, text: str, steps: int, attempts: int, seed: int | No
         ["".join(str(digit or sudoku.tokenizer.mask_token) for digit in puzzle)], return_tensors="pt"
     )
     before = time.perf_counter()
-    filled = sudoku.model.generate(ids.input_ids, num_steps=steps, num_return_sequences=attempts, seed=seed)
+    settings = {"num_steps": 1, "refine_steps": steps - 1, "num_return_sequences": attempts}
+    filled = sudoku.model.generate(ids.input_ids, **settings, seed=seed)
     seconds = time.perf_counter() - before
     right = is_valid(filled.numpy())  # the id of a digit is the digit
     cost = f"in {steps} evaluation{'s' * (steps > 1)} of the network, {1000 * seconds:.0f} ms in all"
@@ -276,7 +280,7 @@ def sudoku_tab(sudoku: Loaded, seed: int) -> None:
     """Add the controls and the output for Sudoku to the surrounding Blocks."""
     rng = np.random.default_rng(seed)
     solutions = list(load_dataset("parquet", data_files=str(ROOT / PUZZLES), split="train")["text"])
-    first = new_puzzle(solutions, 50, rng)
+    first = new_puzzle(solutions, FIRST_CLUES, rng)
     gr.Markdown(
         f"{sudoku.described} fills in all empty cells at once. It has learned from grids alone; nobody told it the "
         "rules. The puzzles are from grids that are held out; or type in your own."
@@ -290,10 +294,10 @@ def sudoku_tab(sudoku: Loaded, seed: int) -> None:
                 lines=9,
                 elem_id="puzzle",
             )
-            clues = gr.Slider(17, 80, value=50, step=1, label="Clues of a new puzzle")
+            clues = gr.Slider(17, 80, value=FIRST_CLUES, step=1, label="Clues of a new puzzle")
             another = gr.Button("New puzzle")
         with gr.Column(scale=1, min_width=280):
-            steps = gr.Slider(1, MOST_STEPS, value=1, step=1, label="Evaluations of the network")
+            steps = gr.Slider(1, MOST_STEPS, value=8, step=1, label="Evaluations of the network")
             attempts = gr.Slider(1, 64, value=16, step=1, label="Attempts", info="All side by side, as one batch.")
             number = gr.Number(seed, precision=0, label="Seed", info="Empty: any.")
             button = gr.Button("Fill in", variant="primary")
