@@ -60,7 +60,7 @@ class PublishingMixin:
         private: bool | None = None,
         **kwargs,
     ) -> CommitInfo | Future | None:
-        """[`~Trainer.push_to_hub`] of the averaged weights, and of nothing that is pickled: `training_args.bin` stays.
+        """[`~Trainer.push_to_hub`] with the averaged weights. Pickled files, such as `training_args.bin`, are left out.
 
         Args:
             kwargs: of `create_model_card`, such as `dataset`, `license`, `language`, `finetuned_from`.
@@ -77,8 +77,8 @@ class PublishingMixin:
         return self._upload(commit_message, token=token, revision=revision, run_as_future=not blocking)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push in the background as the plain Trainer does, but a model that loads, and nothing that is pickled: that
-        goes with checkpoints alone, which cannot be resumed without. A push that fails is a warning."""
+        """Push in the background, as the plain Trainer does, with all files that a model needs to load. Pickled files
+        are pushed with checkpoints only, which cannot be resumed without them. A push that fails is a warning."""
         args: Any = self.args
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
@@ -108,7 +108,7 @@ class PublishingMixin:
         self.push_in_progress = PushInProgress([*earlier, *pushes])
 
     def _upload(self, commit_message: str | None, token=None, revision=None, **changes) -> CommitInfo | Future:
-        """Upload the output directory, without its checkpoints and what is pickled, in the background."""
+        """Upload the output directory in the background, without its checkpoints and pickled files."""
         what: dict[str, Any] = dict(
             repo_id=self.hub_model_id,
             folder_path=self.args.output_dir,

@@ -1,6 +1,6 @@
-"""Parameters sharded over processes (FSDP2): whole where something reads them, each process's part where it is kept.
+"""Parameters that are sharded over processes (FSDP2): how to read them whole, and to write each process's part.
 
-A tensor that is not sharded passes through all of this as it is.
+Every function here returns a tensor that is not sharded as it is.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,23 +19,23 @@ _WITHIN_FORWARD = "_within_forward"
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, on each process; every process must ask for it. No gradient goes through."""
+    """The whole tensor on each process, without gradient. All processes must call this together."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """This process's part of a whole tensor, which all have, where `other` is sharded; a part stays as it is."""
+    """The part of the whole `tensor` that this process keeps, if `other` is sharded. A part is returned as it is."""
     if isinstance(tensor, DTensor) or not isinstance(other, DTensor):
         return tensor
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def gather_anew(module: nn.Module) -> None:
-    """Let go of what has been gathered of sharded parameters, which have changed other than by a step of training.
+    """Discard gathered copies of sharded parameters, after the parameters were changed other than by a training step.
 
-    What is around the blocks is gathered for a forward pass and kept until a backward pass: after an evaluation the
-    next step would train with its weights.
+    FSDP2 gathers the parameters around the blocks for a forward pass, and keeps them until the backward pass. Without
+    this call a training step after an evaluation would compute with the weights of the evaluation.
     """
     for part in module.modules():
         if isinstance(part, FSDPModule):
@@ -44,14 +44,15 @@ def gather_anew(module: nn.Module) -> None:
 
 @contextmanager
 def sharded_by_blocks(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
-    """Where accelerate shards the model within the context, it does so by blocks, with all that is around them in one
-    group; the model is float32 outside of autocast.
+    """A context in which accelerate shards the model block by block, and everything around the blocks as one group.
+    Outside of autocast the model is in float32.
 
-    Left alone, accelerate gives the embedding table a group of its own, and the last norm with the output layer
-    another, whole within their calls alone. `vocabulary_table` and `output_layer` would make those calls, for V d^2 of
-    work a step and one more gathering of the table. But a group of two layers takes it that both are called in turn,
-    and sampling and distillation call the norm alone: before torch 2.13 its pass would not end. And mixed precision is
-    then FSDP2's: it would round weights, times and losses, which autocast does not.
+    By default accelerate makes the embedding table a group, and the last norm with the output layer another. There are
+    three reasons against it. First, a group is whole only while one of its layers is called. So `vocabulary_table` and
+    `output_layer` would have to call them, for V d^2 of work and one more gathering of the table at each step. Second,
+    FSDP2 expects that both layers of a group are called in turn, but sampling and distillation call the norm alone;
+    before torch 2.13 such a pass never ends. Third, mixed precision would be FSDP2's, which rounds weights, times and
+    losses; autocast does not.
 
     Raises:
         ValueError: FSDP1 is asked for, checkpoints without whole weights, or a compiled model.
@@ -90,12 +91,12 @@ def sharded_by_blocks(model: nn.Module, accelerator: Accelerator) -> Iterator[No
 
 
 def within_forward(model: nn.Module, function: Callable[[], Result]) -> Result:
-    """`function()`, taken for the forward pass of a model of [`sharded_by_blocks`]: what is around its blocks is whole
-    in there, and gets its gradient."""
+    """Call `function` as if it were the forward pass of a model of [`sharded_by_blocks`]: the parameters around the
+    blocks are whole inside of it, and get their gradients."""
     run = getattr(model, _WITHIN_FORWARD, None)
     return function() if run is None else run(function)
 
 
 def in_autocast(model: nn.Module, accelerator: Accelerator) -> None:
-    """Let the forward pass have the accelerator's mixed precision, which it gives to all but sharded models."""
+    """Run the model's forward pass in the accelerator's mixed precision, as accelerate does for models not sharded."""
     model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
