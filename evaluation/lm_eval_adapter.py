@@ -105,8 +105,8 @@ class FlowLM(TemplateLM):
         return [(answer, False) for answer in answers]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The bound of a whole text: the sum of those of its windows. Each token is scored once, in a window with as
-        much of what comes before as it has room for."""
+        """The bound of each whole text, the sum over its windows. Each token is scored once, in a window that holds as
+        much of the preceding text as fits."""
         windows, owners = [], []
         for owner, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])

@@ -1,4 +1,4 @@
-"""A causal language model of transformers as a judge of samples, and which one it was, to the byte."""
+"""Scores samples by a causal language model of transformers, which the SHA-256 of its weights identifies."""
 
 import hashlib
 import re
@@ -18,8 +18,8 @@ FILES = ["*.json", "*.jinja", "*.model", "*.py", "*.safetensors", "*.txt"]  # of
 
 
 def locate(name: str) -> tuple[Path, str | None]:
-    """The folder of a model, a folder itself or `organisation/model` of the Hub, with `@revision` if need be; and the
-    commit, of one on the Hub.
+    """The folder of a model and, for one on the Hub, its commit. The model is named by a folder, or as
+    `organisation/model` on the Hub, with `@revision` if need be.
 
     Raises:
         ValueError: it is neither.
@@ -105,7 +105,7 @@ class CausalScorer:
         }
 
     def framed(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts, as this scorer's tokenizer has them, after its BOS if it has one and `bos` was asked for."""
+        """Tokenize texts with this scorer's tokenizer. Each begins with BOS, if there is one and `bos` is set."""
         rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return rows if self.bos is None else [[self.bos, *row] for row in rows]
 
@@ -117,8 +117,8 @@ class CausalScorer:
         return {"input": "text, retokenised by the scorer's tokenizer, without special tokens", "bos": bos}
 
     def score(self, rows: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of rows of ids of any lengths: the sum of -log p in nats of all tokens of each but its first, and how many
-        those are: (n,), (n,)."""
+        """Score n rows of ids of any lengths: the sum of -log p in nats over the tokens of each row but its first, and
+        the number of these tokens, both (n,)."""
         stride = self.context - 1
         pieces = [(i, row[s : s + stride + 1]) for i, row in enumerate(rows) for s in range(0, len(row) - 1, stride)]
         pieces.sort(key=lambda piece: len(piece[1]))

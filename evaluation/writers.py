@@ -232,8 +232,8 @@ KINDS = {writer.kind: writer for writer in (FlowWriter, CausalWriter, MaskedWrit
 
 
 def open_writer(source: str, device: str = "cpu", trust_remote_code: bool = False) -> Writer | FileWriter:
-    """What `source` names: a folder, a name on the Hub (with `@revision` if need be), either after a prefix that says
-    what it is; or a file of texts.
+    """Open what `source` names: a model folder, a model on the Hub (with `@revision` if need be) or a file of texts. A
+    prefix such as `causal:` says what kind of model it is, where its configuration does not.
 
     Raises:
         ValueError: it cannot be loaded, or nothing says what it is.

@@ -60,7 +60,7 @@ class PublishingMixin:
         private: bool | None = None,
         **kwargs,
     ) -> CommitInfo | Future | None:
-        """[`~Trainer.push_to_hub`] with the averaged weights. Pickled files, such as `training_args.bin`, are left out.
+        """[`~Trainer.push_to_hub`] with the averaged weights. Pickled files such as `training_args.bin` are left out.
 
         Args:
             kwargs: of `create_model_card`, such as `dataset`, `license`, `language`, `finetuned_from`.
