@@ -34,7 +34,6 @@ from evaluation.text import distinct_n, self_bleu, token_entropy
 from examples.sudoku.puzzles import unique_puzzles
 from flm_data import pack
 
-MDLM = BASELINES / "mdlm-english-small"  # trained by `python -m benchmarks.baselines.mdlm`
 RESULTS = ROOT / "benchmarks" / "few_step.json"
 STEPS = (1, 2, 4, 8, 16, 64)
 GRIDS = 500  # per seed, of 4x4

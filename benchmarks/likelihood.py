@@ -1,11 +1,13 @@
 """Likelihood of held-out data under the shipped models: writes likelihood.json and likelihood.md.
 
     python -m benchmarks.likelihood              # or a part: python -m benchmarks.likelihood shidoku
+    python -m benchmarks.likelihood tinystories --train ./stories.parquet --validation ./held-out.parquet
 
-4x4 Sudoku: nats per grid, against log 288. English: bits per token and per character of held-out text, next to the
-exact ones of GPT-2 and of an n-gram model, and the bound of masked diffusion.
+4x4 Sudoku: nats per grid, against log 288. English and TinyStories: bits per token and per character of held-out text,
+next to the exact ones of GPT-2 and of an n-gram model, and the bound of masked diffusion.
 """
 
+import argparse
 import math
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +19,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from benchmarks.baselines import mdlm
-from benchmarks.few_step import MDLM, Scorers, load
-from benchmarks.results import HUB, ROOT, Row, measure_parts, page, section, show
+from benchmarks.few_step import Scorers, StoryScorers, load
+from benchmarks.ingredients import Stories, add_stories
+from benchmarks.results import BASELINES, HUB, ROOT, Row, measure_parts, page, section, show
 from evaluation.likelihood import bits_per, log_likelihood
 from evaluation.scorers import causal_losses
 
@@ -68,12 +71,24 @@ def bound_of_grids(model, grids: Tensor, steps: int = STEPS, **settings) -> Tens
 
 
 def english() -> list[Row]:
-    scorers = Scorers()
-    rng = np.random.default_rng(0)
+    scorers, rng = Scorers(), np.random.default_rng(0)
     held_out, choosing = (
-        torch.from_numpy(rng.permutation(scorers.rows(split))[:count]).long()
+        rng.permutation(scorers.rows(split))[:count]
         for split, count in (("test", TEXTS), ("validation", CHOOSING_TEXTS))
     )
+    return of_texts(scorers, held_out, choosing)
+
+
+def tinystories(stories: Stories) -> list[Row]:
+    scorers = StoryScorers(stories)
+    rows = np.random.default_rng(0).permutation(scorers.held_out)
+    return of_texts(scorers, rows[:TEXTS], rows[TEXTS : TEXTS + CHOOSING_TEXTS])
+
+
+def of_texts(scorers: Scorers, rows_held_out: np.ndarray, rows_to_choose_by: np.ndarray) -> list[Row]:
+    """Bits of held-out rows (n, 128) under all models of some data; the ends of the flows are chosen by other rows."""
+    data = scorers.data
+    held_out, choosing = (torch.from_numpy(some).long() for some in (rows_held_out, rows_to_choose_by))
     characters = [len(text) for text in scorers.tokenizer.batch_decode(held_out, skip_special_tokens=True)]
     rows: list[Row] = []
 
@@ -84,13 +99,14 @@ def english() -> list[Row]:
         rows.append(row)
         show(row)
 
-    add("ar-english-small", "exact", -torch.from_numpy(causal_losses(scorers.ar, held_out)).sum(1))
+    add(f"ar-{data}", "exact", -torch.from_numpy(causal_losses(scorers.ar, held_out)).sum(1))
     add("Kneser-Ney 4-gram", "exact", -torch.from_numpy(scorers.ngram.token_losses(held_out.numpy())).sum(1))
-    add("mdlm-english-small", "bound", mdlm.log_likelihood(load(MDLM), held_out, MDLM_DRAWS, seed=0))
-    for name in ("flm-english-small", "fmlm-english-small"):
+    masked = load(BASELINES / f"mdlm-{data}")
+    add(f"mdlm-{data}", "bound", mdlm.log_likelihood(masked, held_out, MDLM_DRAWS, seed=0))
+    for name in (f"flm-{data}", f"fmlm-{data}"):
         bound = partial(bound_of_texts, load(HUB / name))
         end = tightest(partial(bound, choosing), TEXT_ENDS)
-        for steps in (STEPS, 2 * STEPS) if name == "flm-english-small" else (STEPS,):
+        for steps in (STEPS, 2 * STEPS) if name == f"flm-{data}" else (STEPS,):
             add(name, "bound", bound(held_out, steps, end=end), end=end, steps=steps)
     return rows
 
@@ -102,6 +118,7 @@ def bound_of_texts(model, ids: Tensor, steps: int = STEPS, **settings) -> Tensor
     return log_likelihood(model, ids, conditioning_mask=given, num_steps=steps, batch_size=8, **settings).bound
 
 
+TEXT = {"tinystories": "TinyStories", "english": "English"}  # titles
 ABOUT = """
 # Likelihood
 
@@ -117,10 +134,10 @@ of the model from the data and the looseness of the bound together. All 288 grid
 tried, on {CHOOSING_GRIDS} other grids: {", ".join(map(str, GRID_ENDS))}.
 """
 OF_TEXTS = f"""
-{TEXTS} rows of the test text, each `[BOS]` and 127 tokens scored given it. Lower is better; a bound
+{TEXTS} rows of held-out text, each `[BOS]` and 127 tokens scored given it. Lower is better; a bound
 says only that the model is no worse. That of masked diffusion is its any-order bound, with
 {MDLM_DRAWS} draws of what is masked for each row; the flows have one draw and one probe for each row.
-Ends tried, on {CHOOSING_TEXTS} rows of the validation text: {", ".join(map(str, TEXT_ENDS))}.
+Ends tried, on {CHOOSING_TEXTS} other rows: {", ".join(map(str, TEXT_ENDS))}.
 """
 
 
@@ -130,8 +147,19 @@ def report(results: dict[str, list[Row]]) -> str:
         for part, rows in results.items()
     }
     grids = section(whole.get("shidoku"), "4x4 Sudoku", OF_GRIDS)
-    return page(ABOUT, grids, section(whole.get("english"), "English", OF_TEXTS))
+    stories, english = (section(whole.get(part), title, OF_TEXTS) for part, title in TEXT.items())
+    return page(ABOUT, grids, stories, english)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Likelihood of held-out data under the shipped models.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="of shidoku, english, tinystories; default: all")
+    add_stories(parser)
+    options = parser.parse_args()
+    stories = Stories(options.train, options.validation)
+    parts = {"shidoku": shidoku, "english": english, "tinystories": partial(tinystories, stories)}
+    measure_parts(parts, RESULTS, report, options.parts)
 
 
 if __name__ == "__main__":
-    measure_parts({"shidoku": shidoku, "english": english}, RESULTS, report)
+    main()
