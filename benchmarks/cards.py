@@ -49,7 +49,8 @@ KINDS = {
         data="200,000 grids made at random (`examples/sudoku/make_grids.py`); there are 6.7e21.",
         limits="A demonstration of the method: Sudoku has far better solvers.",
         figures=f"`valid`, `distinct`: of {LARGE_GRIDS} grids per seed; `solved`: share of {PUZZLES} puzzles with so "
-        "many clues and one solution that are solved.",
+        "many clues and one solution that are solved; `steps`: evaluations of the network; refined: one step, and the "
+        "others are refinements (`refine_steps`).",
         held_out="9x9 Sudoku",
         metrics={
             "valid": ("accuracy", "valid grids"),
