@@ -106,11 +106,11 @@ VARIANTS: dict[str, tuple[str, Callable[..., FLMModel]]] = {
         partial(distilled, diagonal_fraction=0.5, boundary_prob=32),
     ),
     "clock": (f"flow and map of {TRAINING_STEPS:,} steps each", partial(pair, Clock)),
+    "no-clock": ("the same with tau = t", partial(pair, NoClock)),
     "joint": (
         f"flow and map in one run of {2 * TRAINING_STEPS:,} steps, half of each batch on the diagonal, no teacher",
         partial(distilled, None, max_steps=2 * TRAINING_STEPS, diagonal_fraction=0.5),
     ),
-    "no-clock": ("the same with tau = t", partial(pair, NoClock)),
 }
 
 
