@@ -301,7 +301,7 @@ def report(results: dict[str, list[Row]]) -> str:
             "",
             "Puzzles have one solution. A step is an evaluation of the network; refined: one step, then refinements.",
             "`mdlm-sudoku` is masked diffusion, on the data of the flow. In random order it writes as it was trained;",
-            "by confidence each step keeps the digits of the highest probability.",
+            "by confidence each step keeps its surest digits, and for good. Refinements can change any cell again.",
             "",
             table(results["sudoku"] + results.get("masked-sudoku", [])),
         ]
