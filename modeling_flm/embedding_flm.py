@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks_flm import check_ids
+from .checks_flm import check_ids, checkable
 from .matrices_flm import matrix_of, table_of
 from .noise_flm import NoiseLaw, as_seeds, embedded_noise, to_where_text_begins, white_noise
 from .vocabulary_flm import expected_embedding, softcap
@@ -103,7 +103,7 @@ class EmbeddedSpace:
             table = self.vocabulary_table()
             # In training on an accelerator the law is computed anew: to look whether the table has changed, the host
             # would have to wait for it.
-            kept = white.device.type == "cpu" or not torch.is_grad_enabled()
+            kept = checkable(table) or not torch.is_grad_enabled()
             return embedded_noise(white, table, law=self._law(table.detach()) if kept else None)[0].float()
 
     def _law(self, table: Tensor) -> NoiseLaw:

@@ -12,7 +12,7 @@ from pretended_device import depends_on_values
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import make_distiller, make_trainer
 
-from modeling_flm import checks_flm, modeling_flm
+from modeling_flm import checks_flm, embedding_flm, modeling_flm
 from trainers import FLMTrainer
 
 
@@ -51,7 +51,7 @@ def no_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["flow", "semigroup", "lagrangian", "eulerian"])
 def test_a_step_asks_for_no_value(kind, tmp_path, monkeypatch):
     # On a CPU arguments are looked at, which costs nothing there: here as on an accelerator.
-    for module in (checks_flm, modeling_flm):
+    for module in (checks_flm, embedding_flm, modeling_flm):
         monkeypatch.setattr(module, "checkable", lambda x: False)
     a_step(trainer_of(kind, tmp_path, conditioning_rate=0.5), NoValues())
 

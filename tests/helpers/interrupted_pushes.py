@@ -45,7 +45,7 @@ def names(seeds: dict[str, int]) -> list[str]:
 
 def make_revisions(root: Path) -> None:
     """`root/earlier` and `root/new`: a shipped model, and one with other weights, another card, other settings."""
-    from safetensors.numpy import load_file, save_file
+    from safetensors.torch import load_file, save_file
 
     shutil.copytree(FOLDER, root / "earlier")
     new = Path(shutil.copytree(FOLDER, root / "new"))
