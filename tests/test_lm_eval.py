@@ -51,7 +51,7 @@ def test_the_harness_tells_grids_from_what_is_none(monkeypatch):
     )
     assert found["results"]["shidoku_choice"]["acc,none"] == 1
     bits = found["results"]["shidoku_perplexity"]["bits_per_byte,none"]
-    assert 0.8 * np.log2(288) / 16 < bits < 1  # of four grids; log2(4) = 2 for digits at random
+    assert 0.9 * np.log2(288) / 16 < bits < 1  # log2(4) = 2 for digits at random
 
 
 def test_the_choices_are_a_grid_and_one_that_is_none():
