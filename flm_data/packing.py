@@ -117,18 +117,28 @@ def one_row_each(
     length: int,
     text_column: str = "text",
     num_proc: int | None = None,
+    given_column: str | None = None,
 ) -> Dataset | IterableDataset:
-    """Tokenise each document to a row of its own, without special tokens. The one column is `input_ids` (int32).
+    """Tokenise each document to a row of its own, without special tokens, with a column `input_ids` (int32).
+
+    Args:
+        dataset, tokenizer, text_column, num_proc: as those of [`pack`].
+        length (`int`): tokens that every document has.
+        given_column (`str`, *optional*): a column with the documents as far as they are given, with the tokenizer's
+            mask token in place of the others, as a puzzle has blanks. The rows then have a column `conditioning_mask`,
+            1 at given tokens, which trainers keep clean and do not score.
 
     Raises:
-        ValueError: if there is no `text_column`, or a document does not have exactly `length` tokens.
+        ValueError: if a column is missing, a document does not have exactly `length` tokens, or a given token is
+            another one than the document's.
     """
-    columns = _columns(dataset, text_column)
+    columns = _columns(dataset, text_column, given_column)
+    names = ["input_ids"] if given_column is None else ["input_ids", "conditioning_mask"]
     options: dict[str, Any] = {
         "batched": True,
-        "input_columns": [text_column],
+        "input_columns": [text_column] if given_column is None else [text_column, given_column],
         "remove_columns": columns,
-        "features": Features({"input_ids": List(Value("int32"))}),
+        "features": Features({name: List(Value("int32")) for name in names}),
         "fn_kwargs": {"tokenizer": tokenizer, "length": length},
     }
     if isinstance(dataset, IterableDataset):
@@ -136,22 +146,35 @@ def one_row_each(
     return dataset.map(_tokenise_rows, num_proc=num_proc, desc="Tokenising", **options)
 
 
-def _tokenise_rows(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, list[list[int]]]:
-    rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    for text, row in zip(texts, rows, strict=True):
-        if len(row) != length:
-            raise ValueError(
-                f"the document {text[:40]!r} has {len(row)} tokens, but the model's rows have {length}: with "
-                "`packing: rows` each document must fill one."
-            )
-    return {"input_ids": rows}
+def _tokenise_rows(
+    texts: list[str], given: list[str] | None = None, *, tokenizer: PreTrainedTokenizerBase, length: int
+) -> dict[str, list[list[int]]]:
+    def ids(documents: list[str]) -> np.ndarray:
+        rows = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
+        for text, row in zip(documents, rows, strict=True):
+            if len(row) != length:
+                raise ValueError(
+                    f"the document {text[:40]!r} has {len(row)} tokens, but the model's rows have {length}: with "
+                    "`packing: rows` each document must fill one."
+                )
+        return np.array(rows)
+
+    rows = ids(texts)
+    if given is None:
+        return {"input_ids": rows.tolist()}
+    clues = ids(given)
+    kept = clues != tokenizer.mask_token_id
+    if (wrong := (kept & (clues != rows)).any(1)).any():
+        raise ValueError(f"given tokens must be those of the document, but those of {given[wrong.argmax()]!r} are not.")
+    return {"input_ids": rows.tolist(), "conditioning_mask": kept.astype(int).tolist()}
 
 
-def _columns(dataset: Dataset | IterableDataset, text_column: str) -> list[str]:
-    """The names of all columns. A stream may only know them from its first row. Raises if `text_column` is missing."""
+def _columns(dataset: Dataset | IterableDataset, *needed: str | None) -> list[str]:
+    """The names of all columns. A stream may only know them from its first row. Raises if a `needed` one is missing."""
     columns = dataset.column_names or list(next(iter(dataset), {}))
-    if text_column not in columns:
-        raise ValueError(f"There is no column `{text_column}` in the corpus; its columns are {columns}.")
+    for name in needed:
+        if name is not None and name not in columns:
+            raise ValueError(f"There is no column `{name}` in the corpus; its columns are {columns}.")
     return columns
 
 

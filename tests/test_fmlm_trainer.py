@@ -139,6 +139,42 @@ def test_one_step_of_the_map_pairs_what_belongs_together(tmp_path):
     assert (items == 0).float().mean() == pytest.approx(0.5, abs=0.1)
 
 
+def test_given_tokens_that_decide_the_others(tmp_path):
+    """All tokens of a row are the first one, which is given. A teacher that knows nothing cannot teach that."""
+    ids = torch.arange(64)[:, None].remainder(8).expand(64, LENGTH)
+
+    def right(**changes) -> tuple[float, FMLMTrainer]:
+        given = [[1] + [0] * (LENGTH - 1)] * 64
+        rows = Dataset.from_dict({"input_ids": ids.tolist(), "conditioning_mask": given})
+        settings = dict(max_steps=60, learning_rate=1e-2, per_device_train_batch_size=32, ema_decay=0.9)
+        trainer = distil(tmp_path, fresh_model(0), rows=rows, **settings, **changes)
+        with trainer.averaged_weights():
+            written = trainer.model.generate(ids[:, :1], max_new_tokens=LENGTH - 1, num_steps=1, seed=list(range(64)))
+        return (written == ids)[:, 1:].float().mean().item(), trainer
+
+    share, trainer = right(unique_completion=True)
+    assert share > 0.9 and history(trainer, "loss_given") and not history(trainer, "loss_off_diagonal")
+    assert right(unique_completion=False)[0] < 0.3
+
+
+def test_times_of_sequences_with_one_completion(teacher, tmp_path):
+    """With given tokens (0, 0) and (0, 1); whole and padded sequences keep their times."""
+    args = distil_arguments(tmp_path, unique_completion=True)
+    trainer = FMLMTrainer(student(), teacher, args, train_dataset=counting_rows(8))
+    labels = torch.zeros(6, LENGTH, dtype=torch.long)
+    labels[:4, 0] = labels[5, 0] = -100
+    mask = torch.ones(6, LENGTH, dtype=torch.long)
+    mask[5, 0] = 0
+    drawn = trainer._draw({"input_ids": labels, "labels": labels, "attention_mask": mask}, np.arange(6), 6)
+    plain = draw_time_pairs(args.seed, 0, 6, np.arange(6), 0.5, 32)
+    assert drawn["unique"].tolist() == [True] * 4 + [False] * 2
+    assert (drawn["diagonal"] == plain.diagonal & ~drawn["unique"]).all()
+    assert (drawn["timesteps"][:4] == 0).all()
+    assert drawn["target_timesteps"][:4].tolist() == (~plain.diagonal[:4]).astype(float).tolist()
+    for name, times in (("timesteps", plain.start), ("target_timesteps", plain.end)):
+        assert (drawn[name][4:].numpy() == times[4:]).all()
+
+
 @pytest.mark.parametrize("boundary_prob, latest", [(32, 1.0), (None, 0.999)])
 def test_time_pairs_of_a_global_batch(boundary_prob, latest):
     def pairs(places):

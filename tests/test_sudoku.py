@@ -11,6 +11,7 @@ from command import demonstration
 from evaluation.sudoku import is_valid
 from examples.sudoku import puzzles
 from examples.sudoku.make_grids import all_4x4, image, random_9x9, tokenizer
+from examples.sudoku.make_puzzles import puzzle_of
 from flm_data import load_tokenizer, one_row_each
 from modeling_flm.attention_flm import SOFTCAP_ATTENTION
 from trainers.recipe import load_recipe
@@ -62,6 +63,32 @@ def test_one_row_each():
         one_row_each(documents, digits, 5)
     with pytest.raises(ValueError, match="There is no column `grid`"):
         one_row_each(documents, digits, 4, text_column="grid")
+
+
+def test_rows_with_given_tokens():
+    digits = tokenizer(4)
+    documents = Dataset.from_dict({"text": ["1234", "4321"], "given": ["1..4", "...."]})
+    for source in (documents, documents.to_iterable_dataset()):
+        rows = list(one_row_each(source, digits, 4, given_column="given"))
+        assert rows[0] == {"input_ids": [1, 2, 3, 4], "conditioning_mask": [1, 0, 0, 1]}
+        assert rows[1] == {"input_ids": [4, 3, 2, 1], "conditioning_mask": [0, 0, 0, 0]}
+    wrong = Dataset.from_dict({"text": ["1234"], "given": ["2..4"]})
+    with pytest.raises(ValueError, match=r"given tokens must be those of the document, but those of '2\.\.4' are not"):
+        one_row_each(wrong, digits, 4, given_column="given")
+    with pytest.raises(ValueError, match="There is no column `clues`"):
+        one_row_each(documents, digits, 4, given_column="clues")
+
+
+def test_the_puzzles_of_training():
+    grid = "".join(map(str, GRID))
+    rows = [puzzle_of(grid, index)["given"] for index in range(20)]
+    assert rows[0] == puzzle_of(grid, 0)["given"]
+    clues = np.array([81 - row.count(".") for row in rows])
+    assert 0 < (clues == 0).sum() < 10
+    assert clues[clues > 0].min() >= 28 and clues.max() <= 60 and len(set(clues)) > 10
+    for row, count in zip(rows, clues, strict=True):
+        puzzle = np.array([0 if cell == "." else int(cell) for cell in row])
+        assert count == 0 or [s.tolist() for s in puzzles.solutions(puzzle)] == [GRID.tolist()]
 
 
 def test_the_recipe_of_4x4(tmp_path):

@@ -28,6 +28,9 @@ class FMLMTrainingArguments(FLMTrainingArguments):
         ema_target (`bool`): make the targets of the semigroup objective with the averaged weights, not the current
             ones.
         initialize_from_teacher (`bool`): start the student from the teacher's weights.
+        unique_completion (`bool`): given tokens leave one way to write the others, as the clues of a puzzle do. Then
+            these others are the exact value of delta_{s,t} at all times. So a sequence with given tokens is trained on
+            them, without the teacher: on the diagonal at (0, 0), which refinements take, else at (0, 1).
 
     Raises:
         ValueError: if a value is out of range, is not among the choices or does not go with the objective.
@@ -40,6 +43,7 @@ class FMLMTrainingArguments(FLMTrainingArguments):
     boundary_prob: int = field(default=32, metadata={"help": "N, if one in N of the other examples is at (0, 1)."})
     ema_target: bool = field(default=False, metadata={"help": "Semigroup targets from the averaged weights."})
     initialize_from_teacher: bool = field(default=True, metadata={"help": "Start from the teacher's weights."})
+    unique_completion: bool = field(default=False, metadata={"help": "Given tokens decide the others (puzzles)."})
 
     def __post_init__(self):
         super().__post_init__()

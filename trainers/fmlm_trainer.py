@@ -17,7 +17,7 @@ from .networks import Network, States
 from .objectives import OBJECTIVES, Jumps, Objective
 from .sharding import in_autocast, whole, within_forward
 
-COUNTED = ("loss_diagonal", "loss_off_diagonal", "projected")
+COUNTED = ("loss_diagonal", "loss_off_diagonal", "loss_given", "projected")
 
 
 class FMLMTrainer(FLMTrainer):
@@ -26,6 +26,7 @@ class FMLMTrainer(FLMTrainer):
 
         diagonal        the student's delta_{s,s}(x_s) against the teacher's posterior D_s(x_s)
         off diagonal    its delta_{s,t}(x_s) against the target of `args.objective` (see `trainers.objectives`)
+        given           with `args.unique_completion`, of sequences with given tokens: against the sequence itself
 
     Teacher and student see the same noise, each in its own table. Time pairs follow from the seed, the step and the
     place in the global batch, as times and noise do. `eval_loss` is the denoising loss on the diagonal.
@@ -118,7 +119,15 @@ class FMLMTrainer(FLMTrainer):
         names = ("timesteps", "middle_timesteps", "target_timesteps")
         for name, tau in zip(names, pairs[:3], strict=True):
             batch[name] = torch.from_numpy(tau).to(device, non_blocking=True)
-        batch["diagonal"] = pairs.diagonal  # stays on the host
+        given = np.zeros(len(places), dtype=bool)
+        if self.args.unique_completion:
+            written = (batch["labels"] != -100) | (batch.get("attention_mask", torch.ones((), device=device)) == 0)
+            given = ~written.all(1).cpu().numpy()
+            of_pair = torch.from_numpy(given).to(device)
+            batch["timesteps"] = batch["timesteps"].masked_fill(of_pair, 0)
+            jumps = torch.from_numpy(~pairs.diagonal).to(device).float()
+            batch["target_timesteps"] = torch.where(of_pair, jumps, batch["target_timesteps"])
+        batch["diagonal"], batch["unique"] = pairs.diagonal & ~given, given  # stay on the host
         return batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -141,8 +150,8 @@ class FMLMTrainer(FLMTrainer):
         other_tables = [own.table if averaged else None, teacher.table if self.teacher is not None else None]
         states, own_states, teacher_states = self._states(student, other_tables, inputs, scored)
 
-        places = (np.flatnonzero(side) for side in (inputs["diagonal"], ~inputs["diagonal"]))
-        on, off = (torch.from_numpy(index).to(start.device, non_blocking=True) for index in places)
+        on, unique = inputs["diagonal"], inputs["unique"]
+        groups = {"diagonal": on, "off_diagonal": ~(on | unique), "given": unique}
         output = model(
             inputs_embeds=states.value,
             timesteps=start,
@@ -153,12 +162,13 @@ class FMLMTrainer(FLMTrainer):
         weights, offset = self._loss_weights(student, start, end, scored)
         total = offset
         cap, output_layer = student.config.final_logit_softcapping, student.output_layer()
-        for name, index in (("diagonal", on), ("off_diagonal", off)):
-            if len(index) == 0:
+        for name, group in groups.items():
+            if not group.any():
                 continue
+            index = torch.from_numpy(np.flatnonzero(group)).to(start.device, non_blocking=True)
             hidden, token_weights = output.last_hidden_state[index].flatten(0, 1), weights[index].flatten()
             head = (hidden, *output_layer)
-            if name == "diagonal" and self.teacher is None:
+            if name == "given" or (name == "diagonal" and self.teacher is None):
                 labels = inputs["labels"][index].flatten().clamp(min=0)
                 part, losses = chunked_cross_entropy(*head, labels, token_weights, cap)
             elif name == "diagonal":

@@ -65,6 +65,8 @@ class DataRecipe:
         documents (`str`): what a .txt file holds: "lines", a document on each line, or "files", one long text.
         packing (`str`): "wrap" joins the documents and cuts them into rows, as the paper does; "rows" makes each
             document one row, which its tokens must fill exactly.
+        given_column (`str`, *optional*): with "rows", a column with the documents as far as they are given; mask
+            tokens stand for what is to be written.
         detokenizer (`str`, *optional*): "lm1b" undoes the tokenisation of that corpus.
         bos_token, eos_token (`str`, *optional*): tokens at the ends of a row and after a document, instead of the
             tokenizer's own.
@@ -80,6 +82,7 @@ class DataRecipe:
     text_column: str = "text"
     documents: str = "lines"
     packing: str = "wrap"
+    given_column: str | None = None
     detokenizer: str | None = None
     bos_token: str | None = None
     eos_token: str | None = None
@@ -213,6 +216,8 @@ def _data(data: Any) -> DataRecipe:
             raise ValueError(f"`data.{name}` is {value!r}, but it must be one of {', '.join(choices)}.")
     if data.get("packing") == "rows" and (useless := sorted({"detokenizer", "bos_token", "eos_token"} & data.keys())):
         raise ValueError(f"`data` has entries that mean nothing with packing: rows: {', '.join(useless)}.")
+    if data.get("packing") != "rows" and data.get("given_column") is not None:
+        raise ValueError("`data.given_column` needs packing: rows.")
     share = data.get("validation_share")
     if share is not None:
         if not (isinstance(share, int | float) and 0 < share < 1):
