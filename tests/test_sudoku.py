@@ -11,7 +11,7 @@ from command import demonstration
 from evaluation.sudoku import is_valid
 from examples.sudoku import puzzles
 from examples.sudoku.make_grids import all_4x4, image, random_9x9, tokenizer
-from examples.sudoku.make_puzzles import puzzle_of
+from examples.sudoku.make_puzzles import CLUES, IMAGES, images
 from flm_data import load_tokenizer, one_row_each
 from modeling_flm.attention_flm import SOFTCAP_ATTENTION
 from trainers.recipe import load_recipe
@@ -80,15 +80,14 @@ def test_rows_with_given_tokens():
 
 
 def test_the_puzzles_of_training():
-    grid = "".join(map(str, GRID))
-    rows = [puzzle_of(grid, index)["given"] for index in range(20)]
-    assert rows[0] == puzzle_of(grid, 0)["given"]
-    clues = np.array([81 - row.count(".") for row in rows])
-    assert 0 < (clues == 0).sum() < 10
-    assert clues[clues > 0].min() >= 28 and clues.max() <= 60 and len(set(clues)) > 10
-    for row, count in zip(rows, clues, strict=True):
-        puzzle = np.array([0 if cell == "." else int(cell) for cell in row])
-        assert count == 0 or [s.tolist() for s in puzzles.solutions(puzzle)] == [GRID.tolist()]
+    rng = np.random.default_rng(0)
+    rows = [row for _ in range(3) for row in images(GRID, rng)]
+    assert is_valid(np.array([grid for grid, _ in rows])).all()
+    assert len({tuple(grid) for grid, _ in rows}) == len(rows) == 3 * IMAGES
+    assert len({np.count_nonzero(puzzle) for _, puzzle in rows}) > 10
+    for grid, puzzle in rows:
+        assert np.count_nonzero(puzzle) >= CLUES[0]
+        assert [solution.tolist() for solution in puzzles.solutions(puzzle)] == [grid.tolist()]
 
 
 def test_the_recipe_of_4x4(tmp_path):

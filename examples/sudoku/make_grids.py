@@ -74,9 +74,17 @@ def random_9x9(rng: np.random.Generator) -> np.ndarray:
 
 def image(grid: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The grid, changed by a random symmetry of Sudoku."""
+    cells, digits = symmetry(rng)
+    return digits[grid[cells]]
+
+
+def symmetry(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A random symmetry: the cell (81,) that goes to each place, and the digit (10,) that each becomes; a blank, 0,
+    stays one."""
     lines = [np.concatenate([3 * band + rng.permutation(3) for band in rng.permutation(3)]) for _ in range(2)]
-    square = rng.permutation(np.arange(1, 10))[grid - 1].reshape(9, 9)[np.ix_(*lines)]
-    return (square.T if rng.random() < 0.5 else square).flatten()
+    digits = np.concatenate([[0], rng.permutation(np.arange(1, 10))])
+    square = np.arange(81).reshape(9, 9)[np.ix_(*lines)]
+    return (square.T if rng.random() < 0.5 else square).flatten(), digits
 
 
 def tokenizer(size: int) -> PreTrainedTokenizerFast:
