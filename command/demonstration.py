@@ -88,8 +88,8 @@ def _timed(write: Callable[[], Tensor], repeats: int = 3) -> tuple[Tensor, float
 def _sudoku(root: Path, seed: int) -> None:
     """A puzzle with one solution and the drafts on the way to it."""
     model, tokenizer = load(root / "hub_cards" / "fmlm-sudoku")
-    puzzles = (root / "examples" / "sudoku" / "9x9" / "puzzles.txt").read_text().split()
-    puzzle = puzzles[seed % len(puzzles)]
+    puzzles = (root / "examples" / "sudoku" / "9x9" / "puzzles.txt").read_text().splitlines()
+    puzzle, _ = puzzles[seed % len(puzzles)].split()
     ids = tokenizer([puzzle], return_tensors="pt").input_ids
     solve = partial(model.generate, ids, num_steps=1, refine_steps=SUDOKU_STEPS - 1, seed=seed)
     seconds = _timed(solve)[1]

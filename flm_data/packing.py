@@ -165,12 +165,14 @@ def _tokenise_rows(
     clues = ids(given)
     kept = clues != tokenizer.mask_token_id
     if (wrong := (kept & (clues != rows)).any(1)).any():
-        raise ValueError(f"given tokens must be those of the document, but those of {given[wrong.argmax()]!r} are not.")
+        raise ValueError(
+            f"given tokens must be those of the document, but those of {given[wrong.argmax()]!r} are not."
+        )
     return {"input_ids": rows.tolist(), "conditioning_mask": kept.astype(int).tolist()}
 
 
 def _columns(dataset: Dataset | IterableDataset, *needed: str | None) -> list[str]:
-    """The names of all columns. A stream may only know them from its first row. Raises if a `needed` one is missing."""
+    """All columns' names. Raises if a `needed` one is missing. A stream may only know them from its first row."""
     columns = dataset.column_names or list(next(iter(dataset), {}))
     for name in needed:
         if name is not None and name not in columns:

@@ -24,7 +24,7 @@ SPACE_TAKES = (
     "evaluation/sudoku.py",
     "hub_cards/page.py",
     "hub_cards/page.html",
-    "examples/sudoku/9x9/validation.parquet",
+    "examples/sudoku/9x9/puzzles.txt",
 )
 STATIC_NEEDED = ("README.md", "index.html")
 MANIFEST = "models/manifest.json"  # by `make space-static`: the checksum of every file that it made

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from datasets import load_dataset
 
 from flm_data.paths import checkout
 from hub_cards.export import export
@@ -23,8 +22,7 @@ from hub_cards.push import MANIFEST, sha256
 FOLDER = "hub_cards/space-static"
 MODELS = {"text": "fmlm-tinystories", "sudoku": "fmlm-sudoku"}
 GAMMA = {"sudoku": 1.0}  # of tasks for which the models' own is not the best: see benchmarks/few_step.md
-PUZZLES = "examples/sudoku/9x9/validation.parquet"
-SOLUTIONS = 200  # how many of them the page gets
+PUZZLES = "examples/sudoku/9x9/puzzles.txt"  # each with its solution
 STEPS = range(1, 9)
 EXPORTED = ("model.onnx", "tokenizer.json", "tokenizer_config.json")  # the files of `flm export` that the page needs
 # The runtime for WebAssembly, without those for graphics cards, and the tokenizer.
@@ -52,8 +50,8 @@ def build(folder: Path) -> None:
             for path in sorted(made.rglob("*"))
             if path.is_file()
         }
-        grids = load_dataset("parquet", data_files=str(checkout() / PUZZLES), split=f"train[:{SOLUTIONS}]")
-        manifest = {"files": files, "models": models, "solutions": list(grids["text"])}
+        puzzles = (checkout() / PUZZLES).read_text().splitlines()
+        manifest = {"files": files, "models": models, "puzzles": puzzles}
         (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for name in ("vendor", "models"):
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -189,11 +189,13 @@ def test_no_right_attempt_is_told(sudoku):
     assert "The first attempt:" in message and not is_valid(np.array([[int(text) for text in cells_of(table)[0]]]))[0]
 
 
-def test_a_new_puzzle_is_from_a_held_out_grid():
-    rng = np.random.default_rng(3)
-    puzzle = app.new_puzzle([SOLUTION], 30, rng)
+def test_a_new_puzzle_keeps_its_clues_and_gets_more():
+    line = f"{SOLUTION[:20]}{'.' * 61} {SOLUTION}"
+    puzzle = app.new_puzzle([line], 30, np.random.default_rng(3))
     given = puzzle > 0
-    assert given.sum() == 30 and np.array_equal(puzzle[given], np.array([int(c) for c in SOLUTION])[given])
+    assert given[:20].all() and given.sum() == 30
+    assert np.array_equal(puzzle[given], np.array([int(c) for c in SOLUTION])[given])
+    assert np.count_nonzero(app.new_puzzle([line], 10, np.random.default_rng(3))) == 20
 
 
 # -- the whole --------------------------------------------------------------------------------------------------------
@@ -275,7 +277,7 @@ def test_a_pushed_space_runs_alone(tmp_path):
     command = ["-P", "-c", PUSH, SPACE, tmp_path / "space"]
     with local_hub(tmp_path / "home") as (environment, hub):
         shown = run_python(*command, cwd=tmp_path, **environment, PYTHONPATH=str(ROOT)).stdout
-        assert "validation.parquet" in shown and "/spaces/org/play/commit/" in shown
+        assert "puzzles.txt" in shown and "/spaces/org/play/commit/" in shown
         (key,) = hub.repositories
         _, files = hub.head(key)
     sources = to_upload(SPACE)

@@ -92,8 +92,9 @@ def test_the_rules_of_sudoku():
     twice[2] = twice[38] = 7
     found = node(f"(({{ cells, first }}) => [[...cells].sort(), first])(conflicts({twice}))", "sudoku.js:conflicts")
     assert found == [[2, 38], "column 3 has 7 twice"]
-    puzzle = node(f'newPuzzle(["{SOLUTION}"], 30)', "sudoku.js:newPuzzle")
-    assert sum(digit > 0 for digit in puzzle) == 30
+    line = f"{SOLUTION[:20]}{'.' * 61} {SOLUTION}"
+    puzzle = node(f'newPuzzle(["{line}"], 30)', "sudoku.js:newPuzzle")
+    assert all(puzzle[:20]) and sum(digit > 0 for digit in puzzle) == 30
     assert all(digit in (0, int(whole)) for digit, whole in zip(puzzle, SOLUTION, strict=True))
     cells = [int(cell) for cell in PUZZLE.replace(".", "0")]
     assert node(f'[fromText("{PUZZLE}"), fromText("12x")]', "sudoku.js:fromText") == [cells, None]

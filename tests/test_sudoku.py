@@ -190,11 +190,11 @@ def test_puzzles_that_cannot_be_had():
 
 
 def test_the_puzzles_of_the_demo():
-    lines = (SUDOKU / "9x9" / "puzzles.txt").read_text().split()
+    lines = (SUDOKU / "9x9" / "puzzles.txt").read_text().splitlines()
     rng = np.random.default_rng(0)
     for line, grid in zip(lines[:3], rng.permutation(puzzles.held_out_grids()), strict=False):
-        puzzle = np.array([int(digit) for digit in line.replace(".", "0")])
-        assert (puzzle > 0).sum() == 36 and (puzzle == puzzles.dig(grid, 36, rng)).all()
+        puzzle, solution = (np.array([int(digit) for digit in part.replace(".", "0")]) for part in line.split())
+        assert (puzzle > 0).sum() == 36 and (puzzle == puzzles.dig(grid, 36, rng)).all() and (solution == grid).all()
 
 
 def test_the_demo_solves_one(capsys):

@@ -2,8 +2,8 @@
 
     python examples/sudoku/puzzles.py --clues 30 --count 5 --seed 0
 
-This prints puzzles with 30 clues, made of held-out grids. `9x9/puzzles.txt` is what it prints with `--clues 36 --count
-100`. From Python:
+This prints puzzles with 30 clues, made of held-out grids, each beside its solution. `9x9/puzzles.txt` is what it
+prints with `--clues 36 --count 100`. From Python:
 
 ```python
 rng = np.random.default_rng(0)
@@ -120,13 +120,14 @@ def unique_puzzles(clues: int, count: int, seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print Sudoku puzzles with exactly one solution.")
+    parser = argparse.ArgumentParser(description="Print Sudoku puzzles with exactly one solution, and this.")
     parser.add_argument("--clues", type=int, default=30, help="given cells, 17 to 81 (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     options = parser.parse_args()
     for puzzle in unique_puzzles(options.clues, options.count, options.seed):
-        print("".join("." if digit == 0 else str(digit) for digit in puzzle))
+        grid = solutions(puzzle)[0]
+        print("".join("." if digit == 0 else str(digit) for digit in puzzle), "".join(map(str, grid)))
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ class SudokuDesk extends Desk {
     });
     element("grid").replaceChildren(...rows);
     element("puzzle").addEventListener("click", () => {
-      this.puzzle = newPuzzle(manifest.solutions, this.form.clues.valueAsNumber);
+      this.puzzle = newPuzzle(manifest.puzzles, this.form.clues.valueAsNumber);
       this.clear();
       this.run();
     });
@@ -253,7 +253,7 @@ class SudokuDesk extends Desk {
     super.read(address);
     this.form.attempts.value = within(address, "attempts", 1, 32, 8);
     this.puzzle =
-      fromText(address.get("puzzle") ?? "") ?? newPuzzle(manifest.solutions, this.form.clues.valueAsNumber);
+      fromText(address.get("puzzle") ?? "") ?? newPuzzle(manifest.puzzles, this.form.clues.valueAsNumber);
     this.clear();
   }
 

@@ -30,13 +30,16 @@ export function isValid(grid) {
   return grid.every((digit) => digit > 0) && conflicts(grid).cells.size === 0;
 }
 
-/** A puzzle of so many clues from one of the solutions (strings of 81 digits). `random` gives numbers in [0, 1). */
-export function newPuzzle(solutions, clues, random = Math.random) {
-  const puzzle = Array.from(solutions[Math.floor(random() * solutions.length)], Number);
-  const filled = puzzle.map((_, cell) => cell);
-  while (filled.length > clues) {
-    const [cell] = filled.splice(Math.floor(random() * filled.length), 1);
-    puzzle[cell] = 0;
+/**
+ * One of the puzzles (strings of a puzzle and its solution, 81 characters each), with cells filled in until it has so
+ * many clues. `random` gives numbers in [0, 1).
+ */
+export function newPuzzle(puzzles, clues, random = Math.random) {
+  const [puzzle, solution] = puzzles[Math.floor(random() * puzzles.length)].split(" ").map(fromText);
+  const blanks = NINE.flatMap((n) => NINE.map((i) => 9 * n + i)).filter((cell) => puzzle[cell] === 0);
+  while (81 - blanks.length < clues) {
+    const [cell] = blanks.splice(Math.floor(random() * blanks.length), 1);
+    puzzle[cell] = solution[cell];
   }
   return puzzle;
 }

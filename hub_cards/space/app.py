@@ -18,7 +18,6 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
-from datasets import load_dataset
 from datasets.utils.logging import disable_progress_bar
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -28,7 +27,7 @@ import evaluation.sudoku
 from evaluation.sudoku import is_valid
 from hub_cards.page import Column, flow_column, page
 
-PUZZLES = "examples/sudoku/9x9/validation.parquet"
+PUZZLES = "examples/sudoku/9x9/puzzles.txt"  # of 36 clues, each with its solution
 ROOT = Path(evaluation.sudoku.__file__).parent.parent  # the root of the repository, or of the Space
 if not (ROOT / PUZZLES).is_file():
     ROOT = Path.cwd()  # the package is installed by itself: the checkout is the current folder
@@ -39,7 +38,7 @@ MODELS = {
 }
 BLANK = "___"
 MOST_STEPS = 64
-FIRST_CLUES = 36  # of the puzzle that is shown at first
+CLUES = 36  # of the puzzle that is shown at first, the fewest of a new one
 CELLS = np.arange(81).reshape(9, 9)
 UNITS = {"row": CELLS, "column": CELLS.T, "box": CELLS.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)}
 # gradio brings these weights of the fonts (others only for a few letters), so none is fetched from elsewhere.
@@ -239,10 +238,12 @@ def as_text(puzzle: np.ndarray) -> str:
     return "\n".join(" ".join(str(digit or ".") for digit in row) for row in puzzle.reshape(9, 9))
 
 
-def new_puzzle(solutions: list[str], clues: int, rng: np.random.Generator) -> np.ndarray:
-    """Make a puzzle (81,) of a random one of `solutions`: `clues` of its cells are given, the others are 0."""
-    puzzle = np.array([int(digit) for digit in rng.choice(solutions)])
-    puzzle[rng.choice(81, 81 - clues, replace=False)] = 0
+def new_puzzle(puzzles: list[str], clues: int, rng: np.random.Generator) -> np.ndarray:
+    """One of the puzzles (81,), lines of a puzzle and its solution, with cells filled in until there are `clues`."""
+    line = rng.choice(puzzles).replace(".", "0")
+    puzzle, solution = (np.array([int(cell) for cell in grid]) for grid in line.split())
+    blanks = rng.permutation(np.flatnonzero(puzzle == 0))[: max(0, clues - np.count_nonzero(puzzle))]
+    puzzle[blanks] = solution[blanks]
     return puzzle
 
 
@@ -279,11 +280,11 @@ def show_grid(puzzle: np.ndarray, grid: Sequence[int] | np.ndarray) -> str:
 def sudoku_tab(sudoku: Loaded, seed: int) -> None:
     """Add the controls and the output for Sudoku to the surrounding Blocks."""
     rng = np.random.default_rng(seed)
-    solutions = list(load_dataset("parquet", data_files=str(ROOT / PUZZLES), split="train")["text"])
-    first = new_puzzle(solutions, FIRST_CLUES, rng)
+    puzzles = (ROOT / PUZZLES).read_text().splitlines()
+    first = new_puzzle(puzzles, CLUES, rng)
     gr.Markdown(
         f"{sudoku.described} fills in all empty cells at once. It has learned from grids alone; nobody told it the "
-        "rules. The puzzles are from grids that are held out; or type in your own."
+        "rules. The puzzles have one solution, a grid that is held out; or type in your own."
     )
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -294,7 +295,7 @@ def sudoku_tab(sudoku: Loaded, seed: int) -> None:
                 lines=9,
                 elem_id="puzzle",
             )
-            clues = gr.Slider(17, 80, value=FIRST_CLUES, step=1, label="Clues of a new puzzle")
+            clues = gr.Slider(CLUES, 80, value=CLUES, step=1, label="Clues of a new puzzle")
             another = gr.Button("New puzzle")
         with gr.Column(scale=1, min_width=280):
             steps = gr.Slider(1, MOST_STEPS, value=8, step=1, label="Evaluations of the network")
@@ -306,7 +307,7 @@ def sudoku_tab(sudoku: Loaded, seed: int) -> None:
             grid = gr.HTML(show_grid(first, first), css_template=GRID, elem_id="grid")
 
     def change(clues: int) -> tuple[str, str, str]:
-        new = new_puzzle(solutions, clues, rng)
+        new = new_puzzle(puzzles, clues, rng)
         return as_text(new), "", show_grid(new, new)
 
     another.click(change, clues, [puzzle, message, grid], api_visibility="private")
