@@ -16,6 +16,8 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
+REFINED = 0.75  # the share that the first refinement writes again, as `refine_fraction` of `generate`
+
 
 class FlowMap:
     """An exported flow map.
@@ -48,6 +50,7 @@ class FlowMap:
         input_ids: np.ndarray | None = None,
         given: np.ndarray | None = None,
         length: int | None = None,
+        refine_steps: int = 0,
     ) -> np.ndarray:
         """Generate a sequence for each seed. Returns ids (batch, length).
 
@@ -57,6 +60,8 @@ class FlowMap:
             input_ids (`np.ndarray`, *optional*): (P,) ids of a prompt, the beginning of every sequence.
             given (`np.ndarray`, *optional*): (P,) bool, which of them to keep; the others are filled in. Default: all.
             length (`int`, *optional*): ids per sequence, with the prompt. Default: the model's own.
+            refine_steps (`int`): number of refinements after these steps. Each writes the least certain tokens again,
+                given the others: three quarters of them at first, then fewer and fewer, as `model.generate` does.
         """
         if str(num_steps) not in self.steps:
             raise ValueError(f"exported were {', '.join(self.steps)} steps, not {num_steps} (flm export --num-steps).")
@@ -68,13 +73,30 @@ class FlowMap:
             ids[:, : len(input_ids)] = input_ids
             kept[:, : len(input_ids)] = True if given is None else given
         state = np.zeros((len(seeds), length, self.state_width), np.float32)
-        for number, row in enumerate(self.steps[str(num_steps)]):
-            # The first state is noise. Later steps use new noise only with gamma above 0. As in `generate`, they draw
-            # one number more per position: other samplers need it to draw tokens.
-            width = self.noise_width + (number > 0)
-            drawn = [white_noise(step_seed(seed, number), self.length, width)[:length] for seed in seeds]
-            feed = {"state": state, "noise": np.stack(drawn)[..., : self.noise_width], "input_ids": ids, "given": kept}
-            tokens, state = self.session.run(None, feed | {"step": np.array(row, np.float32)})
+        drawn = 0  # how many times noise was, with gamma 0 only once by the steps
+
+        def run(row: list[float], state: np.ndarray, ids: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
+            nonlocal drawn
+            noise = np.zeros((len(seeds), length, self.noise_width), np.float32)
+            if row[0] > 0:
+                # As in `generate`, later draws have one number more per position: other samplers need it for tokens.
+                width = self.noise_width + (drawn > 0)
+                rows = [white_noise(step_seed(seed, drawn), self.length, width)[:length] for seed in seeds]
+                noise, drawn = np.stack(rows)[..., : self.noise_width], drawn + 1
+            step = np.array(row, np.float32)
+            feed = {"state": state, "noise": noise, "input_ids": ids, "given": kept, "step": step}
+            return self.session.run(None, feed)
+
+        nothing = state
+        for row in self.steps[str(num_steps)]:
+            tokens, state, confidence = run(row, state, ids, kept)
+        free = (~kept).sum(1, keepdims=True)
+        for number in range(refine_steps):
+            count = np.ceil(free * np.float32(REFINED * (1 - number / refine_steps)))
+            order = np.where(kept, np.inf, confidence).argsort(1, kind="stable").argsort(1)
+            again = (order < count) & ~kept
+            tokens, _, new = run([1, 0, 0, 0, 0], nothing, tokens, ~again)
+            confidence = np.where(again, new, confidence)
         return tokens
 
 
@@ -126,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write text with an exported flow map, by onnxruntime.")
     parser.add_argument("folder", help="what `flm export` wrote")
     parser.add_argument("--num-steps", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--refine-steps", type=int, default=0, help="refinements after them (default: %(default)s)")
     parser.add_argument("--prompt", help="text that every sample begins with; its blanks (<mask>) are filled in")
     parser.add_argument("--count", type=int, default=1, help="samples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first sample (default: %(default)s)")
@@ -137,11 +160,13 @@ def main() -> None:
         blank = flow_map.about["mask_token_id"]
         given = ids != int(blank) if blank else None
     before = time.perf_counter()
-    tokens = flow_map.generate(range(options.seed, options.seed + options.count), options.num_steps, ids, given)
+    seeds = list(range(options.seed, options.seed + options.count))
+    tokens = flow_map.generate(seeds, options.num_steps, ids, given, refine_steps=options.refine_steps)
     seconds = time.perf_counter() - before
     for text in tokenizer.decode_batch(tokens.tolist()):
         print(text.strip(), end="\n\n")
-    print(f"{tokens.size} tokens in {1000 * seconds:.0f} ms, {options.num_steps} evaluations of the network.")
+    evaluations = options.num_steps + options.refine_steps
+    print(f"{tokens.size} tokens in {1000 * seconds:.0f} ms, {evaluations} evaluations of the network.")
 
 
 if __name__ == "__main__":

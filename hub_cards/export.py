@@ -6,6 +6,7 @@ The graph is one step of sampling, with one evaluation of the network. It is run
     x          = E[input_ids] where given
     delta      = the flow map's prediction for x, from tau to target_tau
     token_ids  = input_ids where given, else argmax delta
+    confidence = 1 where given, else max delta
     next_state = a * x + b * embedding(delta)
 
 The metadata of the file has a table for each number of steps, with the numbers (sigma, tau, target_tau, a, b) of each
@@ -13,8 +14,11 @@ step. So a program that runs the graph needs neither the clock nor its inverse:
 
 ```python
 for row in json.loads(session.get_modelmeta().custom_metadata_map["steps"])["4"]:
-    token_ids, state = session.run(None, {"state": state, "noise": noise, "step": row, ...})
+    token_ids, state, confidence = session.run(None, {"state": state, "noise": noise, "step": row, ...})
 ```
+
+A refinement is one more run: with fresh noise, zeros as state, the draft as `input_ids`, of which the surest tokens
+are `given`, and the step (1, 0, 0, 0, 0), which asks for the denoiser.
 
 `examples/onnx_generate.py` is a complete program.
 """
@@ -38,7 +42,7 @@ from modeling_flm import FMLMModel
 from .push import weights
 
 INPUTS = ("state", "noise", "input_ids", "given", "step")
-OUTPUTS = ("token_ids", "next_state")
+OUTPUTS = ("token_ids", "next_state", "confidence")
 DTYPES = ("float32", "float16", "int8")
 OPSET = 20  # has an operator for GELU in its tanh form
 # Settings that the graph does not support: a model whose generation configuration has one is refused.
@@ -68,7 +72,7 @@ class SamplingStep(nn.Module):
 
     def forward(
         self, state: Tensor, noise: Tensor, input_ids: Tensor, given: Tensor, step: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """
         Args:
             state (`Tensor`): (batch, length, d) float32, the `next_state` of the step before; zeros in the first step.
@@ -78,7 +82,8 @@ class SamplingStep(nn.Module):
             step (`Tensor`): (5,) float32: sigma, tau, target_tau, a, b. See [`step_table`].
 
         Returns:
-            token_ids (batch, length) int64, and next_state (batch, length, d) float32.
+            token_ids (batch, length) int64, next_state (batch, length, d) float32, and confidence (batch, length)
+            float32, the probability of each token.
         """
         model = self.model
         sigma, tau, target_tau, a, b = step.unbind()
@@ -87,8 +92,10 @@ class SamplingStep(nn.Module):
         batch = x.shape[0]
         hidden = model.denoise(x, tau.expand(batch), target_tau.expand(batch))
         logits = model.logits(hidden)
-        token_ids = torch.where(given, input_ids, logits.argmax(-1))
-        return token_ids, a * x + b * (logits.softmax(-1) @ model.embed_tokens.weight)
+        delta = logits.softmax(-1)
+        highest, likeliest = delta.max(-1)
+        token_ids, confidence = torch.where(given, input_ids, likeliest), highest.masked_fill(given, 1)
+        return token_ids, a * x + b * (delta @ model.embed_tokens.weight), confidence
 
 
 def step_table(model: FMLMModel, num_steps: int, gamma: float = 0.0) -> list[list[float]]:

@@ -21,7 +21,6 @@ from hub_cards.push import MANIFEST, sha256
 
 FOLDER = "hub_cards/space-static"
 MODELS = {"text": "fmlm-tinystories", "sudoku": "fmlm-sudoku"}
-GAMMA = {"sudoku": 1.0}  # of tasks for which the models' own is not the best: see benchmarks/few_step.md
 PUZZLES = "examples/sudoku/9x9/puzzles.txt"  # each with its solution
 STEPS = range(1, 9)
 EXPORTED = ("model.onnx", "tokenizer.json", "tokenizer_config.json")  # the files of `flm export` that the page needs
@@ -44,7 +43,7 @@ def build(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as place:
         made = Path(place)
         vendor(folder, made / "vendor")
-        models = {task: export_model(name, made / "models" / name, GAMMA.get(task)) for task, name in MODELS.items()}
+        models = {task: export_model(name, made / "models" / name) for task, name in MODELS.items()}
         files = {
             path.relative_to(made).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in sorted(made.rglob("*"))
@@ -58,15 +57,15 @@ def build(folder: Path) -> None:
             (made / name).rename(folder / name)
 
 
-def export_model(name: str, into: Path, gamma: float | None = None) -> dict[str, Any]:
-    """Export a shipped flow map, by default with its own gamma, and put the files that the page needs into `into`.
+def export_model(name: str, into: Path) -> dict[str, Any]:
+    """Export a shipped flow map, and put the files that the page needs into `into`.
 
     Returns:
         what the page must know about the graph. onnxruntime-web itself cannot read it from the file's metadata.
     """
     into.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as place:
-        export(checkout() / "hub_cards" / name, Path(place), num_steps=STEPS, gamma=gamma)
+        export(checkout() / "hub_cards" / name, Path(place), num_steps=STEPS)
         for part in EXPORTED:
             shutil.copy(Path(place, part), into)
     graph = onnx.load(into / "model.onnx")

@@ -17,6 +17,7 @@ from transformers import AutoModel
 from benchmarks.results import HUB, ROOT
 from command.main import main
 from examples.onnx_generate import FlowMap, step_seed, white_noise
+from examples.sudoku.puzzles import unique_puzzles
 from hub_cards.export import _converted, export, load_map, step_table
 from modeling_flm.noise_flm import step_seeds
 from modeling_flm.noise_flm import white_noise as torch_noise
@@ -46,6 +47,20 @@ def test_the_same_seeds_give_the_same_ids(name, exported):
     for steps in (1, 2):
         wanted = model.generate(prompt[None], num_steps=steps, gamma=0.8, **told).numpy()
         assert (flow_map.generate(SEEDS, steps, prompt.numpy(), given.numpy(), length=12) == wanted).all()
+
+
+def test_refinements_are_those_of_generate(exported):
+    """With gamma 1 the steps draw noise, too: refinements go on in the same sequence of draws."""
+    model = AutoModel.from_pretrained(HUB / "fmlm-sudoku").eval()
+    flow_map = FlowMap(exported["fmlm-sudoku"], threads=1)
+    puzzle = torch.from_numpy(unique_puzzles(36, 1, 0))
+    given = puzzle[0].numpy() > 0
+    for steps, gamma, refinements in ((1, 0.0, 7), (2, 1.0, 3)):
+        settings = dict(num_steps=steps, gamma=gamma, refine_steps=refinements)
+        wanted = model.generate(puzzle, num_return_sequences=3, seed=SEEDS, **settings).numpy()
+        flow_map.steps = {str(steps): step_table(model, steps, gamma)}
+        written = flow_map.generate(SEEDS, steps, puzzle[0].numpy(), given, refine_steps=refinements)
+        assert (written == wanted).all()
 
 
 def test_what_the_file_says_of_itself(exported):

@@ -301,7 +301,7 @@ def test_blanks_are_filled_in(go, text, tokenizer):
 def test_a_grid_is_that_of_generate(go, sudoku, steps):
     page = go(puzzle=PUZZLE, seed=5, steps=steps, attempts=3, task="sudoku")
     ids = torch.tensor([[int(cell) for cell in PUZZLE.replace(".", "0")]])
-    filled = sudoku.generate(ids, seed=5, num_steps=steps, num_return_sequences=3, gamma=1.0).numpy()
+    filled = sudoku.generate(ids, seed=5, num_steps=1, refine_steps=steps - 1, num_return_sequences=3).numpy()
     right = is_valid(filled)
     assert grid(page) == filled[right.argmax()].tolist()
     shown = f"{right.sum() or 'None'} of 3 attempts right, number {right.argmax() + 1} is shown: {steps} evaluation"

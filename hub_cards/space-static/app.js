@@ -67,6 +67,10 @@ class Desk {
     if (window.parent !== window) window.parent.postMessage({ hash }, "https://huggingface.co");
   }
 
+  get evaluations() {
+    return Number(this.form.steps.value);
+  }
+
   async run() {
     const run = ++this.runs;
     showValues();
@@ -82,7 +86,7 @@ class Desk {
       const asked = this.ask(this.model);
       const drafts = [];
       let seconds = 0;
-      for await (const draft of this.model.write({ ...asked, steps: Number(this.form.steps.value) })) {
+      for await (const draft of this.model.write(asked)) {
         await wait(0); // the page answers between two evaluations
         if (run !== this.runs) return;
         seconds += draft.seconds;
@@ -174,7 +178,7 @@ class TextDesk extends Desk {
     }
     const length = blanks ? ids.length : context;
     const all = Array.from({ length }, (_, place) => ids[place] ?? mask);
-    return { ids: all, given: all.map((id) => id !== mask), seeds: [Number(this.form.seed.value)] };
+    return { ids: all, given: all.map((id) => id !== mask), seeds: [Number(this.form.seed.value)], steps: this.evaluations };
   }
 
   outcome() {
@@ -285,7 +289,9 @@ class SudokuDesk extends Desk {
     if (this.puzzle.every((digit) => digit)) throw new Refusal("There is no empty cell to fill in.");
     const seed = Number(this.form.seed.value);
     const seeds = Array.from({ length: Number(this.form.attempts.value) }, (_, i) => seed + i);
-    return { ids: this.puzzle, given: this.puzzle.map((digit) => digit > 0), seeds };
+    // After one step the other evaluations are refinements, which settle the surest cells first.
+    const evaluations = { steps: 1, refinements: this.evaluations - 1 };
+    return { ids: this.puzzle, given: this.puzzle.map((digit) => digit > 0), seeds, ...evaluations };
   }
 
   outcome() {

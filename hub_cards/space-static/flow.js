@@ -3,11 +3,12 @@
 import { stepSeed, whiteNoise } from "./noise.js";
 
 const MEND = "Load the page again; if it says the same, the Space has to be built anew (make space-static).";
+const REFINED = 0.75; // the share that the first refinement writes again, as `refine_fraction` of `generate`
 const PARTS = ["model.onnx", "tokenizer.json", "tokenizer_config.json"];
 
 const asJson = (content) => JSON.parse(new TextDecoder().decode(content));
 
-/** What the Space was built with: sizes and sums of its `files`, its `models` by task, `solutions` of puzzles. */
+/** What the Space was built with: sizes and sums of its `files`, its `models` by task, `puzzles`. */
 export async function loadManifest() {
   return asJson(await fetched("models/manifest.json"));
 }
@@ -114,39 +115,68 @@ export class FlowMap {
 
   /**
    * The drafts of sequences from these seeds, one an evaluation of the network; the last ones are the sequences, the
-   * same as those of `model.generate(sampler="flow_map")`.
+   * same as those of `model.generate(sampler="flow_map", num_steps=steps, refine_steps=refinements)`.
    *
    * `ids` are those of every sequence, kept where they are `given`, an array of booleans. A draft has `ids`, an array for
    * each seed, and the `seconds` that it took.
    */
-  async *write({ ids, given, seeds, steps }) {
+  async *write({ ids, given, seeds, steps, refinements = 0 }) {
     const { length: longest, width, noise_width } = this.about;
     const { Tensor } = this.ort;
     const shape = [seeds.length, ids.length];
     const each = (values) => seeds.flatMap(() => values);
-    const noise = (step) => {
-      // Later steps draw one number more per position, as in `generate`: other samplers draw tokens with it.
-      const own = seeds.map((seed) => stepSeed(seed, step));
-      return new Tensor("float32", whiteNoise(own, ids.length, noise_width, longest, step > 0), [...shape, noise_width]);
+    let drawn = 0; // how many times noise was
+    const noise = () => {
+      // Later draws have one number more per position, as in `generate`: other samplers draw tokens with it.
+      const own = seeds.map((seed) => stepSeed(seed, drawn));
+      const numbers = whiteNoise(own, ids.length, noise_width, longest, drawn++ > 0);
+      return new Tensor("float32", numbers, [...shape, noise_width]);
     };
     let before = performance.now();
+    const split = (values) => seeds.map((_, row) => values.slice(row * ids.length, (row + 1) * ids.length));
+    const run = async (row) => {
+      // How much noise comes in, row[0], is above 0 after the first step only with gamma above 0.
+      if (row[0] > 0) feed.noise = noise();
+      feed.step = new Tensor("float32", Float32Array.from(row), [5]);
+      const { token_ids, next_state, confidence } = await this.session.run(feed);
+      const seconds = (performance.now() - before) / 1000;
+      before = performance.now();
+      return { draft: Array.from(token_ids.data, Number), state: next_state, sure: confidence.data, seconds };
+    };
+    const nothing = new Tensor("float32", new Float32Array(seeds.length * ids.length * width), [...shape, width]);
     const feed = {
-      state: new Tensor("float32", new Float32Array(seeds.length * ids.length * width), [...shape, width]),
-      noise: noise(0),
+      state: nothing,
       input_ids: new Tensor("int64", BigInt64Array.from(each(ids), BigInt), shape),
       given: new Tensor("bool", Uint8Array.from(each(given)), shape),
     };
-    for (const [step, row] of this.about.steps[steps].entries()) {
-      const sigma = row[0]; // how much noise comes in: after the first step only with gamma above 0
-      if (step > 0 && sigma > 0) feed.noise = noise(step);
-      feed.step = new Tensor("float32", Float32Array.from(row), [5]);
-      const { token_ids, next_state } = await this.session.run(feed);
-      feed.state = next_state;
-      const drawn = Array.from(token_ids.data, Number);
-      const draft = seeds.map((_, row) => drawn.slice(row * ids.length, (row + 1) * ids.length));
-      const seconds = (performance.now() - before) / 1000;
-      yield { ids: draft, seconds };
+    let draft, sure;
+    for (const row of this.about.steps[steps]) {
+      const done = await run(row);
+      feed.state = done.state;
+      ({ draft, sure } = done);
+      yield { ids: split(draft), seconds: done.seconds };
+      before = performance.now();
+    }
+    feed.state = nothing;
+    for (let number = 0; number < refinements; number++) {
+      const share = REFINED * (1 - number / refinements);
+      const again = split(sure).flatMap((row) => leastCertain(row, given, share));
+      feed.input_ids = new Tensor("int64", BigInt64Array.from(draft, BigInt), shape);
+      feed.given = new Tensor("bool", Uint8Array.from(again, (written) => !written), shape);
+      const done = await run([1, 0, 0, 0, 0]); // asks for the denoiser at the start
+      draft = done.draft;
+      sure = sure.map((old, place) => (again[place] ? done.sure[place] : old));
+      yield { ids: split(draft), seconds: done.seconds };
       before = performance.now();
     }
   }
+}
+
+/** Which tokens of a sequence a refinement writes again: a share of those that are not given, the least certain ones. */
+export function leastCertain(confidence, given, share) {
+  const free = given.flatMap((kept, place) => (kept ? [] : [place]));
+  const count = Math.ceil(Math.fround(free.length * Math.fround(share))); // as `generate` computes it, in float32
+  free.sort((one, other) => confidence[one] - confidence[other]); // stable
+  const again = new Set(free.slice(0, count));
+  return given.map((_, place) => again.has(place));
 }
