@@ -88,6 +88,12 @@ KINDS = {
     ),
 }
 
+# What the map of 9x9 Sudoku was trained on besides.
+PUZZLES = (
+    " Of 20,000 of them puzzles with one solution, of 28 clues or more, in ten images each "
+    "(`examples/sudoku/make_puzzles.py`)."
+)
+
 
 def card(folder: Path, results: dict[str, list[Row]]) -> str:
     """The card of one shipped repository, from the measurements of all.
@@ -117,6 +123,8 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         how = f"with the {objective} objective"
         if objective == MATCHING:
             how = "then matched to masked diffusion by its own texts (distribution matching)"
+        elif recipe.training.get("unique_completion"):
+            how += "; with given tokens trained on the data itself, since these decide the others"
         method = f"Method: distilled from its flow, `{teacher}`, {how}."
     return model_card(
         name=name,
@@ -124,7 +132,7 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         parameters=size(folder),
         writes=kind.writes,
         num_steps=1 if teacher else 64,
-        made=[method, f"Data: {kind.data}", *trained(folder, recipe)],
+        made=[method, f"Data: {kind.data}{PUZZLES if recipe.data.given_column else ''}", *trained(folder, recipe)],
         quality=f"{measured}\n\n{table([{k: v for k, v in row.items() if k != 'model'} for row in rows])}",
         limits=kind.limits,
         samples=[Samples(**group) for group in samples[name]],
@@ -148,11 +156,15 @@ def trained(folder: Path, recipe: Recipe) -> list[str]:
     minutes = end["train_runtime"] * steps / timed / 60
     resumed = f" (from the last {timed:,} steps: it was interrupted)" if timed < steps else ""
     kept = recipe.training.get("conditioning_rate", 0)
-    prompts = ", so prompts and blanks (the mask token) are honoured" if kept else "; prompts were not trained for"
+    honoured = "so prompts and blanks (the mask token) are honoured"
+    conditioning = f"{kept:.0%} of the rows were trained with a random part of their tokens given"
+    conditioning += f", {honoured}." if kept else "; prompts were not trained for."
+    if recipe.data.given_column:
+        conditioning = f"the clues of puzzles were given in training, {honoured}."
     return [
         f"Recipe: `recipe.yaml` ({steps:,} steps of {batch} rows, seed {recipe.training.get('seed', 42)}); log: "
         f"`training_log.jsonl`; {minutes:.0f} minutes on one or two CPU cores{resumed}.",
-        f"Conditioning: {kept:.0%} of the rows were trained with a random part of their tokens given{prompts}.",
+        f"Conditioning: {conditioning}",
     ]
 
 
