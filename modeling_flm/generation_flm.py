@@ -191,23 +191,19 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
                 ids, known = prompt[job.rows], keep[job.rows]
                 its_seeds = [seeds[row] for row in job.rows]
                 for number, window in enumerate(job.windows):
-                    window_seeds = its_seeds if number == 0 else step_seeds(its_seeds, _WINDOW + number)
-                    predictor = window_predictor(
-                        self, ids[:, window], known[:, window], window_seeds, tokens, call, job.lengths(window)
-                    )
+                    of_noise = its_seeds if number == 0 else step_seeds(its_seeds, _WINDOW + number)
+                    part = ids[:, window], known[:, window], of_noise
+                    predictor = window_predictor(self, *part, tokens, call, job.lengths(window))
                     ids[:, window] = self._integrate(predictor, config, watch, job.told(reward_fn))
                     known[:, window] = True
                 sequences[job.rows] = ids
         if ends is not None:
-            written_ends = torch.isin(sequences, ends) & ~keep
-            past = written_ends.cumsum(1) - written_ends.int() > 0  # positions after the first of them
-            sequences = sequences.masked_fill(past & ~keep, config.pad_token_id)
+            sequences = _padded_past(ends, sequences, keep, config.pad_token_id)
         if not config.return_dict_in_generate and not output_trajectory:
             return sequences
         of_window = passes * predictor.evaluations + (0 if reward_fn is None else config.num_steps - 1)
-        trajectory, confidence = (
-            (torch.stack(x) for x in zip(*watch.drafts, strict=True)) if watch.drafts else (None,) * 2
-        )
+        drafts = (torch.stack(x) for x in zip(*watch.drafts, strict=True)) if watch.drafts else (None, None)
+        trajectory, confidence = drafts
         return FlowGenerationOutput(
             sequences=sequences,
             attention_mask=text.long(),
@@ -289,6 +285,13 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         denoise = torch.compile(self.denoise, **options.to_dict())
         # A CUDA graph writes each result into the same memory, so it is copied: guidance needs two of them at once.
         return lambda *args, **mask: denoise(*args, **mask).clone()
+
+
+def _padded_past(ends: Tensor, sequences: Tensor, keep: Tensor, pad: int) -> Tensor:
+    """`sequences` (batch, length) with `pad` after the first written token among `ends`, but for kept tokens."""
+    written = torch.isin(sequences, ends) & ~keep
+    past = written.cumsum(1) - written.int() > 0
+    return sequences.masked_fill(past & ~keep, pad)
 
 
 def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
