@@ -53,7 +53,7 @@ class Desk {
 
   /** Fill the fields from the address. */
   read(address) {
-    this.form.steps.value = within(address, "steps", 1, 8, 1);
+    this.form.steps.value = within(address, "steps", 1, 8, this.usual);
     this.form.seed.value = within(address, "seed", 0, 2 ** 32 - 1, anySeed());
   }
 
@@ -146,6 +146,7 @@ class Desk {
 
 class TextDesk extends Desk {
   unit = "tokens";
+  usual = 1; // evaluations
 
   constructor() {
     super("text", element("write"));
@@ -207,6 +208,7 @@ class TextDesk extends Desk {
 
 class SudokuDesk extends Desk {
   unit = "cells";
+  usual = 8;
 
   constructor() {
     super("sudoku", element("fill"));
