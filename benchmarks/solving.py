@@ -3,8 +3,8 @@
     flm distill recipes/sudoku-puzzles.yaml training.save_total_limit=null    # keeps every checkpoint
     python -m benchmarks.solving runs/sudoku-puzzles/checkpoint-*
 
-Checkpoints have averaged weights. The puzzles are those of `benchmarks.few_step`, its first seed alone: 100 of each
-number of clues, and 100 grids from nothing.
+`checkpoint-0` is a copy of the map that the training starts from. Checkpoints have averaged weights. The puzzles are
+those of `benchmarks.few_step`, its first seed alone: 100 of each number of clues, and 100 grids from nothing.
 """
 
 import argparse
