@@ -146,7 +146,8 @@ def test_the_eulerian_trainer_has_cross_entropy_on_the_diagonal(tmp_path, monkey
         return States(value, torch.zeros_like(value), torch.zeros(6, 24, dtype=torch.bool))
 
     monkeypatch.setattr(trainer, "_states", lambda *_: (recorded(student), recorded(student), recorded(teacher)))
-    batch = {"input_ids": LOSSES["in.x0"].long(), "labels": LOSSES["in.x0"].long(), "diagonal": np.isin(range(6), on)}
+    batch = {"input_ids": LOSSES["in.x0"].long(), "labels": LOSSES["in.x0"].long()}
+    batch |= {"diagonal": np.isin(range(6), on), "unique": np.zeros(6, dtype=bool)}
     batch |= {"timesteps": start, "middle_timesteps": start, "target_timesteps": end}
     of_jumps = LOSSES["esd.loss"][off] * step_of(student.clock, start[off], end[off]).square()
     expected = torch.cat([LOSSES["esd.diag_loss_if_tau_tau"], of_jumps]).mean()

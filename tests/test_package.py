@@ -76,7 +76,7 @@ def test_the_wheel_works_away_from_the_checkout_and_in_one(wheel, tmp_path):
     assert len(said) == 3 and all(
         "lie in a checkout of the repository, not in the installed package" in s for s in said
     )
-    assert "grids of 4x4 Sudoku" in done.stdout and "examples/sudoku/9x9/validation.parquet" in done.stdout
+    assert "grids of 4x4 Sudoku" in done.stdout and "examples/sudoku/9x9/puzzles.txt" in done.stdout
 
 
 def test_what_is_installed_is_within_the_bounds_and_what_is_tested():

@@ -173,11 +173,11 @@ def test_a_malformed_puzzle_is_refused(text, message):
 
 
 def test_right_attempts_are_counted_and_one_is_shown(sudoku):
-    message, table = app.fill_in(sudoku, PUZZLE, 1, 16, 0)
+    message, table = app.fill_in(sudoku, PUZZLE, 4, 16, 0)
     ids = torch.tensor([[int(digit) for digit in PUZZLE.replace(".", "0")]])
-    filled = sudoku.model.generate(ids, num_steps=1, num_return_sequences=16, seed=0).numpy()
+    filled = sudoku.model.generate(ids, num_steps=1, refine_steps=3, num_return_sequences=16, seed=0).numpy()
     right = is_valid(filled)
-    assert right.any() and message.startswith(f"**{right.sum()} of 16 attempts right**, in 1 evaluation of the")
+    assert right.any() and message.startswith(f"**{right.sum()} of 16 attempts right**, in 4 evaluations of the")
     texts, given = cells_of(table)
     assert [int(text) for text in texts] == filled[right.argmax()].tolist()
     assert given == [digit not in ".0" for digit in PUZZLE]
