@@ -129,9 +129,11 @@ def one_row_each(
             1 at given tokens, which trainers keep clean and do not score.
 
     Raises:
-        ValueError: if a column is missing, a document does not have exactly `length` tokens, or a given token is
-            another one than the document's.
+        ValueError: if a column is missing, a document does not have exactly `length` tokens, a given token is another
+            one than the document's, or `given_column` is named and the tokenizer has no mask token.
     """
+    if given_column is not None and tokenizer.mask_token_id is None:
+        raise ValueError("`given_column` needs a tokenizer with a mask token, which stands for what is to be written.")
     columns = _columns(dataset, text_column, given_column)
     names = ["input_ids"] if given_column is None else ["input_ids", "conditioning_mask"]
     options: dict[str, Any] = {

@@ -75,6 +75,10 @@ def test_rows_with_given_tokens():
     wrong = Dataset.from_dict({"text": ["1234"], "given": ["2..4"]})
     with pytest.raises(ValueError, match=r"given tokens must be those of the document, but those of '2\.\.4' are not"):
         one_row_each(wrong, digits, 4, given_column="given")
+    digits_alone = tokenizer(4)
+    digits_alone.mask_token = None
+    with pytest.raises(ValueError, match="`given_column` needs a tokenizer with a mask token"):
+        one_row_each(documents, digits_alone, 4, given_column="given")
     with pytest.raises(ValueError, match="There is no column `clues`"):
         one_row_each(documents, digits, 4, given_column="clues")
 

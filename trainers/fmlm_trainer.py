@@ -119,15 +119,12 @@ class FMLMTrainer(FLMTrainer):
         names = ("timesteps", "middle_timesteps", "target_timesteps")
         for name, tau in zip(names, pairs[:3], strict=True):
             batch[name] = torch.from_numpy(tau).to(device, non_blocking=True)
-        given = np.zeros(len(places), dtype=bool)
-        if self.args.unique_completion:
-            written = (batch["labels"] != -100) | (batch.get("attention_mask", torch.ones((), device=device)) == 0)
-            given = ~written.all(1).cpu().numpy()
-            of_pair = torch.from_numpy(given).to(device)
-            batch["timesteps"] = batch["timesteps"].masked_fill(of_pair, 0)
-            jumps = torch.from_numpy(~pairs.diagonal).to(device).float()
-            batch["target_timesteps"] = torch.where(of_pair, jumps, batch["target_timesteps"])
-        batch["diagonal"], batch["unique"] = pairs.diagonal & ~given, given  # stay on the host
+        unique = _have_given(batch) if self.args.unique_completion else np.zeros(len(places), dtype=bool)
+        if unique.any():
+            rows, jumps = (torch.from_numpy(side).to(device) for side in (unique, ~pairs.diagonal))
+            batch["timesteps"] = batch["timesteps"].masked_fill(rows, 0)
+            batch["target_timesteps"] = torch.where(rows, jumps.float(), batch["target_timesteps"])
+        batch["diagonal"], batch["unique"] = pairs.diagonal & ~unique, unique  # stay on the host
         return batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -233,6 +230,13 @@ class FMLMTrainer(FLMTrainer):
             logs |= {name: mean for name, mean, count in means if count > 0}
             self._sums.clear()
         super().log(logs, start_time)
+
+
+def _have_given(batch: dict) -> np.ndarray:
+    """Whether each row has given tokens, which are not scored and no padding: bool (rows,), on the host."""
+    labels = batch["labels"]
+    attended = batch.get("attention_mask", torch.ones_like(labels)) != 0
+    return ((labels == -100) & attended).any(1).cpu().numpy()
 
 
 def shared_noise(
