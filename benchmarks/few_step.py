@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
 from benchmarks.ingredients import Stories, add_stories
-from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, Row, measure_parts, number, over_seeds, show, table
+from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, Row, measure_parts, number, over_seeds, show, shown, table
 from evaluation.masked import sample_masked
 from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses
@@ -87,7 +87,7 @@ def coverage() -> list[Row]:
 
 
 def sudoku() -> list[Row]:
-    return [row for solver in SOLVERS for row in solver_rows(*solver)]
+    return shown(row for solver in SOLVERS for row in solver_rows(*solver))
 
 
 def solver_rows(name: str, sampler: str, settings: str, evaluations: tuple[int, ...]) -> Iterator[Row]:
@@ -96,9 +96,7 @@ def solver_rows(name: str, sampler: str, settings: str, evaluations: tuple[int, 
         steps, asked = WAYS[settings](n)
         of_grids, of_puzzles = (partial(way, model, sampler, steps, **asked) for way in (unconditional, solved))
         row: Row = {"model": name, "sampler": sampler, "settings": settings, "steps": n}
-        row |= from_nothing_and_clues(of_grids, of_puzzles)
-        show(row)
-        yield row
+        yield row | from_nothing_and_clues(of_grids, of_puzzles)
 
 
 def masked_sudoku() -> list[Row]:

@@ -9,11 +9,10 @@ those of `benchmarks.few_step`, its first seed alone: 100 of each number of clue
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 from benchmarks.few_step import CLUES, LARGE_GRIDS, PUZZLES, load, solved, unconditional
-from benchmarks.results import ROOT, SEEDS, Row, page, show, table
+from benchmarks.results import ROOT, SEEDS, Row, number, page, shown, table
 
 RESULTS = ROOT / "benchmarks" / "solving.json"
 EVALUATIONS = (1, 4)  # of puzzles, refined after the first
@@ -26,8 +25,8 @@ def measure(checkpoint: Path) -> Row:
     row: Row = {"step": int(checkpoint.name.split("-")[-1])}
     for n in EVALUATIONS:
         for clues in CLUES:
-            way = partial(solved, model, "flow_map", 1, refine_steps=n - 1)
-            row[f"{clues} clues in {n}"] = way(clues=clues, count=PUZZLES, seed=seed)[f"solved, {clues} clues"]
+            (share,) = solved(model, "flow_map", 1, clues, PUZZLES, seed, refine_steps=n - 1).values()
+            row[f"{clues} clues in {n}"] = share
     grids = unconditional(model, "flow_map", 1, LARGE_GRIDS, seed, refine_steps=FROM_NOTHING - 1)
     return row | {f"from nothing in {FROM_NOTHING}": grids["valid"]}
 
@@ -46,11 +45,8 @@ def report(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sudoku solved by the checkpoints of a training of the map.")
     parser.add_argument("checkpoints", nargs="+", type=Path, help="folders checkpoint-N")
-    folders = sorted(parser.parse_args().checkpoints, key=lambda folder: int(folder.name.split("-")[-1]))
-    rows = []
-    for folder in folders:
-        rows.append(measure(folder))
-        show(rows[-1])
+    rows = shown(map(measure, parser.parse_args().checkpoints))
+    rows.sort(key=lambda row: number(row["step"]))
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
     RESULTS.with_suffix(".md").write_text(report(rows))
 

@@ -132,15 +132,19 @@ def one_row_each(
         ValueError: if a column is missing, a document does not have exactly `length` tokens, a given token is another
             one than the document's, or `given_column` is named and the tokenizer has no mask token.
     """
-    if given_column is not None and tokenizer.mask_token_id is None:
-        raise ValueError("`given_column` needs a tokenizer with a mask token, which stands for what is to be written.")
-    columns = _columns(dataset, text_column, given_column)
-    names = ["input_ids"] if given_column is None else ["input_ids", "conditioning_mask"]
+    read, made = [text_column], ["input_ids"]
+    if given_column is not None:
+        if tokenizer.mask_token_id is None:
+            raise ValueError(
+                "`given_column` needs a tokenizer with a mask token: it stands for what is to be written."
+            )
+        read, made = [*read, given_column], [*made, "conditioning_mask"]
+    columns = _columns(dataset, *read)
     options: dict[str, Any] = {
         "batched": True,
-        "input_columns": [text_column] if given_column is None else [text_column, given_column],
+        "input_columns": read,
         "remove_columns": columns,
-        "features": Features({name: List(Value("int32")) for name in names}),
+        "features": Features({name: List(Value("int32")) for name in made}),
         "fn_kwargs": {"tokenizer": tokenizer, "length": length},
     }
     if isinstance(dataset, IterableDataset):
@@ -151,7 +155,7 @@ def one_row_each(
 def _tokenise_rows(
     texts: list[str], given: list[str] | None = None, *, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> dict[str, list[list[int]]]:
-    def ids(documents: list[str]) -> np.ndarray:
+    def ids(documents: list[str]) -> list[list[int]]:
         rows = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
         for text, row in zip(documents, rows, strict=True):
             if len(row) != length:
@@ -159,25 +163,25 @@ def _tokenise_rows(
                     f"the document {text[:40]!r} has {len(row)} tokens, but the model's rows have {length}: with "
                     "`packing: rows` each document must fill one."
                 )
-        return np.array(rows)
+        return rows
 
     rows = ids(texts)
     if given is None:
-        return {"input_ids": rows.tolist()}
-    clues = ids(given)
+        return {"input_ids": rows}
+    clues = np.array(ids(given))
     kept = clues != tokenizer.mask_token_id
-    if (wrong := (kept & (clues != rows)).any(1)).any():
+    if (wrong := (kept & (clues != np.array(rows))).any(1)).any():
         raise ValueError(
             f"given tokens must be those of the document, but those of {given[wrong.argmax()]!r} are not."
         )
-    return {"input_ids": rows.tolist(), "conditioning_mask": kept.astype(int).tolist()}
+    return {"input_ids": rows, "conditioning_mask": kept.astype(int).tolist()}
 
 
-def _columns(dataset: Dataset | IterableDataset, *needed: str | None) -> list[str]:
+def _columns(dataset: Dataset | IterableDataset, *needed: str) -> list[str]:
     """All columns' names. Raises if a `needed` one is missing. A stream may only know them from its first row."""
     columns = dataset.column_names or list(next(iter(dataset), {}))
     for name in needed:
-        if name is not None and name not in columns:
+        if name not in columns:
             raise ValueError(f"There is no column `{name}` in the corpus; its columns are {columns}.")
     return columns
 

@@ -195,7 +195,14 @@ def _packed(recipe: Recipe, source, tokenizer, length: int):
     data = recipe.data
     documents = load_text(DataSource.parse(source, recipe.folder), data.streaming, data.documents == "files")
     if data.packing == "rows":
-        return one_row_each(documents, tokenizer, length, data.text_column, data.num_proc, data.given_column)
+        return one_row_each(
+            documents,
+            tokenizer,
+            length,
+            text_column=data.text_column,
+            num_proc=data.num_proc,
+            given_column=data.given_column,
+        )
     return pack(
         documents,
         tokenizer,

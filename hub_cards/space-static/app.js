@@ -179,7 +179,8 @@ class TextDesk extends Desk {
     }
     const length = blanks ? ids.length : context;
     const all = Array.from({ length }, (_, place) => ids[place] ?? mask);
-    return { ids: all, given: all.map((id) => id !== mask), seeds: [Number(this.form.seed.value)], steps: this.evaluations };
+    const given = all.map((id) => id !== mask);
+    return { ids: all, given, seeds: [Number(this.form.seed.value)], steps: this.evaluations };
   }
 
   outcome() {

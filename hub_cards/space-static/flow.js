@@ -140,7 +140,6 @@ export class FlowMap {
       feed.step = new Tensor("float32", Float32Array.from(row), [5]);
       const { token_ids, next_state, confidence } = await this.session.run(feed);
       const seconds = (performance.now() - before) / 1000;
-      before = performance.now();
       return { draft: Array.from(token_ids.data, Number), state: next_state, sure: confidence.data, seconds };
     };
     const nothing = new Tensor("float32", new Float32Array(seeds.length * ids.length * width), [...shape, width]);
@@ -173,7 +172,7 @@ export class FlowMap {
 }
 
 /** Which tokens of a sequence a refinement writes again: a share of those that are not given, the least certain ones. */
-export function leastCertain(confidence, given, share) {
+function leastCertain(confidence, given, share) {
   const free = given.flatMap((kept, place) => (kept ? [] : [place]));
   const count = Math.ceil(Math.fround(free.length * Math.fround(share))); // as `generate` computes it, in float32
   free.sort((one, other) => confidence[one] - confidence[other]); // stable

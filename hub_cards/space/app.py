@@ -18,7 +18,6 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
-from datasets.utils.logging import disable_progress_bar
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -358,7 +357,6 @@ def build(text_model: str, sudoku_model: str, ar_model: str, seed: int = 0) -> g
 def serve(port: int | None = None, seed: int = 0) -> None:
     """Serve the app until it is interrupted, at `port` or at the first free port from 7860."""
     logging.disable_progress_bar()
-    disable_progress_bar()
     text, sudoku, ar = map(model_name, MODELS)
     app = build(text, sudoku, ar, seed)
     app.launch(server_port=port, theme=THEME, css=CSS, ssr_mode=False, footer_links=["gradio", "settings"])
