@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult
 
 from benchmarks.few_step import GRIDS, LARGE_GRIDS, PUZZLES, RESULTS
 from benchmarks.results import HUB, SEEDS, Row, number, table
+from examples.sudoku import make_puzzles
 from hub_cards.folder import drawn, size
 from trainers.model_card import Samples, model_card
 from trainers.recipe import Recipe, load_recipe
@@ -90,8 +91,8 @@ KINDS = {
 
 # What the map of 9x9 Sudoku was trained on besides.
 PUZZLES = (
-    " Of 20,000 of them puzzles with one solution, of 28 clues or more, in ten images each "
-    "(`examples/sudoku/make_puzzles.py`)."
+    f" Of {make_puzzles.PUZZLES:,} of them puzzles with one solution, of {make_puzzles.CLUES[0]} clues or more, in "
+    f"{make_puzzles.IMAGES} images each (`examples/sudoku/make_puzzles.py`)."
 )
 
 
@@ -156,15 +157,16 @@ def trained(folder: Path, recipe: Recipe) -> list[str]:
     minutes = end["train_runtime"] * steps / timed / 60
     resumed = f" (from the last {timed:,} steps: it was interrupted)" if timed < steps else ""
     kept = recipe.training.get("conditioning_rate", 0)
-    honoured = "so prompts and blanks (the mask token) are honoured"
-    conditioning = f"{kept:.0%} of the rows were trained with a random part of their tokens given"
-    conditioning += f", {honoured}." if kept else "; prompts were not trained for."
+    given = f"{kept:.0%} of the rows were trained with a random part of their tokens given"
     if recipe.data.given_column:
-        conditioning = f"the clues of puzzles were given in training, {honoured}."
+        given = "the clues of puzzles were given in training"
+    prompts = "; prompts were not trained for"
+    if kept or recipe.data.given_column:
+        prompts = ", so prompts and blanks (the mask token) are honoured"
     return [
         f"Recipe: `recipe.yaml` ({steps:,} steps of {batch} rows, seed {recipe.training.get('seed', 42)}); log: "
         f"`training_log.jsonl`; {minutes:.0f} minutes on one or two CPU cores{resumed}.",
-        f"Conditioning: {conditioning}",
+        f"Conditioning: {given}{prompts}.",
     ]
 
 

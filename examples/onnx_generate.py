@@ -16,8 +16,6 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-REFINED = 0.75  # the share that the first refinement writes again, as `refine_fraction` of `generate`
-
 
 class FlowMap:
     """An exported flow map.
@@ -39,7 +37,7 @@ class FlowMap:
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.about = self.session.get_modelmeta().custom_metadata_map
         self.steps = json.loads(self.about["steps"])
-        self.length = int(self.about["length"])
+        self.length, self.refine_fraction = int(self.about["length"]), float(self.about["refine_fraction"])
         shapes = {entry.name: entry.shape for entry in self.session.get_inputs()}
         self.state_width, self.noise_width = shapes["state"][2], shapes["noise"][2]
 
@@ -61,7 +59,7 @@ class FlowMap:
             given (`np.ndarray`, *optional*): (P,) bool, which of them to keep; the others are filled in. Default: all.
             length (`int`, *optional*): ids per sequence, with the prompt. Default: the model's own.
             refine_steps (`int`): number of refinements after these steps. Each writes the least certain tokens again,
-                given the others: three quarters of them at first, then fewer and fewer, as `model.generate` does.
+                given the others: a share `refine_fraction` of them at first, then fewer, as `model.generate` does.
         """
         if str(num_steps) not in self.steps:
             raise ValueError(f"exported were {', '.join(self.steps)} steps, not {num_steps} (flm export --num-steps).")
@@ -92,7 +90,7 @@ class FlowMap:
             tokens, state, confidence = run(row, state, ids, kept)
         free = (~kept).sum(1, keepdims=True)
         for number in range(refine_steps):
-            count = np.ceil(free * np.float32(REFINED * (1 - number / refine_steps)))
+            count = np.ceil(free * np.float32(self.refine_fraction * (1 - number / refine_steps)))
             order = np.where(kept, np.inf, confidence).argsort(1, kind="stable").argsort(1)
             again = (order < count) & ~kept
             tokens, _, new = run([1, 0, 0, 0, 0], nothing, tokens, ~again)

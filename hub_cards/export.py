@@ -38,6 +38,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import modeling_flm  # noqa: F401  registers the model types
 from modeling_flm import FMLMModel
+from modeling_flm.generation_config_flm import REFINE_FRACTION
 
 from .push import weights
 
@@ -250,6 +251,7 @@ def _metadata(folder: Path, model: FMLMModel, num_steps: Sequence[int], gamma: f
         "bos_token_id": "" if config.bos_token_id is None else str(config.bos_token_id),
         "clock": f"tau(t) of a vocabulary of {config.vocab_size}, arXiv 2602.16813, section 3.2",
         "gamma": str(gamma),
+        "refine_fraction": str(REFINE_FRACTION),
         "steps": json.dumps({str(n): step_table(model, n, gamma) for n in num_steps}),
         "tokenizer": "tokenizer.json",
         "license": (card.data.license if card else None) or "not stated",

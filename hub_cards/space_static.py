@@ -74,7 +74,8 @@ def export_model(name: str, into: Path) -> dict[str, Any]:
     numbers = {key: int(told[key]) if told[key] else None for key in ("length", "mask_token_id", "bos_token_id")}
     texts = {key: told[key] for key in ("license", "source_sha256", "made_by")}
     widths = {"width": width["state"], "noise_width": width["noise"]}
-    return {"name": name, **texts, **numbers, **widths, "steps": json.loads(told["steps"])}
+    tables = {key: json.loads(told[key]) for key in ("steps", "refine_fraction")}
+    return {"name": name, **texts, **numbers, **widths, **tables}
 
 
 def vendor(folder: Path, into: Path) -> None:

@@ -10,6 +10,7 @@ from transformers.generation import GenerationConfig
 from .configuration_flm import is_integer, is_number
 from .samplers_flm import SAMPLERS
 
+REFINE_FRACTION = 0.75  # the default of `refine_fraction`
 Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and a function that checks it
 
 

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from .drafts_flm import Watch
-from .generation_config_flm import FlowGenerationConfig, set_values
+from .generation_config_flm import REFINE_FRACTION, FlowGenerationConfig, set_values
 from .guidance_flm import Lookahead, Predictor, reward_gradient
 from .noise_flm import step_seeds
 from .requests_flm import FlowRequests, spread_seeds
@@ -246,7 +246,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
                     ahead = ahead + scale * reward_gradient(predictor, reward_fn, state, tau[step])
                 state = ahead
             watch.bar.update()
-        most = 0.75 if config.refine_fraction is None else config.refine_fraction
+        most = REFINE_FRACTION if config.refine_fraction is None else config.refine_fraction
         for number in range(refinements):
             share = most * (1 - number / refinements)
             draft, confidence = self._refine(draft, confidence, predictor, sampler, share)

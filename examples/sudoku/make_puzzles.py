@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
-from examples.sudoku.make_grids import BLANK, symmetry
-from examples.sudoku.puzzles import dig
+from examples.sudoku.make_grids import symmetry
+from examples.sudoku.puzzles import as_line, dig, read_grids
 
 FOLDER = Path(__file__).parent / "9x9"
 PUZZLES, IMAGES = 20_000, 10
@@ -37,12 +37,10 @@ def images(grid: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[np.ndar
 
 def main() -> None:
     rng = np.random.default_rng(1)
-    lines = load_dataset("parquet", data_files=str(FOLDER / "train.parquet"), split="train")["text"]
-    grids = [np.array([int(digit) for digit in line]) for line in lines[: PUZZLES + WHOLE]]
+    grids = read_grids(FOLDER / "train.parquet", PUZZLES + WHOLE)
     rows = [row for grid in grids[:PUZZLES] for row in images(grid, rng)]
     rows += [(grid, np.zeros_like(grid)) for grid in grids[PUZZLES:]]
-    text, given = (["".join(map(str, line)) for line in lines] for lines in zip(*rows, strict=True))
-    given = [line.replace("0", BLANK) for line in given]
+    text, given = (list(map(as_line, column)) for column in zip(*rows, strict=True))
     Dataset.from_dict({"text": text, "given": given}).to_parquet(FOLDER / "puzzles.parquet")
 
 

@@ -106,8 +106,18 @@ def dig(grid: np.ndarray, clues: int, rng: np.random.Generator, attempts: int = 
 
 def held_out_grids(count: int | None = None) -> np.ndarray:
     """Digits (count, 81) of the first 9x9 grids that no model was trained on; all of them by default."""
-    text = load_dataset("parquet", data_files=str(HELD_OUT), split="train")["text"]
+    return read_grids(HELD_OUT, count)
+
+
+def read_grids(file: Path, count: int | None = None) -> np.ndarray:
+    """Digits (count, 81) of the first grids of a file that `make_grids.py` wrote; all of them by default."""
+    text = load_dataset("parquet", data_files=str(file), split="train")["text"]
     return np.array([[int(digit) for digit in line] for line in text[:count]])
+
+
+def as_line(grid: np.ndarray) -> str:
+    """A grid or puzzle (81,) as 81 characters, a dot where it is 0."""
+    return "".join(str(digit) if digit else "." for digit in grid)
 
 
 def unique_puzzles(clues: int, count: int, seed: int) -> np.ndarray:
@@ -126,8 +136,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     options = parser.parse_args()
     for puzzle in unique_puzzles(options.clues, options.count, options.seed):
-        grid = solutions(puzzle)[0]
-        print("".join("." if digit == 0 else str(digit) for digit in puzzle), "".join(map(str, grid)))
+        print(as_line(puzzle), as_line(solutions(puzzle)[0]))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import { stepSeed, whiteNoise } from "./noise.js";
 
 const MEND = "Load the page again; if it says the same, the Space has to be built anew (make space-static).";
-const REFINED = 0.75; // the share that the first refinement writes again, as `refine_fraction` of `generate`
 const PARTS = ["model.onnx", "tokenizer.json", "tokenizer_config.json"];
 
 const asJson = (content) => JSON.parse(new TextDecoder().decode(content));
@@ -121,7 +120,7 @@ export class FlowMap {
    * each seed, and the `seconds` that it took.
    */
   async *write({ ids, given, seeds, steps, refinements = 0 }) {
-    const { length: longest, width, noise_width } = this.about;
+    const { length: longest, width, noise_width, refine_fraction } = this.about;
     const { Tensor } = this.ort;
     const shape = [seeds.length, ids.length];
     const each = (values) => seeds.flatMap(() => values);
@@ -158,7 +157,7 @@ export class FlowMap {
     }
     feed.state = nothing;
     for (let number = 0; number < refinements; number++) {
-      const share = REFINED * (1 - number / refinements);
+      const share = refine_fraction * (1 - number / refinements);
       const again = split(sure).flatMap((row) => leastCertain(row, given, share));
       feed.input_ids = new Tensor("int64", BigInt64Array.from(draft, BigInt), shape);
       feed.given = new Tensor("bool", Uint8Array.from(again, (written) => !written), shape);

@@ -282,8 +282,8 @@ def sudoku_tab(sudoku: Loaded, seed: int) -> None:
     puzzles = (ROOT / PUZZLES).read_text().splitlines()
     first = new_puzzle(puzzles, CLUES, rng)
     gr.Markdown(
-        f"{sudoku.described} fills in all empty cells at once. It has learned from grids alone; nobody told it the "
-        "rules. The puzzles have one solution, a grid that is held out; or type in your own."
+        f"{sudoku.described} fills in all empty cells at once. It has learned from grids and puzzles alone; "
+        "nobody told it the rules. The puzzles have one solution, a grid that is held out; or type in your own."
     )
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
