@@ -3,6 +3,7 @@
     python -m benchmarks.ingredients                                      # every part, on the data of the recipe
     python -m benchmarks.ingredients flow-lr-3e-3 --training-seeds 42     # one part; the others stay as they were
     python -m benchmarks.ingredients --train ./stories.parquet --validation ./held-out.parquet    # on other files
+    python -m benchmarks.ingredients --set training.bf16=true             # an entry of the recipe changed for all
 
 A part is `recipes/tinystories.yaml` with some entries changed, for a flow, for masked diffusion (`baselines/mdlm.py`)
 or for a GPT-2 (`baselines/ar.py`), each on the same rows. Runs are kept in runs/ingredients: one that was stopped goes
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-import modeling_flm  # noqa: F401  registers the model types
+import benchmarks.prototypes  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
 from benchmarks.results import ROOT, Row, measure_parts, over_seeds, show, table
 from evaluation.measures import apart
@@ -50,11 +51,13 @@ class Variant:
         overrides (`list[str]`): as for `flm train`.
         masked (`str`, *optional*): the variant of masked diffusion whose weights it starts from, trained for MASKED of
             the TRAINING_STEPS: the flow has the rest.
+        prototype (`str`, *optional*): the trainer of `benchmarks.prototypes` that trains it.
     """
 
     kind: str
     overrides: list[str] = field(default_factory=list)
     masked: str | None = None
+    prototype: str | None = None
 
     @property
     def suffix(self) -> str:
@@ -64,6 +67,8 @@ class Variant:
     @property
     def command(self) -> list[str]:
         """What trains it, and goes on where it was stopped; overrides follow."""
+        if self.prototype is not None:
+            return ["benchmarks.prototypes", self.prototype, str(RECIPE)]
         if self.kind == "flow":
             return ["command.main", "train", str(RECIPE), "--resume"]
         return [f"benchmarks.baselines.{self.suffix[1:]}", str(RECIPE)]
@@ -73,6 +78,11 @@ def _rates(kind: str, *rates: str) -> dict[str, Variant]:
     return {f"{kind}-lr-{rate}": Variant(kind, [f"training.learning_rate={rate}"]) for rate in rates}
 
 
+def _size(width: int, depth: int, heads: int) -> list[str]:
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth}
+    return [f"model.{name}={value}" for name, value in (sizes | {"num_attention_heads": heads}).items()]
+
+
 VARIANTS = {
     **_rates("flow", "1.5e-3", "3e-3"),
     **_rates("masked", "1e-3", "2e-3", "4e-3"),
@@ -80,6 +90,13 @@ VARIANTS = {
     "flow-from-masked": Variant("flow", masked="masked-lr-2e-3"),
     # A part of a sequence clean, uniform in [0, 1], in that share of the sequences; the recipe has a tenth.
     **{f"flow-clean-{share}": Variant("flow", [f"training.conditioning_rate={share}"]) for share in ("0", "0.5")},
+    # Width and depth with as many multiplications a token as the recipe's 192 and 4 blocks.
+    "flow-128-wide-10-deep": Variant("flow", _size(128, 10, heads=4)),
+    "flow-256-wide-2-deep": Variant("flow", _size(256, 2, heads=8)),
+    "flow-muon": Variant("flow", prototype="muon"),
+    "flow-self-conditioned": Variant("flow", ["model.type=self-conditioned"], prototype="adamw"),
+    "flow-unit-rows": Variant("flow", ["model.type=unit-rows"], prototype="adamw"),
+    "flow-unit-rows-from-masked": Variant("flow", ["model.type=unit-rows"], "masked-lr-2e-3", "adamw"),
 }
 
 
@@ -89,10 +106,12 @@ class Stories:
 
     Args:
         train, validation: what the recipe's `data` would name.
+        changed (`list[str]`): entries of the recipe that are other for every training, as for `flm train`.
     """
 
     train: str | dict
     validation: str | dict
+    changed: list[str] = field(default_factory=list)
 
     @cached_property
     def tokenizer(self):
@@ -162,7 +181,7 @@ def train(stories: Stories, name: str, seed: int, steps: int = TRAINING_STEPS) -
         overrides = [f"training.max_steps={steps}", f"training.seed={seed}", f"training.output_dir={output}", *start]
         overrides += ["training.eval_strategy=no", "training.num_samples=0"]
         overrides += [f"data.{split}={_as_yaml(getattr(stories, split))}" for split in ("train", "validation")]
-        command = [sys.executable, "-m", *variant.command, *overrides, *variant.overrides]
+        command = [sys.executable, "-m", *variant.command, *overrides, *stories.changed, *variant.overrides]
         subprocess.run(command, check=True, cwd=ROOT)
     return folder
 
@@ -223,8 +242,9 @@ def main() -> None:
     parser.add_argument(
         "--training-seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[42, 43]
     )
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="entries of the recipe, for all")
     options = parser.parse_args()
-    stories = Stories(options.train, options.validation)
+    stories = Stories(options.train, options.validation, options.set)
     parts = {"held-out": partial(held_out, stories)}
     parts |= {name: partial(measure, stories, name, options.training_seeds) for name in VARIANTS}
     measure_parts(parts, RESULTS, report, options.parts)

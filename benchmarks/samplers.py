@@ -1,24 +1,28 @@
-"""Every sampler and control of `generate` on the shipped models: writes samplers.json, samplers.md and samplers.png.
+"""Every sampler and control of `generate` on the shipped models: writes samplers.json, samplers.md and pictures.
 
     python -m benchmarks.samplers              # or a part: python -m benchmarks.samplers english
+    python -m benchmarks.samplers tinystories --train ./stories.parquet --validation ./held-out.parquet
 
 Measures, scorers and seeds are those of `benchmarks.few_step`. Rows are compared at equal evaluations of the network:
 a guided step is two, a step of refinement one.
 """
 
+import argparse
 import json
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle, product
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from benchmarks import few_step
-from benchmarks.few_step import GRIDS, Scorers, load, solved, unconditional
+from benchmarks.few_step import GRIDS, Scorers, StoryScorers, load, solved, unconditional
+from benchmarks.ingredients import Stories, add_stories
 from benchmarks.results import HUB, ROOT, Row, measure_parts, number, over_seeds, page, section, shown
 
 RESULTS = ROOT / "benchmarks" / "samplers.json"
-PICTURE = RESULTS.with_suffix(".png")
+PICTURES = {data: RESULTS.with_name(f"samplers-{data}.png") for data in ("tinystories", "english-small")}
 TEXTS = 32  # per seed
 PUZZLES, CLUES = 100, 36  # per seed, and of the 81 cells
 RATE = 0.1  # of the weak network's dropout
@@ -40,6 +44,12 @@ MAP_OF_TEXT: list[Way] = [
     *(("flow_map", 8, {"gamma": gamma, "renoise": "markov"}) for gamma in (0.5, 0.8)),
     *(("flow_map", n, {"refine_steps": 8 - n}) for n in (4, 1)),
     *(("flow_map", 4, {"guidance_scale": scale, "guidance_dropout": RATE}) for scale in (2.0, 4.0)),
+]
+MAP_OF_STORIES: list[Way] = [
+    *(("flow_map", n, {"gamma": gamma}) for n in (2, 4, 8) for gamma in (0.0, 0.5, 0.8, 1.0)),
+    *(("flow_map", 1, {"refine_steps": n - 1}) for n in (2, 4, 8)),
+    *(("flow_map", 1, {"refine_steps": n - 1, "refine_fraction": 0.3}) for n in (2, 4, 8)),
+    *(("bridge", 8, {"temperature": t}) for t in (0.8, 1.0)),
 ]
 
 
@@ -86,6 +96,12 @@ def english() -> list[Row]:
     return of_flow + measured("fmlm-english-small", MAP_OF_TEXT, written, scorers)
 
 
+def tinystories(stories: Stories) -> list[Row]:
+    scorers = StoryScorers(stories)
+    of_flow = measured("flm-tinystories", FLOW_OF_TEXT, written, scorers)
+    return of_flow + measured("fmlm-tinystories", MAP_OF_STORIES, written, scorers)
+
+
 def autoguidance() -> list[Row]:
     """Away from the flow's own prediction under dropout, up to the largest scale of the paper."""
     return measured("flm-english-small", GUIDED, written, Scorers())
@@ -106,17 +122,17 @@ def written(model, sampler: str, steps: int, scorers: Scorers, seed: int, **sett
     return scorers.measure(draw(num_steps=steps, sampler=sampler, **settings))
 
 
-def frontier(rows: list[Row]) -> None:
+def frontier(rows: list[Row], data: str, picture: Path) -> None:
     """Perplexity against entropy, of what is measured here and of the references in few_step.json."""
-    references = json.loads(few_step.RESULTS.read_text())["english"]
+    references = json.loads(few_step.RESULTS.read_text())[data.split("-")[0]]
     curves: dict[str, list[Row]] = {}
     for row in rows:
         what = str(row["settings"]).split(" ")[0] or "steps"
         curves.setdefault(f"{row['model']}, {row['sampler']}, {what}", []).append(row)
     for row in references:
-        if row["model"] == "mdlm-english-small" and row["steps"] == 8:
+        if row["model"] == f"mdlm-{data}" and row["steps"] == 8:
             curves.setdefault("masked diffusion, 8 steps, temperature", []).append(row)
-        elif not str(row["model"]).endswith("lm-english-small"):
+        elif not str(row["model"]).endswith(f"lm-{data}"):
             curves[str(row["model"])] = [row]
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
@@ -126,7 +142,7 @@ def frontier(rows: list[Row]) -> None:
         axes.plot(x, y, marker=marker, label=name)
     axes.set(yscale="log", xlabel="token entropy per sample (nats)", ylabel="perplexity under the GPT-2 baseline")
     axes.legend(fontsize="small")
-    figure.savefig(PICTURE, dpi=120)
+    figure.savefig(picture, dpi=120)
 
 
 ABOUT = """
@@ -144,19 +160,36 @@ entropy. `timesteps` of `generate` takes such a grid.
 
 
 def report(results: dict[str, list[Row]]) -> str:
-    texts = results["english"] + results.get("autoguidance", []) if "english" in results else []
+    stories, english = results.get("tinystories"), results.get("english")
+    texts = f"({TEXTS} texts of 128 tokens per seed)"
     return page(
         ABOUT,
         section(results.get("shidoku"), f"4x4 Sudoku from nothing ({GRIDS:,} grids per seed)"),
         section(results.get("sudoku"), f"9x9 Sudoku, puzzles of {CLUES} clues with one solution ({PUZZLES} per seed)"),
-        section(texts, f"English ({TEXTS} texts of 128 tokens per seed)", OF_ENTROPY),
-        f"![Perplexity against entropy]({PICTURE.name})" if texts else "",
+        section(stories, f"TinyStories {texts}", OF_ENTROPY),
+        _shown("tinystories") if stories else "",
+        section(english and english + results.get("autoguidance", []), f"English {texts}", OF_ENTROPY),
+        _shown("english-small") if english else "",
         section(results.get("grid"), "The times of the evaluations (flm-english-small)", OF_TIMES),
     )
 
 
-if __name__ == "__main__":
+def _shown(data: str) -> str:
+    return f"![Perplexity against entropy]({PICTURES[data].name})"
+
+
+def main() -> None:
     parts = {"shidoku": shidoku, "sudoku": sudoku, "english": english, "autoguidance": autoguidance, "grid": grid}
-    measure_parts(parts, RESULTS, report)
+    parser = argparse.ArgumentParser(description="Every sampler and control of `generate` on the shipped models.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}, tinystories; default: all")
+    add_stories(parser)
+    options = parser.parse_args()
+    stories = Stories(options.train, options.validation)
+    measure_parts(parts | {"tinystories": partial(tinystories, stories)}, RESULTS, report, options.parts)
     texts = json.loads(RESULTS.read_text())
-    frontier(texts.get("english", []) + texts.get("autoguidance", []))
+    frontier(texts.get("english", []) + texts.get("autoguidance", []), "english-small", PICTURES["english-small"])
+    frontier(texts.get("tinystories", []), "tinystories", PICTURES["tinystories"])
+
+
+if __name__ == "__main__":
+    main()

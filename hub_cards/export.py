@@ -38,6 +38,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import modeling_flm  # noqa: F401  registers the model types
 from modeling_flm import FMLMModel
+from modeling_flm.flow_flm import beyond
 from modeling_flm.generation_config_flm import REFINE_FRACTION
 
 from .push import weights
@@ -107,11 +108,11 @@ def step_table(model: FMLMModel, num_steps: int, gamma: float = 0.0) -> list[lis
     """
     tau = torch.cat([torch.arange(num_steps) / num_steps, torch.ones(1)])
     t = model.clock.t(tau)
-    beyond = 1 - (1 - t[1:]) * (1 - gamma**2) ** 0.5
-    target = model.clock.tau(beyond) if gamma else tau[1:]
-    share = (beyond - t[:-1]) / (1 - t[:-1])
+    past = beyond(t[1:], gamma)
+    target = model.clock.tau(past) if gamma else tau[1:]
+    share = (past - t[:-1]) / (1 - t[:-1])
     sigma = torch.cat([torch.ones(1), gamma * (1 - t[1:-1])])
-    return torch.stack([sigma, tau[:-1], target, 1 - share, share + t[1:] - beyond], dim=1).tolist()
+    return torch.stack([sigma, tau[:-1], target, 1 - share, share + t[1:] - past], dim=1).tolist()
 
 
 def load_map(folder: Path) -> FMLMModel:

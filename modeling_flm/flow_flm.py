@@ -30,6 +30,24 @@ def flow_map_step(state: Tensor, prediction: Tensor, s: Tensor, t: Tensor) -> Te
     return torch.lerp(state, prediction, _like_state(weight, state))
 
 
+def beyond(t: Tensor, gamma: float) -> Tensor:
+    """The time t~ to which a step to t with noise of strength gamma jumps: `1 - t~ = (1 - t) sqrt(1 - gamma^2)`."""
+    return 1 - (1 - t) * (1 - gamma**2) ** 0.5
+
+
+def noised_jump(state: Tensor, prediction: Tensor, noise: Tensor, s: Tensor, t: Tensor, gamma: float) -> Tensor:
+    """A step from s to t with fresh noise: a jump to t~ = beyond(t), then back to t with noise of strength gamma,
+
+    X_{s,t~}(x) + (t - t~) delta + gamma (1 - t) noise,        delta = delta_{s,t~}(x), the prediction.
+
+    This is the published form. For gamma in (0, 1) it changes the marginals of the flow, since it takes delta_{s,t~}
+    for the unknown clean end.
+    """
+    past = beyond(t, gamma)
+    back = _like_state(t - past, state) * prediction
+    return flow_map_step(state, prediction, s, past) + back + gamma * _like_state(1 - t, state) * noise
+
+
 def bridge_step(state: Tensor, end: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
     """Draw `x_t` given `x_s` and the clean end x_1, for s < t < 1, from the Gaussian bridge of arXiv 2605.13681:
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .flow_flm import bridge_step, flow_map_step, renoise
+from .flow_flm import beyond, bridge_step, flow_map_step, noised_jump, renoise
 from .guidance_flm import Noise, Prediction, Predictor
 
 
@@ -78,10 +78,9 @@ class Multistep(Sampler):
 class FlowMap(Sampler):
     """Jumps of the flow map, each followed by fresh noise of strength gamma.
 
-    A step from t to t' jumps beyond t', to t~ with `1 - t~ = (1 - t') sqrt(1 - gamma^2)`, and comes back to t' with
-    fresh noise. So gamma = 0 is the deterministic map; gamma = 1 jumps to the end and noises the text anew. For gamma
-    between them `renoise="official"`, the published form, changes the marginals of the flow, since it takes
-    delta_{t,t~} for the unknown clean end; `renoise="markov"` keeps them.
+    gamma = 0 is the deterministic map; gamma = 1 jumps to the end and noises the text anew. For gamma between them
+    `renoise="official"`, the published form ([`noised_jump`]), changes the marginals of the flow; `renoise="markov"`
+    ([`renoise`]) keeps them.
     """
 
     settings = ("gamma", "renoise")
@@ -91,21 +90,20 @@ class FlowMap(Sampler):
         super().__init__(predictor, config, tau, noise)
         self.gamma = config.gamma or 0.0
         # t~ of each step. That of the last one is the end, t = 1.
-        self.beyond = 1 - (1 - self.t[1:]) * (1 - self.gamma**2) ** 0.5
+        self.beyond = beyond(self.t[1:], self.gamma)
         self.tau_beyond = self.clock.tau(self.beyond) if self.gamma else self.tau[1:]
 
     def target(self, step: int) -> Tensor:
         return self.tau_beyond[step]
 
     def advance(self, state: Tensor, prediction: Prediction, step: int) -> Tensor:
-        delta, beyond, then = prediction.embedding(), self.beyond[step], self.t[step + 1]
-        state = flow_map_step(state, delta, self.t[step], beyond)
+        delta, now, then = prediction.embedding(), self.t[step], self.t[step + 1]
         if self.gamma == 0:
-            return state
+            return flow_map_step(state, delta, now, then)
         noise, _ = next(self.noise)
         if self.config.renoise == "markov":
-            return renoise(state, noise, beyond, then)
-        return state + (then - beyond) * delta + self.gamma * (1 - then) * noise
+            return renoise(flow_map_step(state, delta, now, self.beyond[step]), noise, self.beyond[step], then)
+        return noised_jump(state, delta, noise, now, then, self.gamma)
 
 
 class Bridge(Sampler):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_flm.clock_flm import Clock
-from modeling_flm.flow_flm import flow_map_step, interpolate, semigroup_weight, velocity
+from modeling_flm.flow_flm import beyond, flow_map_step, interpolate, noised_jump, semigroup_weight, velocity
 
 TIME = st.floats(0, 0.99)
 VOCABULARY = st.sampled_from([2, 3, 37, 4096, 50257])
@@ -31,6 +31,16 @@ def test_step_begins_at_the_state_and_ends_at_the_prediction(seed, a):
     (x, delta), (s,) = draw(seed, 2), tensors(a)
     assert torch.equal(flow_map_step(x, delta, s, s), x)
     assert torch.equal(flow_map_step(x, delta, s, torch.tensor(1.0)), delta)
+
+
+@given(st.integers(0, 2**32), TIME, TIME, st.floats(0, 1))
+def test_a_noised_jump_lies_between_the_map_and_new_noise(seed, a, b, gamma):
+    (x, delta, noise), (s, t) = draw(seed, 3), tensors(a, b)
+    torch.testing.assert_close(noised_jump(x, delta, noise, s, t, 0.0), flow_map_step(x, delta, s, t))
+    torch.testing.assert_close(noised_jump(x, delta, noise, s, t, 1.0), interpolate(noise, delta, t))
+    # Whatever gamma is, the noise of the start and the fresh one have the spread of the flow at t together.
+    kept = (1 - beyond(t, gamma)) / (1 - s) * (1 - s)
+    torch.testing.assert_close((kept**2 + (gamma * (1 - t)) ** 2).sqrt(), 1 - t)
 
 
 @given(st.integers(0, 2**32), TIME, TIME, TIME)

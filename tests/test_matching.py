@@ -61,13 +61,14 @@ def shares_of_phrases(model: FMLMModel, steps: int, prompt: torch.Tensor | None 
     return (ids[:, None] == PHRASES).all(-1).float().mean(0)
 
 
-def test_the_tokens_of_a_text_go_together(teacher, distilled, tmp_path):
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_the_tokens_of_a_text_go_together(gamma, teacher, distilled, tmp_path):
     """Tokens drawn one by one would make a phrase in 1 of 8 texts."""
-    options = dict(max_steps=400, per_device_train_batch_size=32, conditioning_rate=0.2)
+    options = dict(max_steps=400, per_device_train_batch_size=32, conditioning_rate=0.2, gamma=gamma)
     rates = dict(learning_rate=5e-4, auxiliary_learning_rate=5e-3)
     trainer = matching(tmp_path, teacher, distilled, **options, **rates)
     trainer.train()
-    assert trainer.model.generation_config.gamma == 1
+    assert trainer.model.generation_config.gamma == gamma
     for steps in (1, 2):
         assert shares_of_phrases(distilled, steps).sum() < 0.4
         shares = shares_of_phrases(trainer.model, steps)
@@ -79,7 +80,7 @@ def test_the_tokens_of_a_text_go_together(teacher, distilled, tmp_path):
 
 
 def test_resuming_equals_never_having_stopped(teacher, distilled, tmp_path):
-    more = dict(max_steps=4, save_strategy="steps", save_steps=2, conditioning_rate=0.5, renoised_fraction=0.5)
+    more = dict(max_steps=4, save_strategy="steps", save_steps=2, conditioning_rate=0.5, second_step_fraction=0.5)
     whole = matching(tmp_path, teacher, distilled, **more)
     table = whole.model.embed_tokens.weight.clone()
     whole.train()
@@ -142,7 +143,8 @@ def refused(message: str, **changes):
         refused("`teacher_temperature` is -1, but it must be above 0", teacher_temperature=-1),
         refused("`writing_temperature` is 0, but it must be above 0", writing_temperature=0),
         refused("`auxiliary_steps` is 0, but it must be at least 1", auxiliary_steps=0),
-        refused(r"`renoised_fraction` is 1.5, but it must lie in \[0, 1\]", renoised_fraction=1.5),
+        refused(r"`second_step_fraction` is 1.5, but it must lie in \[0, 1\]", second_step_fraction=1.5),
+        refused(r"`gamma` is -1, but it must lie in \[0, 1\]", gamma=-1),
     ],
 )
 def test_what_does_not_go_is_refused(message, changes, teacher, tmp_path):
@@ -169,5 +171,5 @@ def test_a_recipe_names_map_and_teacher(tmp_path):
     overrides = [f"model.from={folder}", f"teacher={tmp_path / 'masked'}", f"training.output_dir={tmp_path}"]
     overrides += [f"tokenizer={folder}", f"data.train={tmp_path / 'grids.txt'}", "data.packing=rows"]
     trainer = build_distiller(load_recipe(recipe, overrides))
-    assert isinstance(trainer, MatchingTrainer) and trainer.args.renoised_fraction == 0.35
+    assert isinstance(trainer, MatchingTrainer) and trainer.args.second_step_fraction == 0.35
     assert same(weights(trainer.auxiliary), weights(masked))

@@ -13,9 +13,10 @@ class MatchingTrainingArguments(FLMTrainingArguments):
         auxiliary_learning_rate (`float`): constant learning rate of the auxiliary network, above 0. It has to follow
             the map closely, so it should be several times that of the map.
         auxiliary_steps (`int`): steps of the auxiliary network for each step of the map, at least 1.
-        renoised_fraction (`float`): share of the sequences, in [0, 1], that are not written from pure noise. They
-            start from a text that the map has just written, mixed with new noise up to a random time, as generation
-            in several steps with `gamma=1` does.
+        second_step_fraction (`float`): share of the sequences, in [0, 1], that are not written from pure noise. They
+            start from the state that a step of the map to a random time leads to, as in generation in several steps.
+        gamma (`float`): strength of the fresh noise in these steps, in [0, 1], and then in `generate`: 0 for none, 1
+            for noise that is all new.
         teacher_temperature (`float`): the map is to write like the teacher at this temperature, above 0. Masked
             diffusion that was trained for a short time writes with too high an entropy at 1.
         writing_temperature (`float`): temperature at which the map draws the tokens of its texts, above 0. The last
@@ -28,7 +29,8 @@ class MatchingTrainingArguments(FLMTrainingArguments):
     adam_beta2: float = field(default=0.95, metadata={"help": "Second moment decay of AdamW."})
     auxiliary_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the auxiliary network."})
     auxiliary_steps: int = field(default=2, metadata={"help": "Steps of the auxiliary network for one of the map."})
-    renoised_fraction: float = field(default=0.25, metadata={"help": "Share of the sequences begun from a text."})
+    second_step_fraction: float = field(default=0.25, metadata={"help": "Share of the sequences in a second step."})
+    gamma: float = field(default=1.0, metadata={"help": "Strength of the fresh noise of these steps, in [0, 1]."})
     teacher_temperature: float = field(default=1.0, metadata={"help": "Temperature of the teacher's predictions."})
     writing_temperature: float = field(default=1.0, metadata={"help": "Temperature of the map's texts in training."})
 
@@ -39,5 +41,6 @@ class MatchingTrainingArguments(FLMTrainingArguments):
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be above 0.")
         if self.auxiliary_steps < 1:
             raise ValueError(f"`auxiliary_steps` is {self.auxiliary_steps}, but it must be at least 1.")
-        if not 0 <= self.renoised_fraction <= 1:
-            raise ValueError(f"`renoised_fraction` is {self.renoised_fraction}, but it must lie in [0, 1].")
+        for name in ("second_step_fraction", "gamma"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must lie in [0, 1].")

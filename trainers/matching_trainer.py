@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modeling_flm import FLMModel
-from modeling_flm.flow_flm import interpolate
+from modeling_flm.flow_flm import beyond, noised_jump
 from modeling_flm.losses_flm import Target, chunked_cross_entropy, chunked_distillation_loss, posterior
 from modeling_flm.noise_flm import step_seeds
 from modeling_flm.vocabulary_flm import draw_token
@@ -43,8 +43,9 @@ class MatchingTrainer(FLMTrainer):
     tokens that fit the rest of the text, and away from those that the map writes too often. The data itself is only
     used for given tokens (`conditioning_rate`) and for the number of rows.
 
-    Only jumps to the end are trained, so a matched map writes in several steps with `gamma=1`, which its generation
-    configuration says. The embedding table stays as it is.
+    Only jumps to the end are trained, from noise and from where a step of the map with fresh noise of strength `gamma`
+    leads. A matched map then writes in several steps with this `gamma`, which its generation configuration says. The
+    embedding table stays as it is.
 
     Args:
         model (`FMLMModel`): the map, best distilled already.
@@ -85,7 +86,7 @@ class MatchingTrainer(FLMTrainer):
             self.auxiliary.parameters(), args.auxiliary_learning_rate, (0.9, args.adam_beta2), weight_decay=0.0
         )
         self._auxiliary_losses: list[Tensor] = []  # since the last line of the log
-        model.generation_config.gamma = 1.0
+        model.generation_config.gamma = args.gamma
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of the map, and `auxiliary_steps` steps of the auxiliary network, each on texts of its own."""
@@ -130,27 +131,27 @@ class MatchingTrainer(FLMTrainer):
         """
         own, (rows, length) = self.flow_map, ids.shape
 
-        def jump(state: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        def jump(state: Tensor, start: Tensor, end: Tensor) -> Tensor:
             some = slice(len(state))
             state = torch.where(scored[some, :, None], state, own.embed_tokens(ids[some])).detach()
-            end = torch.ones_like(tau)
-            hidden = model(
-                inputs_embeds=state, timesteps=tau, target_timesteps=end, output_logits=False
-            ).last_hidden_state
-            uniform = torch.rand(len(state) * length, generator=generator, device=ids.device)
-            weight, bias, cap = self._writing_layer()
-            drawn = draw_token(hidden.flatten(0, 1).detach(), weight, bias, uniform, cap).view(-1, length)
-            return hidden, torch.where(scored[some], drawn, ids[some])
+            output = model(inputs_embeds=state, timesteps=start, target_timesteps=end, output_logits=False)
+            return output.last_hidden_state
 
-        noise, tau = own.embed_noise(rows, length, seeds=seeds).detach(), torch.zeros(rows, device=ids.device)
-        again = round(self.args.renoised_fraction * rows)
-        if again:
+        state, tau = own.embed_noise(rows, length, seeds=seeds).detach(), torch.zeros(rows, device=ids.device)
+        second = round(self.args.second_step_fraction * rows)
+        if second:
+            gamma, start = self.args.gamma, tau[:second].clone()
+            tau[:second] = torch.rand(second, generator=generator, device=ids.device)
+            t = own.clock.t(tau[:second])
+            fresh = own.embed_noise(second, length, seeds=step_seeds(seeds[:second], 1))
             with torch.no_grad():
-                text = jump(noise[:again], tau[:again])[1]
-                tau[:again] = torch.rand(again, generator=generator, device=ids.device)
-                fresh = own.embed_noise(again, length, seeds=step_seeds(seeds[:again], 1))
-                noise[:again] = interpolate(fresh, own.embed_tokens(text), own.clock.t(tau[:again]))
-        return jump(noise, tau)
+                prediction = own.embed_prediction(jump(state[:second], start, own.clock.tau(beyond(t, gamma))))
+                state[:second] = noised_jump(state[:second], prediction, fresh, start, t, gamma)
+        hidden = jump(state, tau, torch.ones_like(tau))
+        uniform = torch.rand(rows * length, generator=generator, device=ids.device)
+        weight, bias, cap = self._writing_layer()
+        drawn = draw_token(hidden.flatten(0, 1).detach(), weight, bias, uniform, cap).view(-1, length)
+        return hidden, torch.where(scored, drawn, ids)
 
     def _train_auxiliary(
         self, hidden: Tensor, weight: Tensor, bias: Tensor, cap: float | None, tokens: Tensor

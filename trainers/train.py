@@ -20,7 +20,11 @@ from .recipe import Recipe
 from .start import start_from_masked
 
 MATCHING = "distribution_matching"  # the objective that has a trainer of its own
-_CLASSES = {"flm": (FLMConfig, FLMModel), "fmlm": (FMLMConfig, FMLMModel)}
+# The kinds of models that `model.type` of a recipe can name.
+MODEL_CLASSES: dict[str, tuple[type[FLMConfig], type[FLMModel]]] = {
+    "flm": (FLMConfig, FLMModel),
+    "fmlm": (FMLMConfig, FMLMModel),
+}
 
 
 def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) -> FLMTrainer:
@@ -128,9 +132,9 @@ def build_model(fields: dict, tokenizer, seed: int) -> FLMModel:
     """A model with fresh weights for a recipe's `model` section and this tokenizer."""
     fields = dict(fields)
     kind = fields.pop("type", "flm")
-    if kind not in _CLASSES:
-        raise ValueError(f"`model.type` is {kind!r}, but it must be one of {', '.join(_CLASSES)}.")
-    config_class, model_class = _CLASSES[kind]
+    if kind not in MODEL_CLASSES:
+        raise ValueError(f"`model.type` is {kind!r}, but it must be one of {', '.join(MODEL_CLASSES)}.")
+    config_class, model_class = MODEL_CLASSES[kind]
     attention = fields.pop("attn_implementation", None)
     known = set(FLMConfig.__annotations__)
     if unknown := sorted(fields.keys() - known):

@@ -1,0 +1,90 @@
+"""The ingredients of `benchmarks.prototypes`: what each changes, and that nothing else does."""
+
+import torch
+from transformers import AutoModel
+
+from benchmarks.prototypes import (
+    MuonAndAdamW,
+    SelfConditioned,
+    SelfConditionedConfig,
+    UnitRows,
+    UnitRowsConfig,
+)
+from modeling_flm import FLMModel
+
+SIZES = dict(
+    vocab_size=40,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=12,
+    hidden_dropout=0.0,
+)
+
+
+def randomised(model):
+    """The model with no layer at zero."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3)
+    return model.eval()
+
+
+def test_rows_and_noise_of_equal_norm():
+    model = randomised(UnitRows(UnitRowsConfig(**SIZES)))
+    table = model.vocabulary_table()
+    norm = model.embed_tokens.weight.norm(dim=-1).mean()
+    torch.testing.assert_close(table.norm(dim=-1), norm.expand(40))
+    noise = model.embed_noise(200, 12, seeds=list(range(200))).flatten(0, 1)
+    covariance = noise.T @ noise / len(noise) / norm**2
+    torch.testing.assert_close(covariance, torch.eye(16), atol=0.12, rtol=0)
+
+
+def test_a_saved_prototype_writes_the_same(tmp_path):
+    for model in (UnitRows(UnitRowsConfig(**SIZES)), SelfConditioned(SelfConditionedConfig(**SIZES))):
+        randomised(model).save_pretrained(tmp_path)
+        again = AutoModel.from_pretrained(tmp_path)
+        assert type(again) is type(model)
+        asked = dict(num_steps=4, num_return_sequences=2, seed=3)
+        assert torch.equal(again.generate(**asked), model.generate(**asked))
+
+
+def test_a_self_conditioned_model_is_told_its_last_prediction():
+    model = randomised(SelfConditioned(SelfConditionedConfig(**SIZES)))
+    state = model.embed_noise(2, 12, seeds=[1, 2])
+    with torch.no_grad():
+        first = model.denoise(state, torch.zeros(2))
+        told = state + model.previous(model.embed_prediction(first))
+        expected = FLMModel.denoise(model, told, torch.full((2,), 0.5))
+        after = model.denoise(state, torch.full((2,), 0.5))
+        torch.testing.assert_close(after, expected)
+        torch.testing.assert_close(model.denoise(state, torch.zeros(2)), first)  # a new text
+    model.train()
+    losses = [model(labels=torch.arange(12)[None], noise_seed=[seed]).loss for seed in (4, 5)]
+    assert all(loss.requires_grad for loss in losses)  # told, and not told
+
+
+def test_muon_for_matrices_goes_on_from_its_state():
+    torch.manual_seed(0)
+    target = torch.randn(8, 4)
+
+    def run(steps, state=None):
+        torch.manual_seed(1)
+        matrix, vector = torch.nn.Parameter(torch.randn(8, 4)), torch.nn.Parameter(torch.zeros(4))
+        optimizer = MuonAndAdamW([matrix], [vector], 0.05, (0.9, 0.95))
+        if state is not None:
+            matrix.data, vector.data = state[0].clone(), state[1].clone()
+            optimizer.load_state_dict(state[2])
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = (matrix + vector - target).square().mean()
+            loss.backward()
+            optimizer.step()
+        return loss.item(), (matrix.data.clone(), vector.data.clone(), optimizer.state_dict())
+
+    first, _ = run(1)
+    whole, _ = run(200)
+    _, half = run(100)
+    assert whole < 0.2 * first
+    assert run(100, half)[0] == whole
