@@ -72,6 +72,31 @@ def check_shapes(
     return batch
 
 
+def check_task(
+    config: FLMConfig,
+    labels: Tensor | None,
+    inputs_embeds: Tensor | None,
+    timesteps: Tensor | Sequence[float] | float | None,
+    noise_seed: Tensor | Sequence[int] | None,
+    generator: torch.Generator | None,
+    training: bool,
+) -> None:
+    """Check that `labels` do not train a flow map, and that a given state has a time and gets no noise."""
+    noised = inputs_embeds is None and labels is not None
+    if noised and config.two_times and training:
+        raise ValueError(
+            "`labels` train the diagonal of a flow map alone, which spoils its jumps: use FMLMTrainer, with a "
+            "flow as its teacher or, to learn from the data, without one. (To evaluate: `model.eval()`.)"
+        )
+    if not noised and not (noise_seed is None and generator is None):
+        raise ValueError("`noise_seed` and `generator` noise `labels`, but here the state is given.")
+    if not noised and timesteps is None:
+        raise ValueError(
+            "`timesteps` is missing: the time tau in [0, 1] of the given state, shape (batch,). (To train, give "
+            "`labels`.)"
+        )
+
+
 def check_times(
     name: str, tau: Tensor | Sequence[float] | float | None, batch: int, device: torch.device
 ) -> Tensor | None:

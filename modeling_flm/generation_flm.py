@@ -20,7 +20,7 @@ from .drafts_flm import Watch
 from .generation_config_flm import REFINE_FRACTION, FlowGenerationConfig, set_values
 from .guidance_flm import Lookahead, Predictor, reward_gradient
 from .noise_flm import step_seeds
-from .requests_flm import FlowRequests, spread_seeds
+from .requests_flm import FlowRequests, Job, spread_seeds
 from .samplers_flm import SAMPLERS, Sampler
 
 _WINDOW = 1 << 32  # added to the numbers of later windows for their seeds, beyond any number of steps
@@ -162,8 +162,6 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         Raises:
             ValueError: if an argument is unknown or not allowed, or if the weights give non-finite predictions.
         """
-        if tokenizer is not None and not hasattr(tokenizer, "decode"):
-            raise ValueError(f"`tokenizer` must be a tokenizer, but is {tokenizer!r}.")
         config = self._merge_generation_config(generation_config, kwargs, tokenizer)
         prompts = self._check_prompt(input_ids, attention_mask, conditioning_mask, batch_size, tokenizer)
         prompt, given_ids, text = self._laid_out(*prompts, config, tokenizer)
@@ -201,19 +199,9 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
             sequences = _padded_past(ends, sequences, keep, config.pad_token_id)
         if not config.return_dict_in_generate and not output_trajectory:
             return sequences
-        of_window = passes * predictor.evaluations + (0 if reward_fn is None else config.num_steps - 1)
-        drafts = (torch.stack(x) for x in zip(*watch.drafts, strict=True)) if watch.drafts else (None, None)
-        trajectory, confidence = drafts
-        return FlowGenerationOutput(
-            sequences=sequences,
-            attention_mask=text.long(),
-            num_function_evaluations=of_window * max(len(job.windows) for job in jobs),
-            tokens_per_forward=free / (of_window * sum(len(job.rows) * len(job.windows) for job in jobs)),
-            seeds=seeds,
-            conditioning_mask=given_ids,
-            trajectory=trajectory,
-            confidence=confidence,
-        )
+        evaluations = passes * predictor.evaluations + (0 if reward_fn is None else config.num_steps - 1)
+        more = dict(attention_mask=text.long(), seeds=seeds, conditioning_mask=given_ids)
+        return _output(sequences, watch, jobs, evaluations, free, **more)
 
     def _integrate(
         self,
@@ -285,6 +273,22 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         denoise = torch.compile(self.denoise, **options.to_dict())
         # A CUDA graph writes each result into the same memory, so it is copied: guidance needs two of them at once.
         return lambda *args, **mask: denoise(*args, **mask).clone()
+
+
+def _output(
+    sequences: Tensor, watch: Watch, jobs: list[Job], evaluations: int, free: int, **more
+) -> FlowGenerationOutput:
+    """The output, given the `evaluations` of the network for each window and the number of tokens to be written."""
+    drafts = (torch.stack(x) for x in zip(*watch.drafts, strict=True)) if watch.drafts else (None, None)
+    trajectory, confidence = drafts
+    return FlowGenerationOutput(
+        sequences=sequences,
+        num_function_evaluations=evaluations * max(len(job.windows) for job in jobs),
+        tokens_per_forward=free / (evaluations * sum(len(job.rows) * len(job.windows) for job in jobs)),
+        trajectory=trajectory,
+        confidence=confidence,
+        **more,
+    )
 
 
 def _padded_past(ends: Tensor, sequences: Tensor, keep: Tensor, pad: int) -> Tensor:

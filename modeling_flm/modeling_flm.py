@@ -18,7 +18,16 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .attention_flm import SOFTCAP_ATTENTION
-from .checks_flm import check_ids, check_labels, check_shapes, check_target, check_times, check_unknown, checkable
+from .checks_flm import (
+    check_ids,
+    check_labels,
+    check_shapes,
+    check_target,
+    check_task,
+    check_times,
+    check_unknown,
+    checkable,
+)
 from .clock_flm import Clock
 from .configuration_flm import FLMConfig, FMLMConfig
 from .embedding_flm import EmbeddedSpace
@@ -281,19 +290,8 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
                 "`label_smoothing_factor` and `compute_loss_func`; the loss is the model's own."
             )
         batch = check_shapes(self.config, input_ids, inputs_embeds, labels, attention_mask, conditioning_mask)
-        noised = inputs_embeds is None and labels is not None
-        if noised and self.config.two_times and self.training and torch.is_grad_enabled():
-            raise ValueError(
-                "`labels` train the diagonal of a flow map alone, which spoils its jumps: use FMLMTrainer, with a "
-                "flow as its teacher or, to learn from the data, without one. (To evaluate: `model.eval()`.)"
-            )
-        if not noised and not (noise_seed is None and generator is None):
-            raise ValueError("`noise_seed` and `generator` noise `labels`, but here the state is given.")
-        if not noised and timesteps is None:
-            raise ValueError(
-                "`timesteps` is missing: the time tau in [0, 1] of the given state, shape (batch,). (To train, give "
-                "`labels`.)"
-            )
+        training = self.training and torch.is_grad_enabled()
+        check_task(self.config, labels, inputs_embeds, timesteps, noise_seed, generator, training)
         timesteps = check_times("timesteps", timesteps, batch, self.device)
         target_timesteps = check_times("target_timesteps", target_timesteps, batch, self.device)
         if target_timesteps is not None:

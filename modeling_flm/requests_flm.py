@@ -32,6 +32,8 @@ class FlowRequests:
         self, generation_config: GenerationConfig | None, given: dict, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> FlowGenerationConfig:
         """The settings of a call: `given` arguments override `generation_config`, which overrides the model's own."""
+        if tokenizer is not None and not hasattr(tokenizer, "decode"):
+            raise ValueError(f"`tokenizer` must be a tokenizer, but is {tokenizer!r}.")
         if not isinstance(generation_config, GenerationConfig | None):
             raise ValueError(f"`generation_config` must be a GenerationConfig, but is {generation_config!r}.")
         own = {name: value for name, value in set_values(self.generation_config).items() if name in HONOURED}

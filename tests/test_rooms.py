@@ -30,9 +30,32 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+LONGEST_FILE, LONGEST_FUNCTION = 450, 60  # lines of a file, and of a function without its docstring
+
+
+def own_files(room: str) -> list[Path]:
+    """The files of a room, without links to those of another."""
+    return [path for path in (ROOT / room).rglob("*.py") if not path.is_symlink()]
+
+
+def lines_of_code(function: ast.FunctionDef) -> int:
+    docstring = function.body[0] if ast.get_docstring(function) else None
+    first, last = (0, -1) if docstring is None else (docstring.lineno, docstring.end_lineno or 0)
+    return (function.end_lineno or 0) - function.lineno + 1 - (last - first + 1)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_files_and_functions_are_short(room):
+    for path in own_files(room):
+        text = path.read_text()
+        assert text.count("\n") <= LONGEST_FILE, path
+        functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef))
+        assert [f.name for f in functions if lines_of_code(f) > LONGEST_FUNCTION] == [], path
+
+
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_arrows_go_one_way(room):
-    files = [path for path in (ROOT / room).rglob("*.py") if not path.is_symlink()]
+    files = own_files(room)
     assert files
     back = {
         f"{path.relative_to(ROOT)} -> {name}"
