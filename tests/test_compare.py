@@ -371,10 +371,13 @@ def test_empty_samples_and_files_without_text(project):
 # -- what is shipped --------------------------------------------------------------------------------------------------
 
 
-def test_the_published_report_is_that_of_its_measurements():
-    folder = ROOT / "benchmarks" / "evaluation"
+@pytest.mark.parametrize(
+    ("data", "folder"), [("english-small", "evaluation"), ("tinystories", "evaluation-tinystories")]
+)
+def test_the_published_report_is_that_of_its_measurements(data, folder):
+    folder = ROOT / "benchmarks" / folder
     result = json.loads((folder / "evaluation.json").read_text())
     assert (folder / "evaluation.md").read_text() == report.markdown(result)
     models = {model["model"]: model["weights_sha256"] for model in result["protocol"]["models"]}
-    for name, folder in (("fmlm-english-small", MAP), ("mdlm-english-small", MASKED), ("ar-english-small", SCORER)):
-        assert models[name] == weights_sha256(folder)
+    for name, where in (("flm", HUB), ("fmlm", HUB), ("mdlm", BASELINES), ("ar", BASELINES)):
+        assert models[f"{name}-{data}"] == weights_sha256(where / f"{name}-{data}")
