@@ -89,7 +89,7 @@ MISTAKES = {
         ["data.packing=rows", "data.bos_token=x"],
         "mean nothing with packing: rows: bos_token",
     ),
-    "given tokens of wrapped text": (RECIPE, ["data.given_column=given"], "`data.given_column` needs packing: rows"),
+    "given tokens of wrapped text": (RECIPE, ["data.given_column=given"], "nothing with packing: wrap: given_column"),
     "an unknown section": (RECIPE + "modle: {}\n", [], "modle"),
     "an unknown data entry": (RECIPE, ["data.trian=x"], "trian"),
     "a section that is missing": ("tokenizer: gpt2\n", [], "data"),

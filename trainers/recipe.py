@@ -27,6 +27,7 @@ from flm_data.paths import check_path
 
 SECTIONS = {"model", "teacher", "tokenizer", "data", "training"}
 CHOICES = {"packing": ("wrap", "rows"), "documents": ("lines", "files")}
+USELESS = {"wrap": ("given_column",), "rows": ("detokenizer", "bos_token", "eos_token")}  # entries, by packing
 # What `flm finetune` trains with: for a small model and some thousand rows, on a CPU. Numbers of steps below 1 are
 # shares of `max_steps`.
 FINETUNING = {
@@ -214,10 +215,9 @@ def _data(data: Any) -> DataRecipe:
     for name, choices in CHOICES.items():
         if (value := data.get(name, choices[0])) not in choices:
             raise ValueError(f"`data.{name}` is {value!r}, but it must be one of {', '.join(choices)}.")
-    if data.get("packing") == "rows" and (useless := sorted({"detokenizer", "bos_token", "eos_token"} & data.keys())):
-        raise ValueError(f"`data` has entries that mean nothing with packing: rows: {', '.join(useless)}.")
-    if data.get("packing") != "rows" and data.get("given_column") is not None:
-        raise ValueError("`data.given_column` needs packing: rows.")
+    packing = data.get("packing", CHOICES["packing"][0])
+    if useless := sorted(name for name in USELESS[packing] if data.get(name) is not None):
+        raise ValueError(f"`data` has entries that mean nothing with packing: {packing}: {', '.join(useless)}.")
     share = data.get("validation_share")
     if share is not None:
         if not (isinstance(share, int | float) and 0 < share < 1):
