@@ -90,7 +90,7 @@ KINDS = {
 }
 
 # What the map of 9x9 Sudoku was trained on besides.
-PUZZLES = (
+OF_PUZZLES = (
     f" Of {make_puzzles.PUZZLES:,} of them puzzles with one solution, of {make_puzzles.CLUES[0]} clues or more, in "
     f"{make_puzzles.IMAGES} images each (`examples/sudoku/make_puzzles.py`)."
 )
@@ -133,7 +133,7 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         parameters=size(folder),
         writes=kind.writes,
         num_steps=1 if teacher else 64,
-        made=[method, f"Data: {kind.data}{PUZZLES if recipe.data.given_column else ''}", *trained(folder, recipe)],
+        made=[method, f"Data: {kind.data}{OF_PUZZLES if recipe.data.given_column else ''}", *trained(folder, recipe)],
         quality=f"{measured}\n\n{table([{k: v for k, v in row.items() if k != 'model'} for row in rows])}",
         limits=kind.limits,
         samples=[Samples(**group) for group in samples[name]],
@@ -155,7 +155,7 @@ def trained(folder: Path, recipe: Recipe) -> list[str]:
     steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
     timed = steps - end.get("resumed_at", 0)  # the steps that the logged time is of
     minutes = end["train_runtime"] * steps / timed / 60
-    resumed = f" (from the last {timed:,} steps: it was interrupted)" if timed < steps else ""
+    resumed = f" (from the last {timed:,} steps: it was trained in several runs)" if timed < steps else ""
     kept = recipe.training.get("conditioning_rate", 0)
     given = f"{kept:.0%} of the rows were trained with a random part of their tokens given"
     if recipe.data.given_column:

@@ -11,7 +11,6 @@ text; of TinyStories the shares of known words and of known pairs of words, too,
 Every figure is a mean over seeds with their standard deviation; every sample counts.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -24,8 +23,8 @@ from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
-from benchmarks.ingredients import Stories, add_stories
-from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, Row, measure_parts, number, over_seeds, show, shown, table
+from benchmarks.ingredients import Stories, measure_with_stories
+from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, Row, number, over_seeds, show, shown, table
 from evaluation.masked import sample_masked
 from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses
@@ -100,17 +99,17 @@ def solver_rows(name: str, sampler: str, settings: str, evaluations: tuple[int, 
 
 
 def masked_sudoku() -> list[Row]:
-    rows: list[Row] = []
+    return shown(row for solver in MASKED_SOLVERS for row in masked_solver_rows(*solver))
+
+
+def masked_solver_rows(order: str, evaluations: tuple[int, ...]) -> Iterator[Row]:
     model = load(BASELINES / "mdlm-sudoku")
-    for order, evaluations in MASKED_SOLVERS:
-        for n in evaluations:
-            of_grids, of_puzzles = (
-                partial(way, model, n, order == "by confidence") for way in (masked_unconditional, masked_solved)
-            )
-            row = {"model": "mdlm-sudoku", "sampler": "ancestral", "settings": order, "steps": n}
-            rows.append(row | from_nothing_and_clues(of_grids, of_puzzles))
-            show(rows[-1])
-    return rows
+    for n in evaluations:
+        of_grids, of_puzzles = (
+            partial(way, model, n, order == "by confidence") for way in (masked_unconditional, masked_solved)
+        )
+        row: Row = {"model": "mdlm-sudoku", "sampler": "ancestral", "settings": order, "steps": n}
+        yield row | from_nothing_and_clues(of_grids, of_puzzles)
 
 
 def from_nothing_and_clues(of_grids: Callable[..., Row], of_puzzles: Callable[..., Row]) -> Row:
@@ -345,12 +344,8 @@ def _of_text(rows: list[Row], title: str, data: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Quality of the shipped models against the number of evaluations.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}, tinystories; default: all")
-    add_stories(parser)
-    options = parser.parse_args()
-    stories = Stories(options.train, options.validation)
-    measure_parts(PARTS | {"tinystories": partial(tinystories, stories)}, RESULTS, report, options.parts)
+    about = "Quality of the shipped models against the number of evaluations."
+    measure_with_stories(about, PARTS, {"tinystories": tinystories}, RESULTS, report)
 
 
 if __name__ == "__main__":

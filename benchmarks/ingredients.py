@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -150,6 +151,25 @@ def add_stories(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where the stories are, by default on the Hub."""
     parser.add_argument("--train", default="roneneldan/TinyStories")
     parser.add_argument("--validation", default={"path": "roneneldan/TinyStories", "split": "validation"})
+
+
+def measure_with_stories(
+    about: str,
+    parts: Mapping[str, Callable[[], list[Row]]],
+    of_stories: Mapping[str, Callable[[Stories], list[Row]]],
+    results_file: Path,
+    report: Callable[[dict[str, list[Row]]], str],
+) -> None:
+    """Run the command of a benchmark: `measure_parts` of the parts that its arguments name. Those `of_stories` are
+    called with the stories that its options name; `about` is the command's description."""
+    parser = argparse.ArgumentParser(description=about)
+    names = ", ".join([*parts, *of_stories])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {names}; default: all")
+    add_stories(parser)
+    options = parser.parse_args()
+    stories = Stories(options.train, options.validation)
+    bound = {name: partial(measured, stories) for name, measured in of_stories.items()}
+    measure_parts({**parts, **bound}, results_file, report, options.parts)
 
 
 def held_out(stories: Stories) -> list[Row]:

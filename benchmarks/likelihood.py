@@ -7,7 +7,6 @@
 next to the exact ones of GPT-2 and of an n-gram model, and the bound of masked diffusion.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +19,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.baselines import mdlm
 from benchmarks.few_step import Scorers, StoryScorers, load
-from benchmarks.ingredients import Stories, add_stories
-from benchmarks.results import BASELINES, HUB, ROOT, Row, measure_parts, page, section, show
+from benchmarks.ingredients import Stories, measure_with_stories
+from benchmarks.results import BASELINES, HUB, ROOT, Row, page, section, show
 from evaluation.likelihood import bits_per, log_likelihood
 from evaluation.scorers import causal_losses
 
@@ -152,13 +151,9 @@ def report(results: dict[str, list[Row]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Likelihood of held-out data under the shipped models.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="of shidoku, english, tinystories; default: all")
-    add_stories(parser)
-    options = parser.parse_args()
-    stories = Stories(options.train, options.validation)
-    parts = {"shidoku": shidoku, "english": english, "tinystories": partial(tinystories, stories)}
-    measure_parts(parts, RESULTS, report, options.parts)
+    about = "Likelihood of held-out data under the shipped models."
+    parts = {"shidoku": shidoku, "english": english}
+    measure_with_stories(about, parts, {"tinystories": tinystories}, RESULTS, report)
 
 
 if __name__ == "__main__":

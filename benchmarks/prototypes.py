@@ -115,10 +115,10 @@ class MuonTrainer(FLMTrainer):
     """[`FLMTrainer`] with Muon for the matrices of the blocks, at the learning rate of the recipe."""
 
     def create_optimizer(self, model=None):
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        matrices = [p for name, p in named if p.ndim == 2 and name.startswith("layers.")]
-        chosen = {id(p) for p in matrices}
-        others = [p for _, p in named if id(p) not in chosen]
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
+        for name, parameter in self.model.named_parameters():
+            (matrices if name.startswith("layers.") and parameter.ndim == 2 else others).append(parameter)
         betas = self.args.adam_beta1, self.args.adam_beta2
         self.optimizer = MuonAndAdamW(matrices, others, self.args.learning_rate, betas)
         return self.optimizer

@@ -7,7 +7,6 @@ Measures, scorers and seeds are those of `benchmarks.few_step`. Rows are compare
 a guided step is two, a step of refinement one.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
@@ -18,8 +17,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import few_step
 from benchmarks.few_step import GRIDS, Scorers, StoryScorers, load, solved, unconditional
-from benchmarks.ingredients import Stories, add_stories
-from benchmarks.results import HUB, ROOT, Row, measure_parts, number, over_seeds, page, section, shown
+from benchmarks.ingredients import Stories, measure_with_stories
+from benchmarks.results import HUB, ROOT, Row, number, over_seeds, page, section, shown
 
 RESULTS = ROOT / "benchmarks" / "samplers.json"
 PICTURES = {data: RESULTS.with_name(f"samplers-{data}.png") for data in ("tinystories", "english-small")}
@@ -180,12 +179,8 @@ def _shown(data: str) -> str:
 
 def main() -> None:
     parts = {"shidoku": shidoku, "sudoku": sudoku, "english": english, "autoguidance": autoguidance, "grid": grid}
-    parser = argparse.ArgumentParser(description="Every sampler and control of `generate` on the shipped models.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}, tinystories; default: all")
-    add_stories(parser)
-    options = parser.parse_args()
-    stories = Stories(options.train, options.validation)
-    measure_parts(parts | {"tinystories": partial(tinystories, stories)}, RESULTS, report, options.parts)
+    about = "Every sampler and control of `generate` on the shipped models."
+    measure_with_stories(about, parts, {"tinystories": tinystories}, RESULTS, report)
     texts = json.loads(RESULTS.read_text())
     frontier(texts.get("english", []) + texts.get("autoguidance", []), "english-small", PICTURES["english-small"])
     frontier(texts.get("tinystories", []), "tinystories", PICTURES["tinystories"])

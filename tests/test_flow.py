@@ -39,7 +39,7 @@ def test_a_noised_jump_lies_between_the_map_and_new_noise(seed, a, b, gamma):
     torch.testing.assert_close(noised_jump(x, delta, noise, s, t, 0.0), flow_map_step(x, delta, s, t))
     torch.testing.assert_close(noised_jump(x, delta, noise, s, t, 1.0), interpolate(noise, delta, t))
     # Whatever gamma is, the noise of the start and the fresh one have the spread of the flow at t together.
-    kept = (1 - beyond(t, gamma)) / (1 - s) * (1 - s)
+    kept = 1 - beyond(t, gamma)
     torch.testing.assert_close((kept**2 + (gamma * (1 - t)) ** 2).sqrt(), 1 - t)
 
 

@@ -1,6 +1,7 @@
 """The ingredients of `benchmarks.prototypes`: what each changes, and that nothing else does."""
 
 import torch
+from tiny import SIZES, randomise
 from transformers import AutoModel
 
 from benchmarks.prototypes import (
@@ -12,38 +13,28 @@ from benchmarks.prototypes import (
 )
 from modeling_flm import FLMModel
 
-SIZES = dict(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=12,
-    hidden_dropout=0.0,
-)
+
+def unit_rows() -> UnitRows:
+    return randomise(UnitRows(UnitRowsConfig(**SIZES))).eval()
 
 
-def randomised(model):
-    """The model with no layer at zero."""
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data.normal_(std=0.3)
-    return model.eval()
+def self_conditioned() -> SelfConditioned:
+    return randomise(SelfConditioned(SelfConditionedConfig(**SIZES))).eval()
 
 
 def test_rows_and_noise_of_equal_norm():
-    model = randomised(UnitRows(UnitRowsConfig(**SIZES)))
+    model = unit_rows()
     table = model.vocabulary_table()
     norm = model.embed_tokens.weight.norm(dim=-1).mean()
-    torch.testing.assert_close(table.norm(dim=-1), norm.expand(40))
+    torch.testing.assert_close(table.norm(dim=-1), norm.expand(61))
     noise = model.embed_noise(200, 12, seeds=list(range(200))).flatten(0, 1)
     covariance = noise.T @ noise / len(noise) / norm**2
-    torch.testing.assert_close(covariance, torch.eye(16), atol=0.12, rtol=0)
+    torch.testing.assert_close(covariance, torch.eye(32), atol=0.12, rtol=0)
 
 
 def test_a_saved_prototype_writes_the_same(tmp_path):
-    for model in (UnitRows(UnitRowsConfig(**SIZES)), SelfConditioned(SelfConditionedConfig(**SIZES))):
-        randomised(model).save_pretrained(tmp_path)
+    for model in (unit_rows(), self_conditioned()):
+        model.save_pretrained(tmp_path)
         again = AutoModel.from_pretrained(tmp_path)
         assert type(again) is type(model)
         asked = dict(num_steps=4, num_return_sequences=2, seed=3)
@@ -51,7 +42,7 @@ def test_a_saved_prototype_writes_the_same(tmp_path):
 
 
 def test_a_self_conditioned_model_is_told_its_last_prediction():
-    model = randomised(SelfConditioned(SelfConditionedConfig(**SIZES)))
+    model = self_conditioned()
     state = model.embed_noise(2, 12, seeds=[1, 2])
     with torch.no_grad():
         first = model.denoise(state, torch.zeros(2))

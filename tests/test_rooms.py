@@ -38,10 +38,13 @@ def own_files(room: str) -> list[Path]:
     return [path for path in (ROOT / room).rglob("*.py") if not path.is_symlink()]
 
 
+def lines(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
 def lines_of_code(function: ast.FunctionDef) -> int:
-    docstring = function.body[0] if ast.get_docstring(function) else None
-    first, last = (0, -1) if docstring is None else (docstring.lineno, docstring.end_lineno or 0)
-    return (function.end_lineno or 0) - function.lineno + 1 - (last - first + 1)
+    docstring = lines(function.body[0]) if ast.get_docstring(function) else 0
+    return lines(function) - docstring
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)

@@ -8,12 +8,13 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 
+SIZES = dict(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+SIZES |= dict(max_position_embeddings=12, conditioning_size=16, time_embedding_size=16)
+
 
 def tiny_config(model_type: str = "flm", **changes) -> FLMConfig:
     """V = 61 > d = 32, so that noise takes the embedded path; `vocab_size=23` takes the dense one."""
-    sizes = dict(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
-    sizes |= dict(max_position_embeddings=12, conditioning_size=16, time_embedding_size=16)
-    return (FMLMConfig if model_type == "fmlm" else FLMConfig)(**sizes | changes)
+    return (FMLMConfig if model_type == "fmlm" else FLMConfig)(**SIZES | changes)
 
 
 def tiny_model(
