@@ -130,8 +130,7 @@ ABOUT = f"""
 # Ablation
 
 `python -m benchmarks.ablation`: maps of 4x4 Sudoku, {TRAINING_STEPS} steps of {BATCH} grids each
-(long: {LONG:,}, as the shipped map; matched: its teacher is masked diffusion of {MASKED:,} steps, and it was
-measured when second steps of the matching still began with drawn tokens).
+(long: {LONG:,}, as the shipped map; matched: its teacher is masked diffusion of {MASKED:,} steps).
 Share of valid grids at 1 to 8 evaluations, {GRIDS} grids for each of three seeds. ± is the standard
 deviation: over the trainings, or the seeds of a single one.
 """
