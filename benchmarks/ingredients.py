@@ -241,11 +241,11 @@ def _judged(stories: Stories, kind: str, folder: Path, steps: int | None) -> Row
         return stories.judged(mdlm.sample(model, steps, TEXTS, 1.0, SEED)) | {"loss": float(bound)}
     ids = model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=SEED)
     if model.config.vocab_size != len(stories.tokenizer):
-        return stories.judged(_in_tokens_of(stories.tokenizer, ids, AutoTokenizer.from_pretrained(folder)))
+        return stories.judged(in_tokens_of(stories.tokenizer, ids, AutoTokenizer.from_pretrained(folder)))
     return stories.judged(ids) | {f"loss_{tau}": _loss(model, rows, tau) for tau in TAUS}
 
 
-def _in_tokens_of(tokenizer, ids: torch.Tensor, own) -> torch.Tensor:
+def in_tokens_of(tokenizer, ids: torch.Tensor, own) -> torch.Tensor:
     """Texts of longer tokens as the first LENGTH tokens of the tokenizer that all are judged by."""
     rows = tokenizer(own.batch_decode(ids), add_special_tokens=False)["input_ids"]
     return torch.tensor([row[:LENGTH] for row in rows])

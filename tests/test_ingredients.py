@@ -1,9 +1,10 @@
-"""The ingredients of `benchmarks.prototypes`: what each changes, and that nothing else does."""
+"""The ingredients of training: what each prototype changes, and that nothing else does; how texts are judged."""
 
 import torch
 from tiny import SIZES, randomise
 from transformers import AutoModel
 
+from benchmarks.ingredients import LENGTH, in_tokens_of
 from benchmarks.prototypes import (
     MuonAndAdamW,
     SelfConditioned,
@@ -11,6 +12,7 @@ from benchmarks.prototypes import (
     UnitRows,
     UnitRowsConfig,
 )
+from examples.train_tokenizer import train_tokenizer
 from modeling_flm import FLMModel
 
 
@@ -79,3 +81,13 @@ def test_muon_for_matrices_goes_on_from_its_state():
     _, half = run(100)
     assert whole < 0.2 * first
     assert run(100, half)[0] == whole
+
+
+def test_texts_of_longer_tokens_are_judged_in_shorter_ones():
+    text = " the little bird flew to the tree and sang" * 20
+    short, long = train_tokenizer([], 260), train_tokenizer([text], 300)
+    ids = long(text, return_tensors="pt").input_ids[:, :LENGTH]
+    ids[0, 3] = long.eos_token_id
+    (judged,) = in_tokens_of(short, ids, long)
+    assert len(judged) == LENGTH
+    assert long.decode(ids[0]).startswith(short.decode(judged))
