@@ -50,6 +50,17 @@ def distilled(tmp_path_factory) -> FMLMModel:
     return model
 
 
+def test_masked_diffusion_never_masks_given_tokens(tmp_path, monkeypatch):
+    given = [[1, 0, 0, 1]] * len(ROWS)
+    model, seen = fresh_model(0, **SIZES), []
+    embed = model.embed_state
+    monkeypatch.setattr(model, "embed_state", lambda ids: seen.append(ids) or embed(ids))
+    args = arguments(tmp_path, per_device_train_batch_size=32, max_steps=4)
+    MDLMTrainer(model, args, train_dataset=ROWS.add_column("conditioning_mask", given)).train()
+    masked = torch.cat(seen) == SIZES["mask_token_id"]
+    assert masked.any(0).tolist() == [False, True, True, False]
+
+
 def matching(output_dir, teacher, model, **changes) -> MatchingTrainer:
     args = arguments(output_dir, kind=MatchingTrainingArguments, **changes)
     return MatchingTrainer(copy.deepcopy(model), teacher, args, train_dataset=ROWS)
