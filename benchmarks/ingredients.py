@@ -38,6 +38,7 @@ RUNS = ROOT / "runs" / "ingredients"
 TRAINING_STEPS, LENGTH = 1500, 128
 MASKED = 1000  # of these steps, where a flow starts from masked diffusion
 TEXTS, HELD_OUT = 64, 256  # written by each model; rows that its loss is taken on
+VOCABULARY = 2048  # tokens of most of the models, and of those who judge
 STEPS = (8, 64)  # evaluations of a flow and of masked diffusion
 TAUS = (0.2, 0.6, 0.99)
 SEED = 1_000_000  # of the first text
@@ -54,14 +55,14 @@ class Variant:
         masked (`str`, *optional*): the variant of masked diffusion whose weights it starts from, trained for MASKED of
             the TRAINING_STEPS: the flow has the rest.
         prototype (`str`, *optional*): the trainer of `benchmarks.prototypes` that trains it.
-        vocabulary (`int`, *optional*): the number of tokens, where it is not the recipe's; trains such a tokenizer.
+        vocabulary (`int`): the number of tokens.
     """
 
     kind: str
     overrides: list[str] = field(default_factory=list)
     masked: str | None = None
     prototype: str | None = None
-    vocabulary: int | None = None
+    vocabulary: int = VOCABULARY
 
     @property
     def suffix(self) -> str:
@@ -102,6 +103,7 @@ VARIANTS = {
     # Tokens of more characters, which cost 1.2 and 1.5 times the multiplications.
     "flow-4096-tokens": Variant("flow", BEST_RATE, vocabulary=4096),
     "flow-8192-tokens": Variant("flow", BEST_RATE, vocabulary=8192),
+    "masked-8192-tokens": Variant("masked", ["training.learning_rate=2e-3"], vocabulary=8192),
     "flow-muon": Variant("flow", BEST_RATE, prototype="muon"),
     "flow-self-conditioned": Variant("flow", [*BEST_RATE, "model.type=self-conditioned"], prototype="adamw"),
     "flow-unit-rows": Variant("flow", [*BEST_RATE, "model.type=unit-rows"], prototype="adamw"),
@@ -115,14 +117,16 @@ class Stories:
 
     Args:
         train, validation: what the recipe's `data` would name.
+        tokenizer_folder (`Path`): whose tokens are judged.
     """
 
     train: str | dict
     validation: str | dict
+    tokenizer_folder: Path = ROOT / "examples" / "stories" / "tokenizer"
 
     @cached_property
     def tokenizer(self):
-        return AutoTokenizer.from_pretrained(ROOT / "examples" / "stories" / "tokenizer")
+        return AutoTokenizer.from_pretrained(self.tokenizer_folder)
 
     @cached_property
     def held_out(self) -> torch.Tensor:
@@ -135,13 +139,6 @@ class Stories:
     @cached_property
     def documents(self) -> list[str]:
         return self._text(self.train)["text"][:]
-
-    def tokenizer_of(self, vocabulary: int) -> Path:
-        """The folder of a tokenizer of that many tokens, trained on the stories if it is not yet."""
-        folder = RUNS / f"tokenizer-{vocabulary}"
-        if not folder.exists():
-            train_tokenizer(self.documents, vocabulary).save_pretrained(folder)
-        return folder
 
     def _text(self, source: str | dict):
         return load_text(DataSource.parse(source, "."))
@@ -214,8 +211,7 @@ def train(stories: Stories, name: str, seed: int, steps: int = TRAINING_STEPS) -
         overrides = [f"training.max_steps={steps}", f"training.seed={seed}", f"training.output_dir={output}", *start]
         overrides += ["training.eval_strategy=no", "training.num_samples=0"]
         overrides += [f"data.{split}={_as_yaml(getattr(stories, split))}" for split in ("train", "validation")]
-        if variant.vocabulary is not None:
-            overrides.append(f"tokenizer={stories.tokenizer_of(variant.vocabulary)}")
+        overrides.append(f"tokenizer={tokenizer_of(variant.vocabulary, stories)}")
         command = [sys.executable, "-m", *variant.command, *overrides, *FAST, *variant.overrides]
         subprocess.run(command, check=True, cwd=ROOT)
     return folder
@@ -227,6 +223,14 @@ def _as_yaml(source: str | dict) -> str:
     return json.dumps(str(Path(source).resolve()))  # a recipe reads paths from its own folder
 
 
+def tokenizer_of(vocabulary: int, stories: Stories) -> Path:
+    """The folder of a byte-level BPE of that many tokens, trained on the stories if it is not yet."""
+    folder = RUNS / f"tokenizer-{vocabulary}"
+    if not folder.exists():
+        train_tokenizer(stories.documents, vocabulary).save_pretrained(folder)
+    return folder
+
+
 @torch.no_grad()
 def _judged(stories: Stories, kind: str, folder: Path, steps: int | None) -> Row:
     rows = stories.held_out[:HELD_OUT]
@@ -236,19 +240,27 @@ def _judged(stories: Stories, kind: str, folder: Path, steps: int | None) -> Row
         start = torch.full((TEXTS, 1), stories.tokenizer.bos_token_id)
         return stories.judged(gpt2.generate(start)) | {"loss": float(causal_losses(gpt2, rows).mean())}
     model = AutoModel.from_pretrained(folder).eval()
+    same = model.config.vocab_size == VOCABULARY  # others have another loss per token
     if kind == "masked":
-        bound = -mdlm.log_likelihood(model, rows, num_draws=16, seed=0).mean() / (LENGTH - 1)
-        return stories.judged(mdlm.sample(model, steps, TEXTS, 1.0, SEED)) | {"loss": float(bound)}
-    ids = model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=SEED)
-    if model.config.vocab_size != len(stories.tokenizer):
-        return stories.judged(in_tokens_of(stories.tokenizer, ids, AutoTokenizer.from_pretrained(folder)))
-    return stories.judged(ids) | {f"loss_{tau}": _loss(model, rows, tau) for tau in TAUS}
+        ids = mdlm.sample(model, steps, TEXTS, 1.0, SEED)
+        loss = {"loss": -_mean_bound(model, rows)} if same else {}
+    else:
+        ids = model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=SEED)
+        loss = {f"loss_{tau}": _loss(model, rows, tau) for tau in TAUS} if same else {}
+    if not same:
+        ids = in_tokens_of(stories.tokenizer, ids, AutoTokenizer.from_pretrained(folder))
+    return stories.judged(ids) | loss
 
 
 def in_tokens_of(tokenizer, ids: torch.Tensor, own) -> torch.Tensor:
     """Texts of longer tokens as the first LENGTH tokens of the tokenizer that all are judged by."""
     rows = tokenizer(own.batch_decode(ids), add_special_tokens=False)["input_ids"]
     return torch.tensor([row[:LENGTH] for row in rows])
+
+
+def _mean_bound(model, rows: torch.Tensor) -> float:
+    """Of the log likelihood of masked diffusion, nats per token."""
+    return float(mdlm.log_likelihood(model, rows, num_draws=16, seed=0).mean() / (LENGTH - 1))
 
 
 def _loss(model, rows: torch.Tensor, tau: float) -> float:
@@ -266,7 +278,8 @@ def report(results: dict[str, list[Row]]) -> str:
         "of `recipes/tinystories.yaml` changed. `flow-from-masked` has the weights of masked diffusion after",
         f"{MASKED:,} of the steps, and learns as a flow in the others. Means over trainings of different seeds,",
         f"± standard deviation where there are several. {TEXTS} texts of each model, at temperature 1, flows",
-        "by Euler's scheme.",
+        f"by Euler's scheme. Tokens are a byte-level BPE of {VOCABULARY:,}, in which all are judged: texts of other",
+        f"tokens are encoded anew, and the first {LENGTH} tokens of each count.",
         "",
         "* `gppl ngram`: perplexity under a Kneser-Ney 4-gram of the training text; `entropy`: of a text's tokens.",
         "* `words`, `pairs`: shares of words and of neighbouring words that the training text has, too.",
@@ -287,6 +300,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     stories = Stories(options.train, options.validation)
+    stories.tokenizer_folder = tokenizer_of(VOCABULARY, stories)
     parts = {"held-out": partial(held_out, stories)}
     parts |= {name: partial(measure, stories, name, options.training_seeds) for name in VARIANTS}
     measure_parts(parts, RESULTS, report, options.parts)
