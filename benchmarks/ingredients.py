@@ -253,9 +253,10 @@ def _judged(stories: Stories, kind: str, folder: Path, steps: int | None) -> Row
 
 
 def in_tokens_of(tokenizer, ids: torch.Tensor, own) -> torch.Tensor:
-    """Texts of longer tokens as the first LENGTH tokens of the tokenizer that all are judged by."""
+    """Texts of longer tokens as the first tokens of the tokenizer that all are judged by: at most LENGTH of each."""
     rows = tokenizer(own.batch_decode(ids), add_special_tokens=False)["input_ids"]
-    return torch.tensor([row[:LENGTH] for row in rows])
+    length = min(LENGTH, *map(len, rows))  # pieces of two tokens can become one
+    return torch.tensor([row[:length] for row in rows])
 
 
 def _mean_bound(model, rows: torch.Tensor) -> float:
