@@ -23,17 +23,15 @@ SMALLEST_TIME = 1e-3
 
 
 class MDLMTrainer(FLMTrainer):
-    """[`FLMTrainer`] with the loss of masked diffusion, in nats per token (an upper bound of the text's). Tokens that
-    the data gives, such as the clues of a puzzle, are never masked."""
+    """[`FLMTrainer`] with the loss of masked diffusion, in nats per token (an upper bound of the text's). What is
+    not scored stays: padding, and tokens that the data gives, such as the clues of a puzzle."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         ids, time = inputs["input_ids"], inputs["timesteps"].clamp(min=SMALLEST_TIME)
         noise = torch.stack(
             [torch.rand(ids.shape[1], generator=torch.Generator().manual_seed(seed)) for seed in inputs["noise_seed"]]
         )
-        masked = noise.to(ids.device) < time[:, None]
-        if "conditioning_mask" in inputs:
-            masked &= inputs["conditioning_mask"] == 0  # the clues of a puzzle stay
+        masked = (noise.to(ids.device) < time[:, None]) & (inputs["labels"] != -100)
         state = self.model.embed_state(ids.masked_fill(masked, self.model.config.mask_token_id))
         hidden = model(inputs_embeds=state, timesteps=torch.zeros_like(time), output_logits=False).last_hidden_state
         weights = (1 / time)[:, None].expand_as(ids)[masked]
