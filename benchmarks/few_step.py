@@ -23,8 +23,8 @@ from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
-from benchmarks.ingredients import Stories, measure_with_stories
 from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, Row, number, over_seeds, show, shown, table
+from benchmarks.stories import Stories, measure_with_stories
 from evaluation.masked import sample_masked
 from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses

@@ -13,7 +13,6 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,17 +24,14 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import benchmarks.prototypes  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
 from benchmarks.results import ROOT, Row, measure_parts, over_seeds, show, table
-from evaluation.measures import apart
-from evaluation.ngram import KneserNey
+from benchmarks.stories import LENGTH, Stories, add_stories
 from evaluation.scorers import causal_losses
-from evaluation.text import known_words, token_entropy
 from examples.train_tokenizer import train_tokenizer
-from flm_data import DataSource, load_text, pack
 
 RECIPE = ROOT / "recipes" / "tinystories.yaml"
 RESULTS = ROOT / "benchmarks" / "ingredients.json"
 RUNS = ROOT / "runs" / "ingredients"
-TRAINING_STEPS, LENGTH = 1500, 128
+TRAINING_STEPS = 1500
 MASKED = 1000  # of these steps, where a flow starts from masked diffusion
 TEXTS, HELD_OUT = 64, 256  # written by each model; rows that its loss is taken on
 VOCABULARY = 2048  # tokens of most of the models, and of those who judge
@@ -111,75 +107,12 @@ VARIANTS = {
 }
 
 
-@dataclass
-class Stories:
-    """The data, and those who judge by it.
-
-    Args:
-        train, validation: what the recipe's `data` would name.
-        tokenizer_folder (`Path`): whose tokens are judged.
-    """
-
-    train: str | dict
-    validation: str | dict
-    tokenizer_folder: Path = ROOT / "examples" / "stories" / "tokenizer"
+class JudgedInFewTokens(Stories):
+    """The stories, judged in VOCABULARY tokens whatever the recipe's tokenizer has."""
 
     @cached_property
     def tokenizer(self):
-        return AutoTokenizer.from_pretrained(self.tokenizer_folder)
-
-    @cached_property
-    def held_out(self) -> torch.Tensor:
-        return torch.from_numpy(self._rows(self.validation)).long()
-
-    @cached_property
-    def judge(self) -> KneserNey:
-        return KneserNey(self._rows(self.train), len(self.tokenizer))
-
-    @cached_property
-    def documents(self) -> list[str]:
-        return self._text(self.train)["text"][:]
-
-    def _text(self, source: str | dict):
-        return load_text(DataSource.parse(source, "."))
-
-    def _rows(self, source: str | dict) -> np.ndarray:
-        return np.array(pack(self._text(source), self.tokenizer, LENGTH).with_format("numpy")["input_ids"][:])
-
-    def judged(self, ids: torch.Tensor) -> Row:
-        """Of texts (n, length): their perplexity, entropy, and shares of known words and pairs."""
-        words, pairs = known_words(apart(ids.tolist(), self.tokenizer), self.documents)
-        return {
-            "gppl_ngram": float(np.exp(self.judge.token_losses(ids.numpy()).mean())),
-            "entropy": float(token_entropy(ids.numpy()).mean()),
-            "words": float(np.mean(words)),
-            "pairs": float(np.mean(pairs)),
-        }
-
-
-def add_stories(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where the stories are, by default on the Hub."""
-    parser.add_argument("--train", default="roneneldan/TinyStories")
-    parser.add_argument("--validation", default={"path": "roneneldan/TinyStories", "split": "validation"})
-
-
-def measure_with_stories(
-    about: str,
-    parts: Mapping[str, Callable[[], list[Row]]],
-    of_stories: Mapping[str, Callable[[Stories], list[Row]]],
-    results_file: Path,
-    report: Callable[[dict[str, list[Row]]], str],
-) -> None:
-    """Run the command of a benchmark: `measure_parts` of the parts that its arguments name. Those `of_stories` are
-    called with the stories that its options name; `about` is the command's description."""
-    parser = argparse.ArgumentParser(description=about)
-    names = ", ".join([*parts, *of_stories])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {names}; default: all")
-    add_stories(parser)
-    options = parser.parse_args()
-    stories = Stories(options.train, options.validation)
-    bound = {name: partial(measured, stories) for name, measured in of_stories.items()}
-    measure_parts({**parts, **bound}, results_file, report, options.parts)
+        return AutoTokenizer.from_pretrained(tokenizer_of(VOCABULARY, self))
 
 
 def held_out(stories: Stories) -> list[Row]:
@@ -303,8 +236,7 @@ def main() -> None:
         "--training-seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[42, 43]
     )
     options = parser.parse_args()
-    stories = Stories(options.train, options.validation)
-    stories.tokenizer_folder = tokenizer_of(VOCABULARY, stories)
+    stories = JudgedInFewTokens(options.train, options.validation)
     parts = {"held-out": partial(held_out, stories)}
     parts |= {name: partial(measure, stories, name, options.training_seeds) for name in VARIANTS}
     measure_parts(parts, RESULTS, report, options.parts)

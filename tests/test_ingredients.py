@@ -4,7 +4,7 @@ import torch
 from tiny import SIZES, randomise
 from transformers import AutoModel
 
-from benchmarks.ingredients import LENGTH, in_tokens_of
+from benchmarks.ingredients import in_tokens_of
 from benchmarks.prototypes import (
     MuonAndAdamW,
     SelfConditioned,
@@ -12,6 +12,7 @@ from benchmarks.prototypes import (
     UnitRows,
     UnitRowsConfig,
 )
+from benchmarks.stories import LENGTH
 from examples.train_tokenizer import train_tokenizer
 from modeling_flm import FLMModel
 

@@ -1,0 +1,90 @@
+"""TinyStories as the benchmarks need them: their rows, those who judge texts by them, and options that say where they
+are."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from benchmarks.results import ROOT, Row, measure_parts
+from evaluation.measures import apart
+from evaluation.ngram import KneserNey
+from evaluation.text import known_words, token_entropy
+from flm_data import DataSource, load_text, pack
+
+LENGTH = 128  # tokens of a row
+
+
+@dataclass
+class Stories:
+    """The data, and those who judge by it.
+
+    Args:
+        train, validation: what the recipe's `data` would name.
+    """
+
+    train: str | dict
+    validation: str | dict
+
+    @cached_property
+    def tokenizer(self):
+        """Whose tokens are judged."""
+        return AutoTokenizer.from_pretrained(ROOT / "examples" / "stories" / "tokenizer")
+
+    @cached_property
+    def held_out(self) -> torch.Tensor:
+        return torch.from_numpy(self._rows(self.validation)).long()
+
+    @cached_property
+    def judge(self) -> KneserNey:
+        return KneserNey(self._rows(self.train), len(self.tokenizer))
+
+    @cached_property
+    def documents(self) -> list[str]:
+        return self._text(self.train)["text"][:]
+
+    def _text(self, source: str | dict):
+        return load_text(DataSource.parse(source, "."))
+
+    def _rows(self, source: str | dict) -> np.ndarray:
+        return np.array(pack(self._text(source), self.tokenizer, LENGTH).with_format("numpy")["input_ids"][:])
+
+    def judged(self, ids: torch.Tensor) -> Row:
+        """Of texts (n, length): their perplexity, entropy, and shares of known words and pairs."""
+        words, pairs = known_words(apart(ids.tolist(), self.tokenizer), self.documents)
+        return {
+            "gppl_ngram": float(np.exp(self.judge.token_losses(ids.numpy()).mean())),
+            "entropy": float(token_entropy(ids.numpy()).mean()),
+            "words": float(np.mean(words)),
+            "pairs": float(np.mean(pairs)),
+        }
+
+
+def add_stories(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the stories are, by default on the Hub."""
+    parser.add_argument("--train", default="roneneldan/TinyStories")
+    parser.add_argument("--validation", default={"path": "roneneldan/TinyStories", "split": "validation"})
+
+
+def measure_with_stories(
+    about: str,
+    parts: Mapping[str, Callable[[], list[Row]]],
+    of_stories: Mapping[str, Callable[[Stories], list[Row]]],
+    results_file: Path,
+    report: Callable[[dict[str, list[Row]]], str],
+) -> None:
+    """Run the command of a benchmark: `measure_parts` of the parts that its arguments name. Those `of_stories` are
+    called with the stories that its options name; `about` is the command's description."""
+    parser = argparse.ArgumentParser(description=about)
+    names = ", ".join([*parts, *of_stories])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {names}; default: all")
+    add_stories(parser)
+    options = parser.parse_args()
+    stories = Stories(options.train, options.validation)
+    bound = {name: partial(measured, stories) for name, measured in of_stories.items()}
+    measure_parts({**parts, **bound}, results_file, report, options.parts)
