@@ -61,7 +61,7 @@ KINDS = {
     "tinystories": Kind(
         writes="Tales in the words of a small child, 128 tokens at a time",
         data="16,929 stories of TinyStories (arXiv 2305.07759), 13.7 million characters (`examples/stories`); "
-        "byte-level BPE of 2,048 tokens.",
+        "byte-level BPE of 8,192 tokens.",
         limits="Made to be trained and tried on a laptop: a demonstration of the method, nothing to rely on.",
         figures="`gppl ar`, `gppl ngram`: generative perplexity under a GPT-2 of the same size and under a Kneser-Ney "
         "4-gram, both of the same stories; `words`, `pairs`: shares of words and of neighbouring words that the "

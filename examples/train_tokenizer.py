@@ -1,7 +1,7 @@
 """Train a tokenizer on a corpus: a byte-level BPE, like those of the shipped text models.
 
     python examples/train_tokenizer.py ./examples/corpus/train.parquet --vocab-size 4096 --output my-tokenizer
-    python examples/train_tokenizer.py roneneldan/TinyStories --vocab-size 2048 --output my-tokenizer
+    python examples/train_tokenizer.py roneneldan/TinyStories --vocab-size 8192 --output my-tokenizer
 
 The corpus is named as in the `data` of a recipe: a file or folder that begins with ./ ../ or /, or a data set on the
 Hub. Every run writes the same bytes.
