@@ -90,32 +90,27 @@ class FlowLM(TemplateLM):
         return self.tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
+        """All texts have the same draws: of the answers to one question it is the difference that counts."""
         texts = [self._framed(context, continuation) for _, context, continuation in requests]
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
-        answers = [0.0] * len(texts)
-        for start in tqdm(
-            range(0, len(texts), self.batch_size), disable=disable_tqdm, desc="Bounding log likelihoods"
-        ):
-            some = by_length[start : start + self.batch_size]
-            for place, value in zip(some, self._bounds([texts[i] for i in some]), strict=True):
-                answers[place] = float(value)
+        answers = [(value, False) for value in self._bounds(texts, [self.seed] * len(texts), disable_tqdm)]
         for (strings, _, _), answer in zip(requests, answers, strict=True):
             if strings is not None:
-                self.cache_hook.add_partial("loglikelihood", strings, (answer, False))
-        return [(answer, False) for answer in answers]
+                self.cache_hook.add_partial("loglikelihood", strings, answer)
+        return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The bound of each whole text, the sum over its windows. Each token is scored once, in a window that holds as
-        much of the preceding text as fits."""
+        much of the preceding text as fits, and with draws of its own: over many texts their errors average out."""
         windows, owners = [], []
         for owner, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
             room = self.longest - len(self.begin)
             for window in get_rolling_token_windows(ids, self.prefix_token_id, room, context_len=1):
-                windows.append((None, *make_disjoint_window(window)))
+                windows.append(self._framed(*make_disjoint_window(window)))
                 owners.append(owner)
         totals = [0.0] * len(requests)
-        for owner, (bound, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
+        seeds = [self.seed + number for number in range(len(windows))]
+        for owner, bound in zip(owners, self._bounds(windows, seeds, disable_tqdm), strict=True):
             totals[owner] += bound
         return totals
 
@@ -161,7 +156,18 @@ class FlowLM(TemplateLM):
             context = [*self.begin, *context]
         return [*context, *continuation][-self.longest :], len(continuation)
 
-    def _bounds(self, texts: list[tuple[list[int], int]]) -> Tensor:
+    def _bounds(self, texts: list[tuple[list[int], int]], seeds: list[int], disable_tqdm: bool) -> list[float]:
+        """The bound of each text, of which so many ids at the end are scored. A batch has texts of similar length."""
+        bounds = [0.0] * len(texts)
+        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i][0]))
+        batches = [by_length[i : i + self.batch_size] for i in range(0, len(texts), self.batch_size)]
+        for batch in tqdm(batches, disable=disable_tqdm, desc="Bounding log likelihoods"):
+            found = self._bounds_of_batch([texts[i] for i in batch], [seeds[i] for i in batch])
+            for i, value in zip(batch, found.tolist(), strict=True):
+                bounds[i] = value
+        return bounds
+
+    def _bounds_of_batch(self, texts: list[tuple[list[int], int]], seeds: list[int]) -> Tensor:
         ids = pad_sequence([tensor(text) for text, _ in texts], batch_first=True)
         real = pad_sequence([tensor([1] * len(text)) for text, _ in texts], batch_first=True)
         given = pad_sequence([tensor([True] * (len(t) - n) + [False] * n) for t, n in texts], batch_first=True)
@@ -174,7 +180,7 @@ class FlowLM(TemplateLM):
             num_steps=self.num_steps,
             num_samples=self.num_samples,
             num_probes=self.num_probes,
-            seed=[self.seed] * len(texts),
+            seed=seeds,
             batch_size=self.batch_size,
         ).bound
 
