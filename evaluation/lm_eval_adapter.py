@@ -94,8 +94,7 @@ class FlowLM(TemplateLM):
         texts = [self._framed(context, continuation) for _, context, continuation in requests]
         answers = [(value, False) for value in self._bounds(texts, [self.seed] * len(texts), disable_tqdm)]
         for (strings, _, _), answer in zip(requests, answers, strict=True):
-            if strings is not None:
-                self.cache_hook.add_partial("loglikelihood", strings, answer)
+            self.cache_hook.add_partial("loglikelihood", strings, answer)
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
