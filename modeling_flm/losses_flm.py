@@ -9,12 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .vocabulary_flm import softcap as soft_capped
-
 _CHUNK = 1 << 24  # logits held at a time
 _CPU_CHUNK, _CPU_ROWS = 1 << 20, 256  # the same on a CPU, where they should stay in the cache; and the fewest rows
 
-Target = Callable[[slice], Tensor]  # from a slice of tokens to their target probabilities (rows, V), float32
+Target = Callable[[slice], Tensor]  # from a slice of tokens to target probabilities (rows, V), or their logarithms
 
 
 def chunked_cross_entropy(
@@ -42,7 +40,7 @@ def chunked_cross_entropy(
     def loss_of(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         return _label_loss(logits, labels[part, None], softcap)
 
-    return _ChunkedLoss.apply(hidden, weight, bias, token_weights, loss_of, torch.is_grad_enabled())
+    return _ChunkedLoss.apply(hidden, weight, bias, token_weights, loss_of, 1, torch.is_grad_enabled())
 
 
 def chunked_distillation_loss(
@@ -66,21 +64,40 @@ def chunked_distillation_loss(
     loss_of_scores = {"ce": _soft_cross_entropy, "mse": _squared_error, "expectation": _expectation}[loss_type]
 
     def loss_of(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        scores = soft_capped(logits, softcap)
-        loss, grad = loss_of_scores(scores.log_softmax(-1), target(part))
-        if softcap is not None:
-            grad *= 1 - (scores / softcap).square()
-        return loss, grad
+        if softcap is None:
+            return loss_of_scores(logits.log_softmax(-1), target(part))
+        bent = logits.div_(softcap).tanh_()
+        loss, grad = loss_of_scores((bent * softcap).log_softmax(-1), target(part))
+        return loss, grad.addcmul_(grad, bent.square_(), value=-1)  # d(c tanh(z / c)) / dz = 1 - tanh^2
 
-    return _ChunkedLoss.apply(hidden, weight, bias, token_weights, loss_of, torch.is_grad_enabled())
+    return _ChunkedLoss.apply(hidden, weight, bias, token_weights, loss_of, 2, torch.is_grad_enabled())
 
 
 def posterior(hidden: Tensor, weight: Tensor, bias: Tensor, softcap: float | None = None) -> Target:
     """The predictions `softmax(c tanh((h W^T + b) / c))` of hidden states (tokens, d), as a target."""
+    scores = _scores(hidden, weight, bias, softcap)
+    return lambda part: scores(part).softmax(-1)
+
+
+def log_posterior(
+    hidden: Tensor, weight: Tensor, bias: Tensor, softcap: float | None = None, temperature: float = 1.0
+) -> Target:
+    """The logarithms of predictions at a temperature, `log_softmax(c tanh((h W^T + b) / c) / temperature)`."""
+    scores = _scores(hidden, weight, bias, softcap)
+    return lambda part: scores(part).div_(temperature).log_softmax(-1)
+
+
+def _scores(hidden: Tensor, weight: Tensor, bias: Tensor, softcap: float | None) -> Target:
+    """Soft-capped logits of hidden states (tokens, d), float32. What autocast rounds is rounded here, once for all
+    slices."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
 
     def rows(part: slice) -> Tensor:
         logits = torch.addmm(bias, hidden[part], weight.T).float()
-        return soft_capped(logits, softcap).softmax(-1)
+        return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
     return rows
 
@@ -92,10 +109,10 @@ def mixture(share: Tensor, first: Target, second: Target) -> Target:
 
 class _ChunkedLoss(torch.autograd.Function):
     """The sum of token weights times losses. `loss_of(logits, part)` gives those of a slice `part` of the tokens, and
-    their gradient in the logits."""
+    their gradient in the logits; it holds `held` tensors of the size of the logits at a time."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, token_weights, loss_of, with_gradient):
+    def forward(ctx, hidden, weight, bias, token_weights, loss_of, held, with_gradient):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         with torch.autocast(device, enabled=False):
@@ -105,7 +122,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_hidden = torch.empty_like(h)
                 grad_weight = torch.zeros_like(weight, dtype=torch.float32)
                 grad_bias = torch.zeros_like(bias, dtype=torch.float32)
-            rows = _rows_at_a_time(len(weight), device)
+            rows = _rows_at_a_time(len(weight), device, held)
             for start in range(0, len(h), rows):
                 part = slice(start, start + rows)
                 losses[part], grad = loss_of(torch.addmm(b, h[part], w.T).float(), part)
@@ -128,12 +145,14 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output, _):
         gradients = zip(ctx.saved_tensors, ctx.needs_input_grad[:4], strict=True)
-        return *(grad * grad_output if wanted else None for grad, wanted in gradients), None, None
+        return *(grad * grad_output if wanted else None for grad, wanted in gradients), None, None, None
 
 
-def _rows_at_a_time(vocab_size: int, device: str) -> int:
-    """Size of a chunk. On a CPU, products with the output layer would be slow with fewer rows than _CPU_ROWS."""
-    return max(_CPU_ROWS, _CPU_CHUNK // vocab_size) if device == "cpu" else max(1, _CHUNK // vocab_size)
+def _rows_at_a_time(vocab_size: int, device: str, held: int) -> int:
+    """Size of a chunk, so that `held` tensors of it have at most so many entries. On a CPU, products with the output
+    layer would be slow with fewer rows than _CPU_ROWS."""
+    most, fewest = (_CPU_CHUNK, _CPU_ROWS) if device == "cpu" else (_CHUNK, held)
+    return max(fewest, most // vocab_size) // held
 
 
 def _label_loss(logits: Tensor, label: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:

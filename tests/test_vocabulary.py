@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel, losses_flm, vocabulary_flm
-from modeling_flm.losses_flm import chunked_cross_entropy
+from modeling_flm.losses_flm import chunked_cross_entropy, log_posterior, posterior
 from modeling_flm.samplers_flm import SAMPLERS
 from modeling_flm.vocabulary_flm import expected_embedding, most_likely_of_mixture, most_likely_token, softcap
 
@@ -24,7 +24,8 @@ def layer(tokens: int = 37, width: int = 16, vocab_size: int = 101, scale: float
 @pytest.fixture(params=[1, 256, 1 << 22], ids=["smallest", "some", "one"])
 def blocks(request, monkeypatch):
     """Blocks of one token or 64 entries of the vocabulary, of a few, and all at once."""
-    monkeypatch.setattr(losses_flm, "_CHUNK", request.param)
+    monkeypatch.setattr(losses_flm, "_CPU_CHUNK", request.param)
+    monkeypatch.setattr(losses_flm, "_CPU_ROWS", 2)
     monkeypatch.setattr(vocabulary_flm, "_CPU_BLOCK", request.param)
     monkeypatch.setattr(vocabulary_flm, "_COLUMNS", 64)
 
@@ -48,6 +49,15 @@ def test_cross_entropy_and_its_gradients(cap, blocks):
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
     assert (ours[0].grad[::5] == 0).all()
+
+
+@pytest.mark.parametrize("cap", CAPS)
+def test_predictions_of_a_slice_of_tokens(cap):
+    hidden, weight, bias, _, _ = layer()
+    logits = softcap(hidden @ weight.T + bias, cap)
+    torch.testing.assert_close(posterior(hidden, weight, bias, cap)(slice(3, 9)), logits[3:9].softmax(-1))
+    cold = log_posterior(hidden, weight, bias, cap, temperature=0.5)(slice(3, 9))
+    torch.testing.assert_close(cold, (logits[3:9] / 0.5).log_softmax(-1))
 
 
 def test_cross_entropy_of_huge_logits_is_finite():

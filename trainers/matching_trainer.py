@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modeling_flm import FLMModel
 from modeling_flm.flow_flm import beyond, noised_jump
-from modeling_flm.losses_flm import Target, chunked_cross_entropy, chunked_distillation_loss, posterior
+from modeling_flm.losses_flm import Target, chunked_cross_entropy, chunked_distillation_loss, log_posterior
 from modeling_flm.noise_flm import step_seeds
 from modeling_flm.vocabulary_flm import draw_token
 
@@ -18,7 +18,6 @@ from .matching_arguments import MatchingTrainingArguments
 
 AUXILIARY = "auxiliary.safetensors"  # the auxiliary network and its optimiser, in a checkpoint
 LARGEST_COST = 10.0  # nats
-_TINY = torch.finfo(torch.float32).tiny
 
 
 class MatchingTrainer(FLMTrainer):
@@ -111,10 +110,10 @@ class MatchingTrainer(FLMTrainer):
     def _map_loss(self, hidden: Tensor, follows: "LastLayer", rest: Tensor, masked: Tensor) -> Tensor:
         """The loss of the map, whose last hidden states at the masked tokens are `hidden` (tokens, d)."""
         with torch.no_grad():
-            wanted = posterior(*_last_layer(self.teacher, rest, masked))
-            written = posterior(*follows)
+            wanted = log_posterior(*_last_layer(self.teacher, rest, masked), self.args.teacher_temperature)
+            written = log_posterior(*follows)
         weights = torch.ones(len(hidden), device=hidden.device) / max(len(hidden), 1)
-        cost = log_ratio(written, at_temperature(wanted, self.args.teacher_temperature))
+        cost = log_ratio(written, wanted)
         weight, bias, cap = self._writing_layer()
         return chunked_distillation_loss(hidden, weight, bias, cost, weights, cap, "expectation")[0]
 
@@ -202,18 +201,7 @@ def _last_layer(masked_diffusion: FLMModel, ids: Tensor, wanted: Tensor) -> Last
     return hidden[wanted], *own.output_layer(), own.config.final_logit_softcapping
 
 
-def at_temperature(prediction: Target, temperature: float) -> Target:
-    """The probabilities p^(1 / temperature), with sum one."""
-    return lambda part: (prediction(part).clamp(min=_TINY).log() / temperature).softmax(-1)
-
-
 def log_ratio(numerator: Target, denominator: Target) -> Target:
-    """log(numerator / denominator) of two predictions, within +-LARGEST_COST, which rare tokens would exceed."""
-
-    def rows(part: slice) -> Tensor:
-        first, second = (
-            target(part).clamp(min=torch.finfo(torch.float32).tiny) for target in (numerator, denominator)
-        )
-        return (first.log() - second.log()).clamp(-LARGEST_COST, LARGEST_COST)
-
-    return rows
+    """log(numerator / denominator) of two predictions, given by their logarithms, within +-LARGEST_COST, which rare
+    tokens would exceed."""
+    return lambda part: (numerator(part) - denominator(part)).clamp_(-LARGEST_COST, LARGEST_COST)
