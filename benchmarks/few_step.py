@@ -3,6 +3,7 @@
     python -m benchmarks.few_step              # all of it
     python -m benchmarks.few_step shidoku      # one part; the others stay as they were measured
     python -m benchmarks.few_step tinystories --train ./stories.parquet --validation ./held-out.parquet
+    python -m benchmarks.few_step tinystories --models fmlm-tinystories    # a new map; the other models' rows stay
 
 Sudoku: the share of valid grids, and how many different valid ones there are. English: generative perplexity under
 two scorers that saw no sample (the GPT-2 baseline and a Kneser-Ney 4-gram of the same training text), token entropy
@@ -206,11 +207,13 @@ class StoryScorers(Scorers):
         return super().measure(ids) | {name: judged[name] for name in ("words", "pairs")}
 
 
-def text_models(scorers: Scorers) -> list[Row]:
-    """The flow, its map and the baselines of some data, beside held-out text."""
+def text_models(scorers: Scorers, wants: Callable[[str], bool] = lambda model: True) -> list[Row]:
+    """The flow, its map and the baselines of some data, beside held-out text, as far as each is wanted."""
     rows: list[Row] = []
 
     def add(model: str, steps: int | None, draw: Callable[[int], torch.Tensor], **more) -> None:
+        if not wants(model):
+            return
         row = over_seeds(lambda seed: scorers.measure(draw(seed)))
         rows.append({"model": model, "steps": steps} | more | row)
         show(rows[-1])
@@ -244,7 +247,7 @@ def english() -> list[Row]:
 
 
 def tinystories(stories: Stories) -> list[Row]:
-    return text_models(StoryScorers(stories))
+    return text_models(StoryScorers(stories), stories.wants)
 
 
 def write(model, steps: int, seed: int) -> torch.Tensor:

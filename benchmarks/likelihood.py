@@ -81,32 +81,40 @@ def english() -> list[Row]:
 def tinystories(stories: Stories) -> list[Row]:
     scorers = StoryScorers(stories)
     rows = np.random.default_rng(0).permutation(scorers.held_out)
-    return of_texts(scorers, rows[:TEXTS], rows[TEXTS : TEXTS + CHOOSING_TEXTS])
+    return of_texts(scorers, rows[:TEXTS], rows[TEXTS : TEXTS + CHOOSING_TEXTS], stories.wants)
 
 
-def of_texts(scorers: Scorers, rows_held_out: np.ndarray, rows_to_choose_by: np.ndarray) -> list[Row]:
-    """Bits of held-out rows (n, 128) under all models of some data; the ends of the flows are chosen by other rows."""
+def of_texts(
+    scorers: Scorers,
+    rows_held_out: np.ndarray,
+    rows_to_choose_by: np.ndarray,
+    wants: Callable[[str], bool] = lambda model: True,
+) -> list[Row]:
+    """Bits of held-out rows (n, 128) under the wanted models of some data; the ends of the flows are chosen by other
+    rows."""
     data = scorers.data
     held_out, choosing = (torch.from_numpy(some).long() for some in (rows_held_out, rows_to_choose_by))
     characters = [len(text) for text in scorers.tokenizer.batch_decode(held_out, skip_special_tokens=True)]
     rows: list[Row] = []
 
-    def add(name: str, kind: str, log_p: Tensor, **more) -> None:
-        row: Row = {"model": name, "kind": kind} | more
+    def add(name: str, kind: str, log_p: Callable[[], Tensor], **more) -> None:
+        if not wants(name):
+            return
+        row, bits = {"model": name, "kind": kind} | more, log_p()
         for what, counts in (("token", [held_out.shape[1] - 1] * TEXTS), ("character", characters)):
-            row[f"bits_per_{what}"], row[f"bits_per_{what}_sd"] = bits_per(log_p, counts)
+            row[f"bits_per_{what}"], row[f"bits_per_{what}_sd"] = bits_per(bits, counts)
         rows.append(row)
         show(row)
 
-    add(f"ar-{data}", "exact", -torch.from_numpy(causal_losses(scorers.ar, held_out)).sum(1))
-    add("Kneser-Ney 4-gram", "exact", -torch.from_numpy(scorers.ngram.token_losses(held_out.numpy())).sum(1))
+    add(f"ar-{data}", "exact", lambda: -torch.from_numpy(causal_losses(scorers.ar, held_out)).sum(1))
+    add("Kneser-Ney 4-gram", "exact", lambda: -torch.from_numpy(scorers.ngram.token_losses(held_out.numpy())).sum(1))
     masked = load(BASELINES / f"mdlm-{data}")
-    add(f"mdlm-{data}", "bound", mdlm.log_likelihood(masked, held_out, MDLM_DRAWS, seed=0))
-    for name in (f"flm-{data}", f"fmlm-{data}"):
+    add(f"mdlm-{data}", "bound", lambda: mdlm.log_likelihood(masked, held_out, MDLM_DRAWS, seed=0))
+    for name in filter(wants, (f"flm-{data}", f"fmlm-{data}")):
         bound = partial(bound_of_texts, load(HUB / name))
         end = tightest(partial(bound, choosing), TEXT_ENDS)
         for steps in (STEPS, 2 * STEPS) if name == f"flm-{data}" else (STEPS,):
-            add(name, "bound", bound(held_out, steps, end=end), end=end, steps=steps)
+            add(name, "bound", partial(bound, held_out, steps, end=end), end=end, steps=steps)
     return rows
 
 

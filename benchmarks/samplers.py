@@ -96,9 +96,9 @@ def english() -> list[Row]:
 
 
 def tinystories(stories: Stories) -> list[Row]:
-    scorers = StoryScorers(stories)
-    of_flow = measured("flm-tinystories", FLOW_OF_TEXT, written, scorers)
-    return of_flow + measured("fmlm-tinystories", MAP_OF_STORIES, written, scorers)
+    scorers, ways = StoryScorers(stories), {"flm-tinystories": FLOW_OF_TEXT, "fmlm-tinystories": MAP_OF_STORIES}
+    wanted = filter(stories.wants, ways)
+    return [row for name in wanted for row in measured(name, ways[name], written, scorers)]
 
 
 def autoguidance() -> list[Row]:

@@ -2,7 +2,9 @@
 are."""
 
 import argparse
-from collections.abc import Callable, Mapping
+import json
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,10 +28,16 @@ class Stories:
 
     Args:
         train, validation: what the recipe's `data` would name.
+        models (*optional*): the models to measure, by default all.
     """
 
     train: str | dict
     validation: str | dict
+    models: Collection[str] | None = None
+
+    def wants(self, model: str) -> bool:
+        """Whether a model is to be measured."""
+        return self.models is None or model in self.models
 
     @cached_property
     def tokenizer(self):
@@ -84,7 +92,28 @@ def measure_with_stories(
     names = ", ".join([*parts, *of_stories])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {names}; default: all")
     add_stories(parser)
+    parser.add_argument(
+        "--models", nargs="+", metavar="MODEL", help="of the stories measure these only; rows of other models stay"
+    )
     options = parser.parse_args()
-    stories = Stories(options.train, options.validation)
-    bound = {name: partial(measured, stories) for name, measured in of_stories.items()}
-    measure_parts({**parts, **bound}, results_file, report, options.parts)
+    stories = Stories(options.train, options.validation, options.models)
+
+    def measured(name: str) -> list[Row]:
+        rows = of_stories[name](stories)
+        return rows if stories.models is None else _beside_others(rows, name, stories.models, results_file)
+
+    measure_parts(
+        {**parts, **{name: partial(measured, name) for name in of_stories}}, results_file, report, options.parts
+    )
+
+
+def _beside_others(rows: list[Row], part: str, models: Collection[str], results_file: Path) -> list[Row]:
+    """The rows of `models` that were measured now, at their places among those of a part that were measured before."""
+    if unknown := {*models} - {str(row["model"]) for row in rows}:
+        sys.exit(f"no model {', '.join(sorted(unknown))} in {part}.")
+    by_model: dict[str, list[Row]] = {}
+    for row in json.loads(results_file.read_text())[part]:
+        by_model.setdefault(str(row["model"]), []).append(row)
+    for model in models:
+        by_model[model] = [row for row in rows if row["model"] == model]
+    return [row for rows in by_model.values() for row in rows]
