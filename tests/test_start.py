@@ -1,4 +1,4 @@
-"""A flow that starts from the weights of masked diffusion."""
+"""Models that start from the weights of others: of masked diffusion, and of fewer blocks."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers.tiny import random_ids, tiny_config, tiny_model
 
-from modeling_flm import FLMModel
+from modeling_flm import FLMModel, FMLMModel
 from trainers.recipe import load_recipe
-from trainers.start import start_from_masked
-from trainers.train import build_trainer
+from trainers.start import deepened, start_from_masked
+from trainers.train import build_distiller, build_trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,3 +50,33 @@ def test_a_recipe_names_the_masked_model(tmp_path):
     overrides = [f"model.masked={tmp_path / 'masked'}", f"training.output_dir={tmp_path / 'run'}"]
     flow = build_trainer(load_recipe(ROOT / "recipes" / "shidoku.yaml", overrides)).model
     assert torch.equal(flow.lm_head.weight, masked.lm_head.weight)
+
+
+def test_a_deeper_model_computes_the_same_and_learns_with_all_its_blocks():
+    model = tiny_model("fmlm")
+    deeper = deepened(model, 3 * model.config.num_hidden_layers)
+    assert deeper.config.num_hidden_layers == 3 * model.config.num_hidden_layers and not deeper.training
+    ids, times = random_ids(3, 12), {"timesteps": torch.rand(3), "target_timesteps": torch.ones(3)}
+    outputs = [some(input_ids=ids, **times) for some in (model, deeper)]
+    torch.testing.assert_close(outputs[1].logits, outputs[0].logits)
+    outputs[1].logits.square().sum().backward()
+    for block in deeper.layers:
+        assert block.modulation.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("depth", [1, 3, "four"])
+def test_a_depth_that_is_no_multiple_is_refused(depth):
+    with pytest.raises(
+        ValueError, match=f"`num_hidden_layers` is {depth!r}, but it must be a multiple of the 2 there are"
+    ):
+        deepened(tiny_model(), depth)
+
+
+def test_a_recipe_starts_from_fewer_blocks(tmp_path):
+    shipped = ROOT / "hub_cards" / "fmlm-shidoku"
+    overrides = [f"model={{from: {shipped}, num_hidden_layers: 24}}", f"teacher={ROOT / 'hub_cards' / 'flm-shidoku'}"]
+    overrides += [f"training.output_dir={tmp_path / 'run'}"]
+    flow_map = build_distiller(load_recipe(ROOT / "recipes" / "shidoku-fmlm.yaml", overrides)).model
+    asked = dict(num_steps=1, num_return_sequences=8, seed=1)
+    assert torch.equal(flow_map.generate(**asked), FMLMModel.from_pretrained(shipped).generate(**asked))
+    assert len(flow_map.layers) == 24

@@ -4,7 +4,8 @@
                                                 attn_implementation: as in `from_pretrained`, of the teacher, too;
                                                 masked: a masked diffusion model whose weights a flow starts from
            {from: org/model}                    or the weights to go on from, a Hub name or a path: to train, those of
-                                                a flow; to distil, those of a map. Beside it, attn_implementation only
+                                                a flow; to distil, those of a map. Beside it, attn_implementation and
+                                                num_hidden_layers: a multiple of its blocks, see [`deepened`]
     teacher: ../runs/lm1b                       to distil: a Hub name or a path; gives the model's fields, too
     tokenizer: bert-base-uncased                a Hub name or a path; with `from`, that model's by default
     data: {train: ..., validation: ..., ...}    see [`DataRecipe`]
@@ -203,9 +204,10 @@ def _model(model: dict[str, Any], folder: Path) -> dict[str, Any]:
         model = model | {"masked": _located(str(model["masked"]), folder)}
     if "from" not in model:
         return model
-    if useless := sorted(model.keys() - {"from", "attn_implementation"}):
+    if useless := sorted(model.keys() - {"from", "attn_implementation", "num_hidden_layers"}):
         raise ValueError(
-            f"`model` has entries that `from` settles: {', '.join(useless)}. It goes with attn_implementation only."
+            f"`model` has entries that `from` settles: {', '.join(useless)}. It goes with attn_implementation and "
+            "num_hidden_layers."
         )
     return model | {"from": _located(str(model["from"]), folder)}
 

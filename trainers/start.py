@@ -1,4 +1,6 @@
-"""A flow's start from the weights of a masked diffusion model."""
+"""Weights to start from: a flow's from a masked diffusion model, a deeper model's from one of fewer blocks."""
+
+import copy
 
 import torch
 
@@ -35,3 +37,37 @@ def start_from_masked(model: FLMModel, masked: FLMModel) -> None:
     last = model.time_embedding.linear_2
     last.bias.copy_(masked.time_embedding(torch.zeros(1))[0])
     last.weight.zero_()
+
+
+@torch.no_grad()
+def deepened(model: FLMModel, num_hidden_layers: int) -> FLMModel:
+    """A model of more blocks that computes what `model` does: each block is followed by copies of itself.
+
+    The copies add nothing at first, since their gates are zero. Training opens them.
+
+    Args:
+        num_hidden_layers (`int`): how many blocks, a multiple of the model's own.
+
+    Raises:
+        ValueError: it is no such multiple.
+    """
+    own, width = model.config.num_hidden_layers, model.config.hidden_size
+    if not isinstance(num_hidden_layers, int) or num_hidden_layers < own or num_hidden_layers % own:
+        raise ValueError(
+            f"`num_hidden_layers` is {num_hidden_layers!r}, but it must be a multiple of the {own} there are."
+        )
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = num_hidden_layers
+    deeper, copies = type(model)(config).train(model.training), num_hidden_layers // own
+    weights = model.state_dict()
+    for i in range(num_hidden_layers):
+        for name, weight in model.layers[i // copies].state_dict().items():
+            weights[f"layers.{i}.{name}"] = weight
+    deeper.load_state_dict(weights)
+    deeper.generation_config = copy.deepcopy(model.generation_config)
+    for i, block in enumerate(deeper.layers):
+        if i % copies:
+            for weight in block.modulation.parameters():
+                for gate in weight.split(width)[2::3]:  # of shift, scale and gate, of the attention and the MLP
+                    gate.zero_()
+    return deeper

@@ -17,7 +17,7 @@ from .fmlm_trainer import FMLMTrainer
 from .matching_arguments import MatchingTrainingArguments
 from .matching_trainer import MatchingTrainer
 from .recipe import Recipe
-from .start import start_from_masked
+from .start import deepened, start_from_masked
 
 MATCHING = "distribution_matching"  # the objective that has a trainer of its own
 # The kinds of models that `model.type` of a recipe can name.
@@ -38,7 +38,7 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
     args = FLMTrainingArguments(**_known("training", recipe.training, FLMTrainingArguments))
     tokenizer = _tokenizer(recipe)
     if "from" in recipe.model:
-        model = load_model(recipe.model["from"], recipe.model.get("attn_implementation"), tokenizer)
+        model = _first_model(recipe, tokenizer)
         if model.config.model_type == "fmlm":
             raise ValueError(
                 f"{recipe.model['from']} is a flow map, whose jumps this would leave behind: fine-tune its flow, then "
@@ -77,7 +77,7 @@ def build_distiller(recipe: Recipe) -> FLMTrainer:
     attention = recipe.model.get("attn_implementation")
     teacher = None if recipe.teacher is None else load_model(recipe.teacher, attention, tokenizer)
     if goes_on:
-        model = load_model(recipe.model["from"], attention, tokenizer)
+        model = _first_model(recipe, tokenizer)
         if model.config.model_type != "fmlm":
             raise ValueError(f"{recipe.model['from']} is a flow, no flow map: to distil it, name it as `teacher`.")
     else:
@@ -98,8 +98,9 @@ def _build_matcher(recipe: Recipe) -> MatchingTrainer:
         )
     training = {name: value for name, value in recipe.training.items() if name != "objective"}
     args = MatchingTrainingArguments(**_known("training", training, MatchingTrainingArguments))
-    tokenizer, attention = _tokenizer(recipe), recipe.model.get("attn_implementation")
-    model, teacher = (load_model(name, attention, tokenizer) for name in (recipe.model["from"], recipe.teacher))
+    tokenizer = _tokenizer(recipe)
+    model = _first_model(recipe, tokenizer)
+    teacher = load_model(recipe.teacher, recipe.model.get("attn_implementation"), tokenizer)
     data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
     trainer = MatchingTrainer(model, teacher, args, **data)
     trainer.trained_on = hub_datasets(recipe)
@@ -109,6 +110,13 @@ def _build_matcher(recipe: Recipe) -> MatchingTrainer:
 def _tokenizer(recipe: Recipe):
     with reading(recipe.tokenizer):
         return load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
+
+
+def _first_model(recipe: Recipe, tokenizer) -> FLMModel:
+    """The model that `model.from` names, of more blocks if the recipe says so."""
+    model = load_model(recipe.model["from"], recipe.model.get("attn_implementation"), tokenizer)
+    depth = recipe.model.get("num_hidden_layers", model.config.num_hidden_layers)
+    return model if depth == model.config.num_hidden_layers else deepened(model, depth)
 
 
 def load_model(name: str, attention: str | None, tokenizer) -> FLMModel:
