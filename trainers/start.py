@@ -58,7 +58,7 @@ def deepened(model: FLMModel, num_hidden_layers: int) -> FLMModel:
         )
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = num_hidden_layers
-    deeper, copies = type(model)(config).train(model.training), num_hidden_layers // own
+    deeper, copies = type(model)._from_config(config).train(model.training), num_hidden_layers // own
     weights = model.state_dict()
     for i in range(num_hidden_layers):
         for name, weight in model.layers[i // copies].state_dict().items():
