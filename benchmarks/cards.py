@@ -63,12 +63,12 @@ KINDS = {
         data="16,929 stories of TinyStories (arXiv 2305.07759), 13.7 million characters (`examples/stories`); "
         "byte-level BPE of 8,192 tokens.",
         limits="Made to be trained and tried on a laptop: a demonstration of the method, nothing to rely on.",
-        figures="`gppl ar`, `gppl ngram`: generative perplexity under a GPT-2 of the same size and under a Kneser-Ney "
+        figures="`gppl ar`, `gppl ngram`: generative perplexity under a GPT-2 of 5.4 M parameters and a Kneser-Ney "
         "4-gram, both of the same stories; `words`, `pairs`: shares of words and of neighbouring words that the "
         "stories have, too; the protocol and the baselines are in `benchmarks/few_step.md`.",
         held_out="TinyStories",
         metrics={
-            "gppl_ar": ("perplexity", "generative perplexity under a GPT-2 of the same size"),
+            "gppl_ar": ("perplexity", "generative perplexity under a small GPT-2"),
             "gppl_ngram": ("perplexity", "generative perplexity under a Kneser-Ney 4-gram"),
             "entropy": ("entropy", "unigram entropy of a sample, nats"),
         },
@@ -127,6 +127,9 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         elif recipe.training.get("unique_completion"):
             how += "; with given tokens trained on the data itself, since these decide the others"
         method = f"Method: distilled from its flow, `{teacher}`, {how}."
+        own, flows = (blocks(some) for some in (folder, folder.with_name(teacher)))
+        if own != flows:
+            method += f" It has {own} blocks, the flow {flows}."
     return model_card(
         name=name,
         model_type="fmlm" if teacher else "flm",
@@ -142,6 +145,10 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         language="en",
         base_model=teacher,
     )
+
+
+def blocks(folder: Path) -> int:
+    return json.loads((folder / "config.json").read_text())["num_hidden_layers"]
 
 
 def is_map(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.few_step import RESULTS, TEXT, matched
-from benchmarks.results import HUB, ROOT, Row, number
+from benchmarks.results import BASELINES, HUB, ROOT, Row, number
 from hub_cards.folder import size
 
 README = ROOT / "README.md"
@@ -74,11 +74,12 @@ def _compared(rows: list[Row], data: str) -> str:
     )
     gpt2 = by_model[f"ar-{data}"]
     perplexity, entropy = _quality(one_step)
+    of_gpt2, of_mdlm = (f"{size(BASELINES / f'{kind}-{data}') / 1e6:.1f} M" for kind in ("ar", "mdlm"))
     return (
-        f"`...-{data}`: perplexity is under a GPT-2 of the same size and data. Held-out text has "
-        f"{_words(by_model['held-out text'])}, that GPT-2 itself {_words(gpt2)} in {gpt2['steps']} evaluations, "
-        f"masked diffusion in 8 evaluations {_words(eight)}. At the entropy of the map's texts in one evaluation, "
-        f"{entropy}, masked diffusion in 8 has {of_masked['gppl_ar']:.0f} where the map has {perplexity}."
+        f"`...-{data}`: perplexity is under a GPT-2 of {of_gpt2} parameters, trained on the same data. Held-out text "
+        f"has {_words(by_model['held-out text'])}, that GPT-2 itself {_words(gpt2)} in {gpt2['steps']} evaluations, "
+        f"masked diffusion of {of_mdlm} in 8 evaluations {_words(eight)}. At the entropy of the map's texts in one "
+        f"evaluation, {entropy}, masked diffusion in 8 has {of_masked['gppl_ar']:.0f} where the map has {perplexity}."
     )
 
 

@@ -47,16 +47,15 @@ def load(folder: Path):
 
 def _stories(root: Path, seed: int) -> None:
     model, tokenizer = load(root / "hub_cards" / "fmlm-tinystories")
-    length, size = model.config.max_position_embeddings, model.num_parameters() / 1e6
-    print(
-        f"A story of {length} tokens, from a flow map of {size:.1f} M parameters and a GPT-2 of the same size (CPU)."
-    )
+    gpt2 = GPT2LMHeadModel.from_pretrained(root / "benchmarks" / "baselines" / "ar-tinystories").eval()
+    of_map, of_gpt2 = (f"{some.num_parameters() / 1e6:.1f} M" for some in (model, gpt2))
+    length = model.config.max_position_embeddings
+    print(f"A story of {length} tokens, from a flow map of {of_map} parameters and a GPT-2 of {of_gpt2} (CPU).")
     times = []
     for steps in STEPS:
         ids, seconds = _timed(partial(model.generate, num_steps=steps, seed=seed))
         _show(f"flow map, {steps} evaluation{'s' * (steps > 1)}", tokenizer.decode(ids[0]), seconds)
         times.append(seconds)
-    gpt2 = GPT2LMHeadModel.from_pretrained(root / "benchmarks" / "baselines" / "ar-tinystories").eval()
     start = torch.tensor([[tokenizer.bos_token_id]])
 
     def autoregressive() -> Tensor:
