@@ -177,7 +177,7 @@ def test_a_recipe_names_map_and_teacher(tmp_path):
     masked.config.masked_diffusion = True
     masked.save_pretrained(tmp_path / "masked")
     (tmp_path / "grids.txt").write_text("1234341221434321\n" * 8)
-    overrides = [f"model.from={folder}", f"teacher={tmp_path / 'masked'}", f"training.output_dir={tmp_path}"]
+    overrides = [f"model={{from: {folder}}}", f"teacher={tmp_path / 'masked'}", f"training.output_dir={tmp_path}"]
     overrides += [f"tokenizer={folder}", f"data.train={tmp_path / 'grids.txt'}", "data.packing=rows"]
     trainer = build_distiller(load_recipe(recipe, overrides))
     assert isinstance(trainer, MatchingTrainer) and trainer.args.second_step_fraction == 0.35

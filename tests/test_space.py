@@ -379,7 +379,7 @@ def text_is_written(page: Page, pictures: Path) -> None:
     temperature.wait_for()
     page.get_by_text("He said ___").click()
     page.get_by_role("button", name="Write").click()
-    flow.get_by_text("dog").wait_for()
+    flow.get_by_text("<bos>He said").wait_for()
     assert re.fullmatch(r"<bos>He said.* the dog\.", flow.locator("p").inner_text(), re.DOTALL)
 
     page.get_by_label("Text to go on from").fill("dog " * 200)
