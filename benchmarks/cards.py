@@ -127,7 +127,7 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         elif recipe.training.get("unique_completion"):
             how += "; with given tokens trained on the data itself, since these decide the others"
         method = f"Method: distilled from its flow, `{teacher}`, {how}."
-        own, flows = (blocks(some) for some in (folder, folder.with_name(teacher)))
+        own, flows = (config(some)["num_hidden_layers"] for some in (folder, folder.with_name(teacher)))
         if own != flows:
             method += f" It has {own} blocks, the flow {flows}."
     return model_card(
@@ -147,12 +147,12 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
     )
 
 
-def blocks(folder: Path) -> int:
-    return json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+def config(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
 
 
 def is_map(folder: Path) -> bool:
-    return json.loads((folder / "config.json").read_text())["model_type"] == "fmlm"
+    return config(folder)["model_type"] == "fmlm"
 
 
 def trained(folder: Path, recipe: Recipe) -> list[str]:

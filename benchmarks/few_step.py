@@ -177,6 +177,10 @@ class Scorers:
         self.ngram = KneserNey(self.rows("train"), len(self.tokenizer))
         self.held_out = self.rows("test")
 
+    def wants(self, model: str) -> bool:
+        """Whether a model is to be measured."""
+        return True
+
     def rows(self, split: str) -> np.ndarray:
         text = load_dataset("parquet", data_files=str(CORPUS / f"{split}.parquet"), split="train")
         return np.array(pack(text, self.tokenizer, 128).with_format("numpy")["input_ids"][:])
@@ -202,17 +206,20 @@ class StoryScorers(Scorers):
         self.ar = GPT2LMHeadModel.from_pretrained(BASELINES / f"ar-{self.data}").eval()
         self.held_out = stories.held_out.numpy()
 
+    def wants(self, model: str) -> bool:
+        return self.stories.wants(model)
+
     def measure(self, ids: torch.Tensor) -> Row:
         judged = self.stories.judged(ids)
         return super().measure(ids) | {name: judged[name] for name in ("words", "pairs")}
 
 
-def text_models(scorers: Scorers, wants: Callable[[str], bool] = lambda model: True) -> list[Row]:
+def text_models(scorers: Scorers) -> list[Row]:
     """The flow, its map and the baselines of some data, beside held-out text, as far as each is wanted."""
     rows: list[Row] = []
 
     def add(model: str, steps: int | None, draw: Callable[[int], torch.Tensor], **more) -> None:
-        if not wants(model):
+        if not scorers.wants(model):
             return
         row = over_seeds(lambda seed: scorers.measure(draw(seed)))
         rows.append({"model": model, "steps": steps} | more | row)
@@ -247,7 +254,7 @@ def english() -> list[Row]:
 
 
 def tinystories(stories: Stories) -> list[Row]:
-    return text_models(StoryScorers(stories), stories.wants)
+    return text_models(StoryScorers(stories))
 
 
 def write(model, steps: int, seed: int) -> torch.Tensor:

@@ -81,15 +81,10 @@ def english() -> list[Row]:
 def tinystories(stories: Stories) -> list[Row]:
     scorers = StoryScorers(stories)
     rows = np.random.default_rng(0).permutation(scorers.held_out)
-    return of_texts(scorers, rows[:TEXTS], rows[TEXTS : TEXTS + CHOOSING_TEXTS], stories.wants)
+    return of_texts(scorers, rows[:TEXTS], rows[TEXTS : TEXTS + CHOOSING_TEXTS])
 
 
-def of_texts(
-    scorers: Scorers,
-    rows_held_out: np.ndarray,
-    rows_to_choose_by: np.ndarray,
-    wants: Callable[[str], bool] = lambda model: True,
-) -> list[Row]:
+def of_texts(scorers: Scorers, rows_held_out: np.ndarray, rows_to_choose_by: np.ndarray) -> list[Row]:
     """Bits of held-out rows (n, 128) under the wanted models of some data; the ends of the flows are chosen by other
     rows."""
     data = scorers.data
@@ -98,7 +93,7 @@ def of_texts(
     rows: list[Row] = []
 
     def add(name: str, kind: str, log_p: Callable[[], Tensor], **more) -> None:
-        if not wants(name):
+        if not scorers.wants(name):
             return
         row, bits = {"model": name, "kind": kind} | more, log_p()
         for what, counts in (("token", [held_out.shape[1] - 1] * TEXTS), ("character", characters)):
@@ -110,7 +105,7 @@ def of_texts(
     add("Kneser-Ney 4-gram", "exact", lambda: -torch.from_numpy(scorers.ngram.token_losses(held_out.numpy())).sum(1))
     masked = load(BASELINES / f"mdlm-{data}")
     add(f"mdlm-{data}", "bound", lambda: mdlm.log_likelihood(masked, held_out, MDLM_DRAWS, seed=0))
-    for name in filter(wants, (f"flm-{data}", f"fmlm-{data}")):
+    for name in filter(scorers.wants, (f"flm-{data}", f"fmlm-{data}")):
         bound = partial(bound_of_texts, load(HUB / name))
         end = tightest(partial(bound, choosing), TEXT_ENDS)
         for steps in (STEPS, 2 * STEPS) if name == f"flm-{data}" else (STEPS,):

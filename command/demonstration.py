@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from evaluation.sudoku import is_valid
 from flm_data.paths import check_links, checkout
+from hub_cards.folder import size
 
 STEPS = (1, 2, 4)
 GRIDS = 8
@@ -47,8 +48,8 @@ def load(folder: Path):
 
 def _stories(root: Path, seed: int) -> None:
     model, tokenizer = load(root / "hub_cards" / "fmlm-tinystories")
-    gpt2 = GPT2LMHeadModel.from_pretrained(root / "benchmarks" / "baselines" / "ar-tinystories").eval()
-    of_map, of_gpt2 = (f"{some.num_parameters() / 1e6:.1f} M" for some in (model, gpt2))
+    of_baseline = root / "benchmarks" / "baselines" / "ar-tinystories"
+    of_map, of_gpt2 = f"{model.num_parameters() / 1e6:.1f} M", f"{size(of_baseline) / 1e6:.1f} M"
     length = model.config.max_position_embeddings
     print(f"A story of {length} tokens, from a flow map of {of_map} parameters and a GPT-2 of {of_gpt2} (CPU).")
     times = []
@@ -56,6 +57,7 @@ def _stories(root: Path, seed: int) -> None:
         ids, seconds = _timed(partial(model.generate, num_steps=steps, seed=seed))
         _show(f"flow map, {steps} evaluation{'s' * (steps > 1)}", tokenizer.decode(ids[0]), seconds)
         times.append(seconds)
+    gpt2 = GPT2LMHeadModel.from_pretrained(of_baseline).eval()
     start = torch.tensor([[tokenizer.bos_token_id]])
 
     def autoregressive() -> Tensor:

@@ -68,6 +68,5 @@ def deepened(model: FLMModel, num_hidden_layers: int) -> FLMModel:
     for i, block in enumerate(deeper.layers):
         if i % copies:
             for weight in block.modulation.parameters():
-                for gate in weight.split(width)[2::3]:  # of shift, scale and gate, of the attention and the MLP
-                    gate.zero_()
+                weight.unflatten(0, (2, 3, width))[:, 2] = 0  # of shift, scale and gate, of the attention and the MLP
     return deeper
