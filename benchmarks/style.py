@@ -138,7 +138,7 @@ def measure(name: str, folder_of: Callable[[Texts], Path]) -> list[Row]:
 
     return shown(
         {"text": name, "steps": steps} | over_seeds(partial(written, steps)) | losses
-        for steps in ((1, 4) if model.config.model_type == "fmlm" else (64,))
+        for steps in ((1, 4) if model.config.two_times else (64,))
     )
 
 

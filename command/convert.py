@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         source = read_source(path)
         source.name = options.source
     model = convert(source, Path(options.output), options.tokenizer, options.final_logit_softcapping)
-    kind = "a flow map (FMLM)" if model.config.model_type == "fmlm" else "a flow (FLM)"
+    kind = "a flow map (FMLM)" if model.config.two_times else "a flow (FLM)"
     if source.dropped:
         print(f"Dropped: {', '.join(source.dropped)}.")
     print(f"{options.output} is {kind} of {model.num_parameters() / 1e6:.1f} M parameters, loaded again and compared.")

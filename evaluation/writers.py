@@ -121,7 +121,7 @@ class FlowWriter(Writer):
     kind = "flow"
 
     def settings(self, sweep: Sweep) -> list[dict]:
-        is_map = self.model.config.model_type == "fmlm"
+        is_map = getattr(self.model.config, "two_times", False)
         own = getattr(self.model.generation_config, "sampler", None) or ("flow_map" if is_map else "euler")
         steps = sweep.num_steps or [self.model.generation_config.num_steps]
         found: list[dict] = []

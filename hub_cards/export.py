@@ -126,7 +126,7 @@ def load_map(folder: Path) -> FMLMModel:
     config = AutoConfig.from_pretrained(folder)
     if config.model_type not in ("flm", "fmlm"):
         raise ValueError(f"{folder} is a model of type {config.model_type}, not a flow language model.")
-    if config.model_type == "flm":
+    if not config.two_times:
         raise ValueError(f"{folder} is a flow (FLM), which does not write in one step: distil it, and export its map.")
     weights(folder)
     model = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()

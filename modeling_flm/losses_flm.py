@@ -9,9 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .vocabulary_flm import softcap_
+
 _CHUNK = 1 << 24  # logits held at a time
 _CPU_CHUNK, _CPU_ROWS = 1 << 20, 256  # the same on a CPU, where they should stay in the cache; and the fewest rows
 
+LossOf = Callable[[Tensor, slice], tuple[Tensor, Tensor]]  # see [`_ChunkedLoss`]
 Target = Callable[[slice], Tensor]  # from a slice of tokens to target probabilities (rows, V), or their logarithms
 
 
@@ -37,10 +40,10 @@ def chunked_cross_entropy(
         the weighted sum, a float32 scalar; and the unweighted loss of each token, (tokens,) float32 and detached.
     """
 
-    def loss_of(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        return _label_loss(logits, labels[part, None], softcap)
+    def loss_of(scores: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        return _label_loss(scores, labels[part, None], bounded=softcap is not None)
 
-    return _ChunkedLoss.apply(hidden, weight, bias, token_weights, loss_of, 1, torch.is_grad_enabled())
+    return _ChunkedLoss.apply(hidden, weight, bias, token_weights, softcap, loss_of, 1, torch.is_grad_enabled())
 
 
 def chunked_distillation_loss(
@@ -61,16 +64,12 @@ def chunked_distillation_loss(
         loss_type (`str`): "ce", the cross entropy `-sum_v q_v log p_v`; "mse", the squared distance
             `sum_v (p_v - q_v)^2`; "expectation", `sum_v p_v q_v`, where q may be any cost.
     """
-    loss_of_scores = {"ce": _soft_cross_entropy, "mse": _squared_error, "expectation": _expectation}[loss_type]
+    loss_of_log_prob = {"ce": _soft_cross_entropy, "mse": _squared_error, "expectation": _expectation}[loss_type]
 
-    def loss_of(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        if softcap is None:
-            return loss_of_scores(logits.log_softmax(-1), target(part))
-        bent = logits.div_(softcap).tanh_()
-        loss, grad = loss_of_scores((bent * softcap).log_softmax(-1), target(part))
-        return loss, grad.addcmul_(grad, bent.square_(), value=-1)  # d(c tanh(z / c)) / dz = 1 - tanh^2
+    def loss_of(scores: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        return loss_of_log_prob(scores.log_softmax(-1), target(part))
 
-    return _ChunkedLoss.apply(hidden, weight, bias, token_weights, loss_of, 2, torch.is_grad_enabled())
+    return _ChunkedLoss.apply(hidden, weight, bias, token_weights, softcap, loss_of, 2, torch.is_grad_enabled())
 
 
 def posterior(hidden: Tensor, weight: Tensor, bias: Tensor, softcap: float | None = None) -> Target:
@@ -96,8 +95,7 @@ def _scores(hidden: Tensor, weight: Tensor, bias: Tensor, softcap: float | None)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
 
     def rows(part: slice) -> Tensor:
-        logits = torch.addmm(bias, hidden[part], weight.T).float()
-        return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+        return softcap_(torch.addmm(bias, hidden[part], weight.T).float(), softcap)
 
     return rows
 
@@ -108,11 +106,12 @@ def mixture(share: Tensor, first: Target, second: Target) -> Target:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The sum of token weights times losses. `loss_of(logits, part)` gives those of a slice `part` of the tokens, and
-    their gradient in the logits; it holds `held` tensors of the size of the logits at a time."""
+    """The sum of token weights times losses. `loss_of(scores, part)` gives those of a slice `part` of the tokens by
+    their soft-capped logits, and the gradient in these; it may overwrite them. `held` tensors of the size of the
+    logits are alive at a time."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, token_weights, loss_of, held, with_gradient):
+    def forward(ctx, hidden, weight, bias, token_weights, cap, loss_of, held, with_gradient):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         with torch.autocast(device, enabled=False):
@@ -125,7 +124,8 @@ class _ChunkedLoss(torch.autograd.Function):
             rows = _rows_at_a_time(len(weight), device, held)
             for start in range(0, len(h), rows):
                 part = slice(start, start + rows)
-                losses[part], grad = loss_of(torch.addmm(b, h[part], w.T).float(), part)
+                logits = torch.addmm(b, h[part], w.T).float()
+                losses[part], grad = _of_capped(logits, cap, loss_of, part)
                 if with_gradient:
                     grad *= token_weights[part, None]
                     grad_bias += grad.sum(0)
@@ -145,7 +145,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output, _):
         gradients = zip(ctx.saved_tensors, ctx.needs_input_grad[:4], strict=True)
-        return *(grad * grad_output if wanted else None for grad, wanted in gradients), None, None, None
+        return *(grad * grad_output if wanted else None for grad, wanted in gradients), None, None, None, None
 
 
 def _rows_at_a_time(vocab_size: int, device: str, held: int) -> int:
@@ -155,22 +155,27 @@ def _rows_at_a_time(vocab_size: int, device: str, held: int) -> int:
     return max(fewest, most // vocab_size) // held
 
 
-def _label_loss(logits: Tensor, label: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """Cross entropy (rows,) of `logits` (rows, V) at `label` (rows, 1); its gradient in the logits overwrites them."""
-    if softcap is None:
-        logits -= logits.amax(1, keepdim=True)
-        at_label = logits.gather(1, label)
-        prob = logits.exp_()
-    else:  # capped logits lie in [-softcap, softcap], so no maximum is subtracted before the exponential
-        bent = logits.div_(softcap).tanh_()
-        at_label = bent.gather(1, label) * softcap
-        prob = (bent * softcap).exp_()
+def _of_capped(logits: Tensor, cap: float | None, loss_of: LossOf, part: slice) -> tuple[Tensor, Tensor]:
+    """The losses (rows,) of a slice of the tokens by their logits (rows, V), which it caps and overwrites, and the
+    gradient in the logits."""
+    if cap is None:
+        return loss_of(logits, part)
+    bent = logits.div_(cap).tanh_()
+    loss, grad = loss_of(bent * cap, part)
+    return loss, grad.addcmul_(grad, bent.square_(), value=-1)  # d(c tanh(z / c)) / dz = 1 - tanh^2
+
+
+def _label_loss(scores: Tensor, label: Tensor, bounded: bool) -> tuple[Tensor, Tensor]:
+    """Cross entropy (rows,) of `scores` (rows, V) at `label` (rows, 1); its gradient in the scores overwrites them.
+    The exponentials of `bounded` scores, which are capped, cannot overflow."""
+    if not bounded:
+        scores -= scores.amax(1, keepdim=True)
+    at_label = scores.gather(1, label)
+    prob = scores.exp_()
     total = prob.sum(1, keepdim=True)
     loss = (total.log() - at_label).squeeze(1)
     grad = prob.div_(total)
     grad.scatter_add_(1, label, torch.full_like(total, -1))
-    if softcap is not None:
-        grad.addcmul_(grad, bent.square_(), value=-1)  # d(c tanh(z / c)) / dz = 1 - tanh^2
     return loss, grad
 
 

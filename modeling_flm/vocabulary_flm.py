@@ -16,6 +16,11 @@ def softcap(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
+def softcap_(logits: Tensor, cap: float | None) -> Tensor:
+    """[`softcap`] that overwrites the logits."""
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
 def expected_embedding(
     hidden: Tensor, weight: Tensor, bias: Tensor, table: Tensor, cap: float | None = None
 ) -> Tensor:
@@ -46,10 +51,8 @@ class _ExpectedEmbedding(torch.autograd.Function):
         mean = torch.zeros(tokens, table.shape[1], device=hidden.device)
         highest = torch.full((tokens, 1), -torch.inf if cap is None else 0.0, device=hidden.device)
         for block in _vocabulary_blocks(hidden, len(weight)):
-            scores = torch.addmm(bias[block], hidden, weight[block].T).float()
-            if cap is not None:
-                scores.div_(cap).tanh_().mul_(cap)
-            else:
+            scores = softcap_(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
+            if cap is None:
                 before, highest = highest, torch.maximum(highest, scores.amax(1, keepdim=True))
                 decay = (before - highest).exp()
                 total, mean = total * decay, mean * decay

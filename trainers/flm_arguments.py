@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import strtobool
 
+from modeling_flm.configuration_flm import is_number
+
 
 @dataclass
 class FLMTrainingArguments(TrainingArguments):
@@ -58,9 +60,9 @@ class FLMTrainingArguments(TrainingArguments):
                 "neither the average nor the exact resumption would reach them. Use `fsdp=True` to shard a model."
             )
         super().__post_init__()
-        if not (_is_number(self.ema_decay) and 0 <= self.ema_decay < 1):
+        if not (is_number(self.ema_decay) and 0 <= self.ema_decay < 1):
             raise ValueError(f"`ema_decay` is {self.ema_decay!r}, but it must lie in [0, 1); 0 for no average.")
-        if not (_is_number(self.conditioning_rate) and 0 <= self.conditioning_rate <= 1):
+        if not (is_number(self.conditioning_rate) and 0 <= self.conditioning_rate <= 1):
             raise ValueError(f"`conditioning_rate` is {self.conditioning_rate!r}, but it must lie in [0, 1].")
         if self.label_smoothing_factor != 0:
             raise ValueError("`label_smoothing_factor` must be 0: the loss of a flow needs the labels as they are.")
@@ -74,7 +76,3 @@ class FLMTrainingArguments(TrainingArguments):
     def n_gpu(self) -> int:
         """At most 1, so that the Trainer never uses `nn.DataParallel`: run one process per GPU (`torchrun`)."""
         return min(1, super().n_gpu)
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float))

@@ -55,7 +55,7 @@ class FMLMTrainer(FLMTrainer):
     ):
         if not isinstance(args, FMLMTrainingArguments):
             raise ValueError(f"`args` must be FMLMTrainingArguments, but are {type(args).__name__}.")
-        if model is None or model.config.model_type != "fmlm":
+        if model is None or not getattr(model.config, "two_times", False):
             raise ValueError("`model` must be a two-time model (FMLM): only it can be a flow map.")
         if teacher is model:
             raise ValueError("`teacher` is the student itself: leave it out for self-distillation, or give a copy.")

@@ -62,7 +62,7 @@ class MatchingTrainer(FLMTrainer):
     def __init__(self, model=None, teacher: FLMModel | None = None, args=None, **kwargs):
         if not isinstance(args, MatchingTrainingArguments):
             raise ValueError(f"`args` must be MatchingTrainingArguments, but are {type(args).__name__}.")
-        if model is None or model.config.model_type != "fmlm":
+        if model is None or not getattr(model.config, "two_times", False):
             raise ValueError("`model` must be a two-time model (FMLM): only it can be a flow map.")
         if teacher is None or not getattr(teacher.config, "masked_diffusion", False):
             raise ValueError(

@@ -39,7 +39,7 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
     tokenizer = _tokenizer(recipe)
     if "from" in recipe.model:
         model = _first_model(recipe, tokenizer)
-        if model.config.model_type == "fmlm":
+        if model.config.two_times:
             raise ValueError(
                 f"{recipe.model['from']} is a flow map, whose jumps this would leave behind: fine-tune its flow, then "
                 "distil the map from that (flm distill, with `teacher:` the flow and `model: {from: ...}` the map)."
@@ -78,7 +78,7 @@ def build_distiller(recipe: Recipe) -> FLMTrainer:
     teacher = None if recipe.teacher is None else load_model(recipe.teacher, attention, tokenizer)
     if goes_on:
         model = _first_model(recipe, tokenizer)
-        if model.config.model_type != "fmlm":
+        if not model.config.two_times:
             raise ValueError(f"{recipe.model['from']} is a flow, no flow map: to distil it, name it as `teacher`.")
     else:
         fields = {} if teacher is None else {name: getattr(teacher.config, name) for name in FLMConfig.__annotations__}
