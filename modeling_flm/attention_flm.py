@@ -185,5 +185,6 @@ AttentionInterface.register(SOFTCAP_ATTENTION, softcap_attention_forward)
 AttentionMaskInterface.register(SOFTCAP_ATTENTION, padding_mask)
 
 # In a few of a thousand fresh processes the first tanh on several threads is wrong by 5e-5 in half of its elements
-# (seen with torch 2.13 and MKL). A tanh of a single element before it prevents this.
+# (seen with torch 2.13 and MKL: https://github.com/pytorch/pytorch/issues/188792). A tanh of a single element before
+# it prevents this.
 torch.zeros(1).tanh()

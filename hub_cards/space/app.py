@@ -158,7 +158,7 @@ def write(
         # An autoregressive model cannot fill in blanks: it continues what stands before the first one.
         before = before[:, : int(blanks.int().argmax())]
     column, out = flow_column(flow.model, ids, **settings)
-    column["name"] = "Flow map" if flow.model.config.model_type == "fmlm" else "Flow"
+    column["name"] = "Flow map" if flow.model.config.two_times else "Flow"
     baseline = autoregressive_column(gpt2, before, out.sequences.shape[1], out.seeds[0])
     return page(f"Seed {out.seeds[0]}", [column, baseline], flow.tokenizer)
 
@@ -173,7 +173,7 @@ def framed(document: str) -> str:
 
 def text_tab(flow: Loaded, gpt2: Loaded, seed: int) -> None:
     """Add the controls and the output for text to the surrounding Blocks."""
-    is_map = flow.model.config.model_type == "fmlm"
+    is_map = flow.model.config.two_times
     samplers = (["flow_map"] if is_map else []) + ["euler", "multistep", "bridge"]
     gr.Markdown(
         f"A flow {'map ' * is_map}writes all of its text at once and mends it with every evaluation of the network: "
