@@ -65,14 +65,24 @@ class Variant:
         """What the script that trains a baseline puts behind the name of the output folder."""
         return {"flow": "", "masked": "-mdlm", "gpt2": "-ar"}[self.kind]
 
-    @property
-    def command(self) -> list[str]:
-        """What trains it, and goes on where it was stopped; overrides follow."""
+    def train(self, recipe: Path, output: Path, overrides: list[str]) -> Path:
+        """Train it with the entries of `overrides`, too, unless that is done. A run that was stopped goes on.
+
+        Returns:
+            the folder of the model, `output` and the suffix.
+        """
+        folder = output.with_name(output.name + self.suffix)
+        if not (folder / "model.safetensors").exists():
+            overrides = [f"training.output_dir={output}", "training.num_samples=0", *overrides, *FAST, *self.overrides]
+            subprocess.run([sys.executable, "-m", *self._command(str(recipe)), *overrides], check=True, cwd=ROOT)
+        return folder
+
+    def _command(self, recipe: str) -> list[str]:
         if self.prototype is not None:
-            return ["benchmarks.prototypes", self.prototype, str(RECIPE)]
+            return ["benchmarks.prototypes", self.prototype, recipe]
         if self.kind == "flow":
-            return ["command.main", "train", str(RECIPE), "--resume"]
-        return [f"benchmarks.baselines.{self.suffix[1:]}", str(RECIPE)]
+            return ["command.main", "train", recipe, "--resume"]
+        return [f"benchmarks.baselines.{self.suffix[1:]}", recipe]
 
 
 def _rates(kind: str, *rates: str) -> dict[str, Variant]:
@@ -135,19 +145,15 @@ def train(stories: Stories, name: str, seed: int, steps: int = TRAINING_STEPS) -
     """The folder of a variant, trained if it is not yet."""
     variant = VARIANTS[name]
     output = RUNS / (f"{name}-{seed}" if steps == TRAINING_STEPS else f"{name}-{seed}-{steps}")
-    folder = output.with_name(output.name + variant.suffix)
-    if not (folder / "model.safetensors").exists():
-        start = ["model.masked=null"]
-        if variant.masked is not None:
-            start = [f"model.masked={train(stories, variant.masked, seed, MASKED)}"]
-            steps -= MASKED
-        overrides = [f"training.max_steps={steps}", f"training.seed={seed}", f"training.output_dir={output}", *start]
-        overrides += ["training.eval_strategy=no", "training.num_samples=0"]
-        overrides += [f"data.{split}={_as_yaml(getattr(stories, split))}" for split in ("train", "validation")]
-        overrides.append(f"tokenizer={tokenizer_of(variant.vocabulary, stories)}")
-        command = [sys.executable, "-m", *variant.command, *overrides, *FAST, *variant.overrides]
-        subprocess.run(command, check=True, cwd=ROOT)
-    return folder
+    masked = "null"
+    if variant.masked is not None:
+        masked = str(train(stories, variant.masked, seed, MASKED))
+        steps -= MASKED
+    overrides = [f"training.max_steps={steps}", f"training.seed={seed}", f"model.masked={masked}"]
+    overrides.append("training.eval_strategy=no")
+    overrides += [f"data.{split}={_as_yaml(getattr(stories, split))}" for split in ("train", "validation")]
+    overrides.append(f"tokenizer={tokenizer_of(variant.vocabulary, stories)}")
+    return variant.train(RECIPE, output, overrides)
 
 
 def _as_yaml(source: str | dict) -> str:

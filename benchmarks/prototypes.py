@@ -3,15 +3,18 @@
     python -m benchmarks.prototypes adamw recipes/tinystories.yaml model.type=unit-rows     # more overrides may follow
     python -m benchmarks.prototypes muon recipes/tinystories.yaml
 
-`model.type` can also be self-conditioned. The models load with `AutoModel` once this file is imported.
+`model.type` can also be self-conditioned, twice-deep or focal. The models load with `AutoModel` once this file is
+imported.
 """
 
 import functools
+import itertools
 import sys
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from modeling_flm import FLMConfig, FLMModel
@@ -96,6 +99,52 @@ class SelfConditioned(FLMModel):
         return super().forward(*args, labels=labels, noise_seed=noise_seed, **kwargs)
 
 
+class TwiceDeepConfig(FLMConfig):
+    model_type = "twice-deep"
+    model_class = "TwiceDeep"
+    _auto_class = None
+
+
+class Twice(nn.ModuleList):
+    """Modules to go through twice, in the same order."""
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return itertools.chain(super().__iter__(), super().__iter__())
+
+
+class TwiceDeep(FLMModel):
+    """A denoiser of weight-tied depth: a text goes through all blocks, and then through the same blocks again."""
+
+    config_class = TwiceDeepConfig
+    _auto_class = None  # its folder carries no code
+
+    def __init__(self, config: FLMConfig):
+        super().__init__(config)
+        self.layers = Twice(list(self.layers))
+
+
+class FocalConfig(FLMConfig):
+    model_type = "focal"
+    model_class = "Focal"
+    _auto_class = None
+
+
+class Focal(FLMModel):
+    """A denoiser that learns most from the tokens it is unsure of: in training it weights the cross entropy of each
+    by (1 - p)^2, with p the probability of the right token (arXiv 1708.02002; for Sudoku arXiv 2410.14157)."""
+
+    config_class = FocalConfig
+    _auto_class = None  # its folder carries no code
+
+    def _loss(self, hidden: Tensor, labels: Tensor, scored: Tensor, *args) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return super()._loss(hidden, labels, scored, *args)
+        logits = self.logits(hidden).transpose(1, 2)
+        losses = F.cross_entropy(logits, labels, reduction="none")  # 0 at labels of -100
+        weights = scored * (1 - torch.exp(-losses.detach())).square()
+        return (weights * losses).sum() / scored.sum(), losses.detach() * scored
+
+
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon (orthogonalised momentum) for matrices, AdamW for the rest; each has the root mean square step of AdamW."""
 
@@ -126,7 +175,12 @@ class MuonTrainer(FLMTrainer):
 
 TRAINERS = {"adamw": FLMTrainer, "muon": MuonTrainer}
 
-for _config, _model in ((UnitRowsConfig, UnitRows), (SelfConditionedConfig, SelfConditioned)):
+for _config, _model in (
+    (UnitRowsConfig, UnitRows),
+    (SelfConditionedConfig, SelfConditioned),
+    (TwiceDeepConfig, TwiceDeep),
+    (FocalConfig, Focal),
+):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
     MODEL_CLASSES[_config.model_type] = _config, _model

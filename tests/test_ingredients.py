@@ -6,15 +6,19 @@ from transformers import AutoModel
 
 from benchmarks.ingredients import in_tokens_of
 from benchmarks.prototypes import (
+    Focal,
+    FocalConfig,
     MuonAndAdamW,
     SelfConditioned,
     SelfConditionedConfig,
+    TwiceDeep,
+    TwiceDeepConfig,
     UnitRows,
     UnitRowsConfig,
 )
 from benchmarks.stories import LENGTH
 from examples.train_tokenizer import train_tokenizer
-from modeling_flm import FLMModel
+from modeling_flm import FLMConfig, FLMModel
 
 
 def unit_rows() -> UnitRows:
@@ -23,6 +27,10 @@ def unit_rows() -> UnitRows:
 
 def self_conditioned() -> SelfConditioned:
     return randomise(SelfConditioned(SelfConditionedConfig(**SIZES))).eval()
+
+
+def twice_deep() -> TwiceDeep:
+    return randomise(TwiceDeep(TwiceDeepConfig(**SIZES))).eval()
 
 
 def test_rows_and_noise_of_equal_norm():
@@ -36,7 +44,7 @@ def test_rows_and_noise_of_equal_norm():
 
 
 def test_a_saved_prototype_writes_the_same(tmp_path):
-    for model in (unit_rows(), self_conditioned()):
+    for model in (unit_rows(), self_conditioned(), twice_deep()):
         model.save_pretrained(tmp_path)
         again = AutoModel.from_pretrained(tmp_path)
         assert type(again) is type(model)
@@ -57,6 +65,41 @@ def test_a_self_conditioned_model_is_told_its_last_prediction():
     model.train()
     losses = [model(labels=torch.arange(12)[None], noise_seed=[seed]).loss for seed in (4, 5)]
     assert all(loss.requires_grad for loss in losses)  # told, and not told
+
+
+def test_weight_tied_depth_is_that_of_twice_the_blocks():
+    model = twice_deep()
+    weights, blocks = model.state_dict(), SIZES["num_hidden_layers"]
+    weights |= {
+        name.replace(f"layers.{i}.", f"layers.{blocks + i}."): weight
+        for name, weight in weights.items()
+        for i in range(blocks)
+        if name.startswith(f"layers.{i}.")
+    }
+    deep = FLMModel(FLMConfig(**SIZES | {"num_hidden_layers": 2 * blocks})).eval()
+    deep.load_state_dict(weights)
+    ids = torch.arange(24).view(2, 12)
+    torch.testing.assert_close(model(labels=ids).loss, deep(labels=ids).loss)
+    assert sum(p.numel() for p in model.parameters()) < 0.8 * sum(p.numel() for p in deep.parameters())
+
+
+def test_focal_weights_leave_what_is_known():
+    model = randomise(Focal(FocalConfig(**SIZES, hidden_dropout=0.0)))
+    ids = torch.arange(24).view(2, 12)
+    labels = ids.clone()
+    labels[:, :4] = -100
+    asked = dict(input_ids=ids, labels=labels, timesteps=torch.full((2,), 0.5), noise_seed=[1, 2])
+    loss = model.train()(**asked).loss
+    (gradient,) = torch.autograd.grad(loss, model.lm_head.bias)
+    plain = model.eval()(**asked)
+    torch.testing.assert_close(plain.loss, plain.token_losses[:, 4:].mean())  # no weights in evaluation
+    weights = (1 - torch.exp(-plain.token_losses[:, 4:])).square()
+    torch.testing.assert_close(loss, (weights * plain.token_losses[:, 4:]).mean())
+    state, times = model._corrupt(ids, asked["timesteps"], labels == -100, None, [1, 2], None)
+    log_p = model(inputs_embeds=state, timesteps=times).logits.log_softmax(-1)
+    right = log_p.gather(-1, ids[..., None]).squeeze(-1)[:, 4:]
+    (expected,) = torch.autograd.grad(-(weights * right).mean(), model.lm_head.bias)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_muon_for_matrices_goes_on_from_its_state():
