@@ -3,18 +3,15 @@
     python -m benchmarks.prototypes adamw recipes/tinystories.yaml model.type=unit-rows     # more overrides may follow
     python -m benchmarks.prototypes muon recipes/tinystories.yaml
 
-`model.type` can also be self-conditioned, twice-deep or focal. The models load with `AutoModel` once this file is
-imported.
+`model.type` can also be self-conditioned or focal. The models load with `AutoModel` once this file is imported.
 """
 
 import functools
-import itertools
 import sys
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from modeling_flm import FLMConfig, FLMModel
@@ -99,30 +96,6 @@ class SelfConditioned(FLMModel):
         return super().forward(*args, labels=labels, noise_seed=noise_seed, **kwargs)
 
 
-class TwiceDeepConfig(FLMConfig):
-    model_type = "twice-deep"
-    model_class = "TwiceDeep"
-    _auto_class = None
-
-
-class Twice(nn.ModuleList):
-    """Modules to go through twice, in the same order."""
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return itertools.chain(super().__iter__(), super().__iter__())
-
-
-class TwiceDeep(FLMModel):
-    """A denoiser of weight-tied depth: a text goes through all blocks, and then through the same blocks again."""
-
-    config_class = TwiceDeepConfig
-    _auto_class = None  # its folder carries no code
-
-    def __init__(self, config: FLMConfig):
-        super().__init__(config)
-        self.layers = Twice(list(self.layers))
-
-
 class FocalConfig(FLMConfig):
     model_type = "focal"
     model_class = "Focal"
@@ -178,7 +151,6 @@ TRAINERS = {"adamw": FLMTrainer, "muon": MuonTrainer}
 for _config, _model in (
     (UnitRowsConfig, UnitRows),
     (SelfConditionedConfig, SelfConditioned),
-    (TwiceDeepConfig, TwiceDeep),
     (FocalConfig, Focal),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)

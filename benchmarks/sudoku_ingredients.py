@@ -47,10 +47,10 @@ VARIANTS: dict[str, tuple[str, Variant]] = {
         _prototype(["model.type=self-conditioned"]),
     ),
     "unit-rows": ("rows of equal norm, isotropic noise", _prototype(["model.type=unit-rows"])),
-    "twice-deep": ("all 12 blocks twice: twice the multiplications", _prototype(["model.type=twice-deep"])),
-    "tied": (
-        "6 blocks twice: half of the weights",
-        _prototype(["model.type=twice-deep", "model.num_hidden_layers=6"]),
+    "two-loops": ("twice through the 12 blocks: twice the multiplications", Variant("flow", ["model.num_loops=2"])),
+    "two-loops-of-6": (
+        "twice through 6 blocks: half of the weights",
+        Variant("flow", ["model.num_loops=2", "model.num_hidden_layers=6"]),
     ),
     "focal": ("cells that it is unsure of weigh more", _prototype(["model.type=focal"])),
     "muon": ("Muon for the matrices of the blocks", Variant("flow", prototype="muon")),

@@ -23,6 +23,8 @@ class FLMConfig(PreTrainedConfig):
         hidden_size (`int`): width d of the hidden states; a multiple of `2 * num_attention_heads`, since rotary
             positions need an even head size.
         num_hidden_layers (`int`): number of transformer blocks.
+        num_loops (`int`): how many times the hidden states go through all blocks, with the same weights: depth that no
+            weights are needed for. What a further pass changes is gated, by gates that start at zero.
         num_attention_heads (`int`): number of attention heads.
         intermediate_size (`int`): width of the MLP.
         max_position_embeddings (`int`): length of the longest sequence (the context). `generate` writes as many tokens
@@ -56,6 +58,7 @@ class FLMConfig(PreTrainedConfig):
     vocab_size: int = 50258
     hidden_size: int = 768
     num_hidden_layers: int = 12
+    num_loops: int = 1
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     max_position_embeddings: int = 1024
@@ -89,7 +92,7 @@ class FLMConfig(PreTrainedConfig):
             self.custom_pipelines = {"text-generation": own}
 
     def _check(self) -> None:
-        sizes = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
+        sizes = ["hidden_size", "num_hidden_layers", "num_loops", "num_attention_heads", "intermediate_size"]
         sizes += ["max_position_embeddings", "conditioning_size", "time_embedding_size"]
         for field, least in [("vocab_size", 2)] + [(size, 1) for size in sizes]:
             value = getattr(self, field)

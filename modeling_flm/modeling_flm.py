@@ -62,8 +62,8 @@ class FLMOutput(ModelOutput):
             A Trainer that joins batches of different lengths pads them with -100, as it does `token_losses`. So select
             by `scored == 1`; as a bool, that padding would count as scored.
         timesteps (`Tensor`, *optional*): (batch,) the time tau at which each row's loss was taken; with `labels`.
-        hidden_states (`tuple[Tensor]`, *optional*): the hidden states (batch, length, d) after the embedding and after
-            each block; with `output_hidden_states`.
+        hidden_states (`tuple[Tensor]`, *optional*): the hidden states (batch, length, d) that each block sees, in each
+            loop, and the last; with `output_hidden_states`.
         last_hidden_state (`Tensor`, *optional*): the input (batch, length, d) of the output layer; returned instead of
             the logits with `output_logits=False`.
     """
@@ -144,6 +144,8 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         )
         self.time_embedding = FLMTimeEmbedding(config)
         self.layers = nn.ModuleList(FLMBlock(config) for _ in range(config.num_hidden_layers))
+        gates = (FLMZeroLinear(config.conditioning_size, config.hidden_size) for _ in range(config.num_loops - 1))
+        self.loop_gates = nn.ModuleList(gates)
         self.norm = nn.LayerNorm(config.hidden_size, bias=False)
         self.modulation = FLMZeroLinear(config.conditioning_size, 2 * config.hidden_size)
         self.lm_head = FLMZeroLinear(config.hidden_size, config.vocab_size)
@@ -187,7 +189,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         all_hidden: list[Tensor] | None = None,
     ) -> Tensor:
         """The backbone: from an embedded state (batch, length, d) at tau (batch,) to the last hidden state, of the
-        same shape. A list `all_hidden` gets the hidden states after the embedding and after each block."""
+        same shape. A list `all_hidden` gets the hidden states that each block sees, in each loop, and the last."""
         batch, length, _ = state.shape
         hidden = state.to(self.dtype)
         condition = F.silu(self._time_condition(timesteps, target_timesteps)).to(hidden.dtype)
@@ -196,10 +198,18 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
             hidden = hidden + positions.to(state.device)
         rotary = self._rotary(length, state.device)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
-        for layer in self.layers:
-            if all_hidden is not None:
-                all_hidden.append(hidden)
-            hidden = layer(hidden, condition, rotary, mask)
+
+        def through_blocks(hidden: Tensor) -> Tensor:
+            for layer in self.layers:
+                if all_hidden is not None:
+                    all_hidden.append(hidden)
+                hidden = layer(hidden, condition, rotary, mask)
+            return hidden
+
+        hidden = through_blocks(hidden)
+        for gate in self.loop_gates:
+            opened = gate(condition)[:, None].to(hidden.device)
+            hidden = torch.addcmul(hidden, opened, through_blocks(hidden) - hidden)
         if all_hidden is not None:
             all_hidden.append(hidden)
         # With a `device_map` the last block may be on another device: return to that of the state.

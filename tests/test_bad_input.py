@@ -29,8 +29,8 @@ def ids_with(value: int) -> torch.Tensor:
 
 # -- configurations ---------------------------------------------------------------------------------------------------
 
-SIZES = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings"]
-SIZES += ["conditioning_size", "time_embedding_size"]
+SIZES = ["hidden_size", "num_hidden_layers", "num_loops", "num_attention_heads", "intermediate_size"]
+SIZES += ["max_position_embeddings", "conditioning_size", "time_embedding_size"]
 BAD_FIELDS = {size: [0, -2, 2.0, "2", True, None] for size in SIZES} | {
     "vocab_size": [1, 0, -5, 61.0, "61", True, None],
     "attn_logit_softcapping": [0, -1.0, 81, NAN, INF, "50", True],

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 from official import PARITY, about, official_model, record
 from safetensors.torch import load_file, save_file
+from tiny import tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModel, PreTrainedTokenizerFast
@@ -266,3 +267,5 @@ def test_what_the_official_network_has_not_is_not_exported(tmp_path):
     model.config.attn_logit_softcapping = None
     with pytest.raises(ValueError, match="caps attention scores at 50"):
         export_official(model, tmp_path)
+    with pytest.raises(ValueError, match="the official network has no weight loop_gates.0.weight"):
+        export_official(tiny_model(num_loops=2), tmp_path)

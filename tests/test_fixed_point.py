@@ -99,7 +99,8 @@ def test_the_eulerian_step_takes_the_singularity_out():
 )
 def test_every_objective_drives_a_student_to_the_exact_map(objective, steps, bound, tmp_path):
     teacher = exact_denoiser(WORLD)
-    student = network(FMLMModel, WORLD, num_hidden_layers=1, initializer_range=0.3, learned_positions=True)
+    sizes = dict(num_hidden_layers=1, num_loops=2, initializer_range=0.3, learned_positions=True)
+    student = network(FMLMModel, WORLD, **sizes)
     rows = Dataset.from_dict({"input_ids": WORLD.draw(20_000, torch.Generator().manual_seed(0)).tolist()})
     taus = random_times(512, 2)
     state, (s, t) = states_at(taus[0], seed=1), (WORLD.clock.t(tau) for tau in taus)

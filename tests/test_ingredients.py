@@ -11,14 +11,12 @@ from benchmarks.prototypes import (
     MuonAndAdamW,
     SelfConditioned,
     SelfConditionedConfig,
-    TwiceDeep,
-    TwiceDeepConfig,
     UnitRows,
     UnitRowsConfig,
 )
 from benchmarks.stories import LENGTH
 from examples.train_tokenizer import train_tokenizer
-from modeling_flm import FLMConfig, FLMModel
+from modeling_flm import FLMModel
 
 
 def unit_rows() -> UnitRows:
@@ -27,10 +25,6 @@ def unit_rows() -> UnitRows:
 
 def self_conditioned() -> SelfConditioned:
     return randomise(SelfConditioned(SelfConditionedConfig(**SIZES))).eval()
-
-
-def twice_deep() -> TwiceDeep:
-    return randomise(TwiceDeep(TwiceDeepConfig(**SIZES))).eval()
 
 
 def test_rows_and_noise_of_equal_norm():
@@ -44,7 +38,7 @@ def test_rows_and_noise_of_equal_norm():
 
 
 def test_a_saved_prototype_writes_the_same(tmp_path):
-    for model in (unit_rows(), self_conditioned(), twice_deep()):
+    for model in (unit_rows(), self_conditioned()):
         model.save_pretrained(tmp_path)
         again = AutoModel.from_pretrained(tmp_path)
         assert type(again) is type(model)
@@ -65,22 +59,6 @@ def test_a_self_conditioned_model_is_told_its_last_prediction():
     model.train()
     losses = [model(labels=torch.arange(12)[None], noise_seed=[seed]).loss for seed in (4, 5)]
     assert all(loss.requires_grad for loss in losses)  # told, and not told
-
-
-def test_weight_tied_depth_is_that_of_twice_the_blocks():
-    model = twice_deep()
-    weights, blocks = model.state_dict(), SIZES["num_hidden_layers"]
-    weights |= {
-        name.replace(f"layers.{i}.", f"layers.{blocks + i}."): weight
-        for name, weight in weights.items()
-        for i in range(blocks)
-        if name.startswith(f"layers.{i}.")
-    }
-    deep = FLMModel(FLMConfig(**SIZES | {"num_hidden_layers": 2 * blocks})).eval()
-    deep.load_state_dict(weights)
-    ids = torch.arange(24).view(2, 12)
-    torch.testing.assert_close(model(labels=ids).loss, deep(labels=ids).loss)
-    assert sum(p.numel() for p in model.parameters()) < 0.8 * sum(p.numel() for p in deep.parameters())
 
 
 def test_focal_weights_leave_what_is_known():

@@ -44,10 +44,10 @@ def test_a_new_model_is_uniform_and_its_blocks_pass_their_input_on(model_class, 
 
 def test_all_else_of_a_new_model_is_random():
     """The table as configured, linear layers uniform in +-1 / sqrt(fan-in)."""
-    model = FMLMModel(tiny_config("fmlm", initializer_range=0.03))
+    model = FMLMModel(tiny_config("fmlm", initializer_range=0.03, num_loops=2))
     for name, parameter in model.named_parameters():
         if name.endswith("weight") and "norm" not in name:
-            zero = "modulation" in name or "lm_head" in name or name == "target_time_embedding.linear_2.weight"
+            zero = any(part in name for part in ("modulation", "lm_head", "gates", "target_time_embedding.linear_2"))
             uniform = (3 * parameter.shape[1]) ** -0.5
             expected = 0 if zero else 0.03 if name == "embed_tokens.weight" else uniform
             assert parameter.std().item() == pytest.approx(expected, rel=0.2), name
@@ -77,6 +77,34 @@ def test_dropout_acts_in_training_alone():
     model.layers[0].dropout.register_forward_hook(lambda *_: calls.append(1))
     model(**state)
     assert len(calls) == 2, "after attention and after the MLP"
+
+
+# -- loops ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_with_an_open_gate_is_as_many_blocks_again():
+    model = tiny_model(num_loops=3)
+    for gate in model.loop_gates:
+        torch.nn.init.zeros_(gate.weight)
+        torch.nn.init.ones_(gate.bias)
+    deep = tiny_model(num_hidden_layers=6)
+    weights = {name: weight for name, weight in model.state_dict().items() if "loop_gates" not in name}
+    for i in range(2, 6):
+        weights |= {f"layers.{i}.{name}": weight for name, weight in model.layers[i % 2].state_dict().items()}
+    deep.load_state_dict(weights)
+    found, expected = (some(**noisy(some), output_hidden_states=True) for some in (model, deep))
+    torch.testing.assert_close(found.logits, expected.logits, **CLOSE)
+    for hidden, as_expected in zip(found.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(hidden, as_expected, **CLOSE)
+
+
+def test_a_closed_gate_leaves_what_the_first_pass_found():
+    model, once = tiny_model(num_loops=2), tiny_model()
+    once.load_state_dict(model.state_dict(), strict=False)
+    assert not torch.allclose(model(**noisy(model)).logits, once(**noisy(once)).logits, atol=0.01)
+    for parameter in model.loop_gates.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert torch.equal(model(**noisy(model)).logits, once(**noisy(once)).logits)
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------
@@ -316,13 +344,14 @@ def gradients(model: FLMModel) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def test_activation_checkpointing_gives_the_same_gradients():
-    model, calls = tiny_model(hidden_dropout=0.0).train(), []
+@pytest.mark.parametrize("loops", [1, 2])
+def test_activation_checkpointing_gives_the_same_gradients(loops):
+    model, calls = tiny_model(hidden_dropout=0.0, num_loops=loops).train(), []
     plain = gradients(model)
     model.activation_checkpointing_enable()
     model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
     recomputed = gradients(model)
-    assert len(calls) == 2, "nothing was computed again"
+    assert len(calls) == 2 * loops, "nothing was computed again"
     for name, gradient in plain.items():
         assert gradient.abs().max() > 0, name
         torch.testing.assert_close(recomputed[name], gradient, atol=1e-7, rtol=1e-5, msg=name)
@@ -386,7 +415,7 @@ def test_autocast_is_near_float32(backward):
 
 
 def test_compiled_logits_and_loss_are_the_same():
-    model = tiny_model(num_hidden_layers=1)
+    model = tiny_model(num_hidden_layers=1, num_loops=2)
     compiled, state = torch.compile(model), noisy(model)
     with torch.no_grad():
         torch.testing.assert_close(compiled(**state).logits, model(**state).logits, atol=1e-4, rtol=0)
@@ -397,7 +426,7 @@ def test_compiled_logits_and_loss_are_the_same():
 
 
 def test_the_network_exports_as_one_graph():
-    model = tiny_model()
+    model = tiny_model(num_loops=2)
     exported = torch.export.export(model, (), noisy(model), strict=False).module()
     torch.testing.assert_close(exported(**noisy(model)).logits, model(**noisy(model)).logits, **CLOSE)
 

@@ -64,6 +64,19 @@ def test_a_deeper_model_computes_the_same_and_learns_with_all_its_blocks():
         assert block.modulation.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("loops", [1, 2])
+def test_a_model_of_more_loops_computes_the_same_and_learns_with_all_of_them(loops):
+    model = tiny_model("fmlm", num_loops=loops)
+    deeper = deepened(model, num_loops=3)
+    assert deeper.config.num_loops == 3 and len(deeper.layers) == len(model.layers)
+    ids, times = random_ids(3, 12), {"timesteps": torch.rand(3), "target_timesteps": torch.ones(3)}
+    outputs = [some(input_ids=ids, **times) for some in (model, deeper)]
+    torch.testing.assert_close(outputs[1].logits, outputs[0].logits)
+    outputs[1].logits.square().sum().backward()
+    for gate in deeper.loop_gates:
+        assert gate.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("depth", [1, 3, "four"])
 def test_a_depth_that_is_no_multiple_is_refused(depth):
     with pytest.raises(
@@ -72,11 +85,20 @@ def test_a_depth_that_is_no_multiple_is_refused(depth):
         deepened(tiny_model(), depth)
 
 
-def test_a_recipe_starts_from_fewer_blocks(tmp_path):
+@pytest.mark.parametrize("loops", [1, True, 2.5])
+def test_fewer_loops_are_refused(loops):
+    with pytest.raises(ValueError, match=f"`num_loops` is {loops!r}, but it must be an integer >= 2"):
+        deepened(tiny_model(num_loops=2), num_loops=loops)
+
+
+def test_a_recipe_starts_from_fewer_blocks_and_loops(tmp_path):
     shipped = ROOT / "hub_cards" / "fmlm-shidoku"
-    overrides = [f"model={{from: {shipped}, num_hidden_layers: 24}}", f"teacher={ROOT / 'hub_cards' / 'flm-shidoku'}"]
+    overrides = [
+        f"model={{from: {shipped}, num_hidden_layers: 24, num_loops: 2}}",
+        f"teacher={ROOT / 'hub_cards' / 'flm-shidoku'}",
+    ]
     overrides += [f"training.output_dir={tmp_path / 'run'}"]
     flow_map = build_distiller(load_recipe(ROOT / "recipes" / "shidoku-fmlm.yaml", overrides)).model
     asked = dict(num_steps=1, num_return_sequences=8, seed=1)
     assert torch.equal(flow_map.generate(**asked), FMLMModel.from_pretrained(shipped).generate(**asked))
-    assert len(flow_map.layers) == 24
+    assert len(flow_map.layers) == 24 and flow_map.config.num_loops == 2

@@ -5,7 +5,7 @@
                                                 masked: a masked diffusion model whose weights a flow starts from
            {from: org/model}                    or the weights to go on from, a Hub name or a path: to train, those of
                                                 a flow; to distil, those of a map. Beside it, attn_implementation and
-                                                num_hidden_layers: a multiple of its blocks, see [`deepened`]
+                                                num_hidden_layers or num_loops for a deeper one, see [`deepened`]
     teacher: ../runs/lm1b                       to distil: a Hub name or a path; gives the model's fields, too
     tokenizer: bert-base-uncased                a Hub name or a path; with `from`, that model's by default
     data: {train: ..., validation: ..., ...}    see [`DataRecipe`]
@@ -28,6 +28,7 @@ from flm_data.paths import check_path
 
 SECTIONS = {"model", "teacher", "tokenizer", "data", "training"}
 CHOICES = {"packing": ("wrap", "rows"), "documents": ("lines", "files")}
+DEPTH = ("num_hidden_layers", "num_loops")  # what may change of a model to go on from
 USELESS = {"wrap": ("given_column",), "rows": ("detokenizer", "bos_token", "eos_token")}  # entries, by packing
 # What `flm finetune` trains with: for a small model and some thousand rows, on a CPU. Numbers of steps below 1 are
 # shares of `max_steps`.
@@ -204,10 +205,10 @@ def _model(model: dict[str, Any], folder: Path) -> dict[str, Any]:
         model = model | {"masked": _located(str(model["masked"]), folder)}
     if "from" not in model:
         return model
-    if useless := sorted(model.keys() - {"from", "attn_implementation", "num_hidden_layers"}):
+    if useless := sorted(model.keys() - {"from", "attn_implementation", *DEPTH}):
         raise ValueError(
-            f"`model` has entries that `from` settles: {', '.join(useless)}. It goes with attn_implementation and "
-            "num_hidden_layers."
+            f"`model` has entries that `from` settles: {', '.join(useless)}. It goes with attn_implementation, "
+            f"{' and '.join(DEPTH)}."
         )
     return model | {"from": _located(str(model["from"]), folder)}
 

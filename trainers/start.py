@@ -1,14 +1,15 @@
-"""Weights to start from: a flow's from a masked diffusion model, a deeper model's from one of fewer blocks."""
+"""Weights to start from: a flow's from masked diffusion, a deeper model's from one of fewer blocks or loops."""
 
 import copy
 
 import torch
 
 from modeling_flm import FLMModel
+from modeling_flm.configuration_flm import is_integer
 
 # What the shapes of the weights follow from.
 SIZES = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "conditioning_size"),
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_loops", "intermediate_size", "conditioning_size"),
     *("time_embedding_size", "learned_positions", "num_attention_heads", "max_position_embeddings"),
 )
 
@@ -40,27 +41,34 @@ def start_from_masked(model: FLMModel, masked: FLMModel) -> None:
 
 
 @torch.no_grad()
-def deepened(model: FLMModel, num_hidden_layers: int) -> FLMModel:
-    """A model of more blocks that computes what `model` does: each block is followed by copies of itself.
+def deepened(model: FLMModel, num_hidden_layers: int | None = None, num_loops: int | None = None) -> FLMModel:
+    """A model of more blocks or loops that computes what `model` does.
 
-    The copies add nothing at first, since their gates are zero. Training opens them.
+    With more blocks each is followed by copies of itself. With more loops the text goes through all blocks again. Both
+    add nothing at first, since their gates are zero. Training opens them.
 
     Args:
-        num_hidden_layers (`int`): how many blocks, a multiple of the model's own.
+        num_hidden_layers (`int`, *optional*): how many blocks, a multiple of the model's own. Default: as many.
+        num_loops (`int`, *optional*): how many loops, not fewer than the model's own. Default: as many.
 
     Raises:
-        ValueError: it is no such multiple.
+        ValueError: a number is not allowed.
     """
-    own, width = model.config.num_hidden_layers, model.config.hidden_size
-    if not isinstance(num_hidden_layers, int) or num_hidden_layers < own or num_hidden_layers % own:
-        raise ValueError(
-            f"`num_hidden_layers` is {num_hidden_layers!r}, but it must be a multiple of the {own} there are."
-        )
-    config = copy.deepcopy(model.config)
-    config.num_hidden_layers = num_hidden_layers
-    deeper, copies = type(model)._from_config(config).train(model.training), num_hidden_layers // own
-    weights = model.state_dict()
-    for i in range(num_hidden_layers):
+    config, width = copy.deepcopy(model.config), model.config.hidden_size
+    own = config.num_hidden_layers
+    if num_hidden_layers is not None:
+        if not is_integer(num_hidden_layers) or num_hidden_layers < own or num_hidden_layers % own:
+            raise ValueError(
+                f"`num_hidden_layers` is {num_hidden_layers!r}, but it must be a multiple of the {own} there are."
+            )
+        config.num_hidden_layers = num_hidden_layers
+    if num_loops is not None:
+        if not is_integer(num_loops) or num_loops < config.num_loops:
+            raise ValueError(f"`num_loops` is {num_loops!r}, but it must be an integer >= {config.num_loops}.")
+        config.num_loops = num_loops
+    deeper, copies = type(model)._from_config(config).train(model.training), config.num_hidden_layers // own
+    weights = deeper.loop_gates.state_dict(prefix="loop_gates.") | model.state_dict()
+    for i in range(config.num_hidden_layers):
         for name, weight in model.layers[i // copies].state_dict().items():
             weights[f"layers.{i}.{name}"] = weight
     deeper.load_state_dict(weights)

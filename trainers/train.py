@@ -16,7 +16,7 @@ from .fmlm_arguments import FMLMTrainingArguments
 from .fmlm_trainer import FMLMTrainer
 from .matching_arguments import MatchingTrainingArguments
 from .matching_trainer import MatchingTrainer
-from .recipe import Recipe
+from .recipe import DEPTH, Recipe
 from .start import deepened, start_from_masked
 
 MATCHING = "distribution_matching"  # the objective that has a trainer of its own
@@ -113,10 +113,10 @@ def _tokenizer(recipe: Recipe):
 
 
 def _first_model(recipe: Recipe, tokenizer) -> FLMModel:
-    """The model that `model.from` names, of more blocks if the recipe says so."""
+    """The model that `model.from` names, of more blocks or loops if the recipe says so."""
     model = load_model(recipe.model["from"], recipe.model.get("attn_implementation"), tokenizer)
-    depth = recipe.model.get("num_hidden_layers", model.config.num_hidden_layers)
-    return model if depth == model.config.num_hidden_layers else deepened(model, depth)
+    depth = {name: value for name, value in recipe.model.items() if name in DEPTH}
+    return deepened(model, **depth) if depth else model
 
 
 def load_model(name: str, attention: str | None, tokenizer) -> FLMModel:
