@@ -28,11 +28,13 @@ test: $(READY)
 # The 4x4 Sudoku models from scratch, and their measures: what is shipped is overwritten.
 shidoku: export OMP_NUM_THREADS := 1
 shidoku: $(READY)
-	rm -rf runs/shidoku runs/shidoku-fmlm
+	rm -rf runs/shidoku runs/shidoku-fmlm runs/shidoku-mdlm runs/shidoku-matched
 	$(BIN)/flm train recipes/shidoku.yaml
 	$(BIN)/flm distill recipes/shidoku-fmlm.yaml
-	$(BIN)/python -m benchmarks.ship recipes/shidoku.yaml hub_cards/flm-shidoku
-	$(BIN)/python -m benchmarks.ship recipes/shidoku-fmlm.yaml hub_cards/fmlm-shidoku
+	$(BIN)/python -m benchmarks.baselines.mdlm recipes/shidoku.yaml training.max_steps=4000
+	$(BIN)/flm distill recipes/shidoku-matched.yaml
+	$(BIN)/python -m benchmarks.ship recipes/shidoku.yaml hub_cards/flm-shidoku --half
+	$(BIN)/python -m benchmarks.ship recipes/shidoku-matched.yaml hub_cards/fmlm-shidoku --half
 	$(BIN)/python -m benchmarks.few_step shidoku coverage
 	$(BIN)/python -m benchmarks.cards
 

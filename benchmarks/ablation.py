@@ -113,9 +113,9 @@ VARIANTS: dict[str, tuple[str, Callable[..., FLMModel]]] = {
         f"semigroup, long, and {MATCHED:,} steps of distribution matching at writing temperature 1",
         partial(matched, num_loops=1, writing_temperature=1.0),
     ),
-    "matched, two loops": (
-        "the same at writing temperature 0.5, twice through all blocks: the recipe",
-        partial(matched, num_loops=2),
+    "matched, three loops": (
+        "the same at writing temperature 0.5, three times through all blocks: the recipe",
+        partial(matched, num_loops=3),
     ),
     "mse": ("semigroup with squared error instead of cross entropy", partial(distilled, loss_type="mse")),
     "official-split": (

@@ -130,6 +130,8 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         own, flows = (config(some)["num_hidden_layers"] for some in (folder, folder.with_name(teacher)))
         if own != flows:
             method += f" It has {own} blocks, the flow {flows}."
+        if (loops := config(folder).get("num_loops", 1)) > 1:
+            method += f" In each evaluation its states go through all blocks {loops} times, with the same weights."
     return model_card(
         name=name,
         model_type="fmlm" if teacher else "flm",
