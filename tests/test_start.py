@@ -94,11 +94,11 @@ def test_fewer_loops_are_refused(loops):
 def test_a_recipe_starts_from_fewer_blocks_and_loops(tmp_path):
     shipped = ROOT / "hub_cards" / "fmlm-shidoku"
     overrides = [
-        f"model={{from: {shipped}, num_hidden_layers: 24, num_loops: 2}}",
+        f"model={{from: {shipped}, num_hidden_layers: 24, num_loops: 4}}",
         f"teacher={ROOT / 'hub_cards' / 'flm-shidoku'}",
     ]
     overrides += [f"training.output_dir={tmp_path / 'run'}"]
     flow_map = build_distiller(load_recipe(ROOT / "recipes" / "shidoku-fmlm.yaml", overrides)).model
     asked = dict(num_steps=1, num_return_sequences=8, seed=1)
     assert torch.equal(flow_map.generate(**asked), FMLMModel.from_pretrained(shipped).generate(**asked))
-    assert len(flow_map.layers) == 24 and flow_map.config.num_loops == 2
+    assert len(flow_map.layers) == 24 and flow_map.config.num_loops == 4

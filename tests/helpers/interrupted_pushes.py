@@ -50,7 +50,7 @@ def make_revisions(root: Path) -> None:
     shutil.copytree(FOLDER, root / "earlier")
     new = Path(shutil.copytree(FOLDER, root / "new"))
     tensors = load_file(new / "model.safetensors")
-    save_file({name: 1 + tensor for name, tensor in tensors.items()}, new / "model.safetensors", {"format": "pt"})
+    save_file({name: 1.05 * tensor for name, tensor in tensors.items()}, new / "model.safetensors", {"format": "pt"})
     with open(new / "README.md", "a") as card:
         card.write("\nOf other weights.\n")
     settings = json.loads((new / "generation_config.json").read_text())
