@@ -12,7 +12,7 @@ text; of TinyStories the shares of known words and of known pairs of words, too,
 Every figure is a mean over seeds with their standard deviation; every sample counts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
-from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, Row, number, over_seeds, show, shown, table
+from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, SEEDS, Row, number, over_seeds, show, shown, table
 from benchmarks.stories import Stories, measure_with_stories
 from evaluation.masked import sample_masked
 from evaluation.ngram import KneserNey
@@ -113,11 +113,13 @@ def masked_solver_rows(order: str, evaluations: tuple[int, ...]) -> Iterator[Row
         yield row | from_nothing_and_clues(of_grids, of_puzzles)
 
 
-def from_nothing_and_clues(of_grids: Callable[..., Row], of_puzzles: Callable[..., Row]) -> Row:
+def from_nothing_and_clues(
+    of_grids: Callable[..., Row], of_puzzles: Callable[..., Row], seeds: Sequence[int] = SEEDS
+) -> Row:
     """Shares of valid grids from nothing, and of solved puzzles by their number of clues."""
-    row = over_seeds(partial(of_grids, LARGE_GRIDS))
+    row = over_seeds(partial(of_grids, LARGE_GRIDS), seeds)
     for clues in CLUES:
-        row |= over_seeds(partial(of_puzzles, clues, PUZZLES))
+        row |= over_seeds(partial(of_puzzles, clues, PUZZLES), seeds)
     return row
 
 

@@ -16,10 +16,10 @@ from transformers import AutoModel
 
 import benchmarks.prototypes  # noqa: F401  registers the model types
 from benchmarks.few_step import (
-    CLUES,
     LARGE_GRIDS,
     PUZZLES,
     WAYS,
+    from_nothing_and_clues,
     masked_solved,
     masked_unconditional,
     solved,
@@ -34,7 +34,7 @@ RUNS = ROOT / "runs" / "sudoku-ingredients"
 TRAINING_STEPS = 1000
 TRAINING_SEEDS = (42, 43)
 WAYS_OF_FLOWS = [("", 64), ("refined", 8)]  # of `few_step.WAYS`, with numbers of evaluations
-PUZZLE_SEED = 1
+PUZZLE_SEEDS = (1,)
 
 _prototype = partial(Variant, "flow", prototype="adamw")
 # What is changed, in words, and how.
@@ -77,18 +77,13 @@ def measure(name: str) -> list[Row]:
 
 def _judged(way: str, evaluations: int, model) -> Row:
     steps, settings = WAYS[way](evaluations)
-    asked = {"sampler": "euler", "steps": steps, "seed": PUZZLE_SEED} | settings
-    row = unconditional(model, count=LARGE_GRIDS, **asked)
-    for clues in CLUES:
-        row |= solved(model, clues=clues, count=PUZZLES, **asked)
-    return row
+    of_grids, of_puzzles = (partial(some, model, "euler", steps, **settings) for some in (unconditional, solved))
+    return from_nothing_and_clues(of_grids, of_puzzles, PUZZLE_SEEDS)
 
 
 def _masked_judged(evaluations: int, model) -> Row:
-    row = masked_unconditional(model, evaluations, True, LARGE_GRIDS, PUZZLE_SEED)
-    for clues in CLUES:
-        row |= masked_solved(model, evaluations, True, clues, PUZZLES, PUZZLE_SEED)
-    return row
+    of_grids, of_puzzles = (partial(some, model, evaluations, True) for some in (masked_unconditional, masked_solved))
+    return from_nothing_and_clues(of_grids, of_puzzles, PUZZLE_SEEDS)
 
 
 ABOUT = f"""
