@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
 from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, SEEDS, Row, number, over_seeds, show, shown, table
-from benchmarks.stories import Stories, measure_with_stories
+from benchmarks.stories import Request, measure_models
 from evaluation.masked import sample_masked
 from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses
@@ -69,9 +69,9 @@ def load(folder: Path):
 # -- Sudoku -----------------------------------------------------------------------------------------------------------
 
 
-def shidoku() -> list[Row]:
+def shidoku(request: Request) -> list[Row]:
     rows: list[Row] = []
-    for name in ("flm-shidoku", "fmlm-shidoku"):
+    for name in filter(request.wants, ("flm-shidoku", "fmlm-shidoku")):
         model = load(HUB / name)
         for sampler, steps in product(SAMPLERS[name.split("-")[0]], STEPS):
             measured = over_seeds(partial(unconditional, model, sampler, steps, GRIDS))
@@ -80,14 +80,16 @@ def shidoku() -> list[Row]:
     return rows
 
 
-def coverage() -> list[Row]:
+def coverage(request: Request) -> list[Row]:
     """How many of the 288 grids 10,000 one-step samples contain."""
+    if not request.wants("fmlm-shidoku"):
+        return []
     measured = unconditional(load(HUB / "fmlm-shidoku"), "flow_map", 1, 10_000, 0)
     return [{"model": "fmlm-shidoku", "steps": 1} | measured]
 
 
-def sudoku() -> list[Row]:
-    return shown(row for solver in SOLVERS for row in solver_rows(*solver))
+def sudoku(request: Request) -> list[Row]:
+    return shown(row for solver in SOLVERS if request.wants(solver[0]) for row in solver_rows(*solver))
 
 
 def solver_rows(name: str, sampler: str, settings: str, evaluations: tuple[int, ...]) -> Iterator[Row]:
@@ -99,8 +101,9 @@ def solver_rows(name: str, sampler: str, settings: str, evaluations: tuple[int, 
         yield row | from_nothing_and_clues(of_grids, of_puzzles)
 
 
-def masked_sudoku() -> list[Row]:
-    return shown(row for solver in MASKED_SOLVERS for row in masked_solver_rows(*solver))
+def masked_sudoku(request: Request) -> list[Row]:
+    solvers = MASKED_SOLVERS if request.wants("mdlm-sudoku") else []
+    return shown(row for solver in solvers for row in masked_solver_rows(*solver))
 
 
 def masked_solver_rows(order: str, evaluations: tuple[int, ...]) -> Iterator[Row]:
@@ -173,15 +176,12 @@ class Scorers:
 
     data = "english-small"
 
-    def __init__(self):
+    def __init__(self, request: Request):
+        self.wants = request.wants
         self.tokenizer = AutoTokenizer.from_pretrained(CORPUS / "tokenizer")
         self.ar = GPT2LMHeadModel.from_pretrained(BASELINES / f"ar-{self.data}").eval()
         self.ngram = KneserNey(self.rows("train"), len(self.tokenizer))
         self.held_out = self.rows("test")
-
-    def wants(self, model: str) -> bool:
-        """Whether a model is to be measured."""
-        return True
 
     def rows(self, split: str) -> np.ndarray:
         text = load_dataset("parquet", data_files=str(CORPUS / f"{split}.parquet"), split="train")
@@ -203,13 +203,11 @@ class StoryScorers(Scorers):
 
     data = "tinystories"
 
-    def __init__(self, stories: Stories):
-        self.stories, self.tokenizer, self.ngram = stories, stories.tokenizer, stories.judge
+    def __init__(self, request: Request):
+        self.wants, self.stories = request.wants, request.stories
+        self.tokenizer, self.ngram = self.stories.tokenizer, self.stories.judge
         self.ar = GPT2LMHeadModel.from_pretrained(BASELINES / f"ar-{self.data}").eval()
-        self.held_out = stories.held_out.numpy()
-
-    def wants(self, model: str) -> bool:
-        return self.stories.wants(model)
+        self.held_out = self.stories.held_out.numpy()
 
     def measure(self, ids: torch.Tensor) -> Row:
         judged = self.stories.judged(ids)
@@ -251,12 +249,12 @@ def text_models(scorers: Scorers) -> list[Row]:
     return rows
 
 
-def english() -> list[Row]:
-    return text_models(Scorers())
+def english(request: Request) -> list[Row]:
+    return text_models(Scorers(request))
 
 
-def tinystories(stories: Stories) -> list[Row]:
-    return text_models(StoryScorers(stories))
+def tinystories(request: Request) -> list[Row]:
+    return text_models(StoryScorers(request))
 
 
 def write(model, steps: int, seed: int) -> torch.Tensor:
@@ -283,12 +281,13 @@ def matched(rows: list[Row], data: str, steps: int = 8) -> Iterator[tuple[Row, d
         yield row, at, entropies[0] <= entropy <= entropies[-1]
 
 
-PARTS: dict[str, Callable[[], list[Row]]] = {
+PARTS: dict[str, Callable[[Request], list[Row]]] = {
     "shidoku": shidoku,
     "coverage": coverage,
     "sudoku": sudoku,
     "masked-sudoku": masked_sudoku,
     "english": english,
+    "tinystories": tinystories,
 }
 TEXT = {"tinystories": ("TinyStories", "tinystories"), "english": ("English", "english-small")}  # title, data
 
@@ -357,7 +356,7 @@ def _of_text(rows: list[Row], title: str, data: str) -> list[str]:
 
 def main() -> None:
     about = "Quality of the shipped models against the number of evaluations."
-    measure_with_stories(about, PARTS, {"tinystories": tinystories}, RESULTS, report)
+    measure_models(about, PARTS, RESULTS, report)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from benchmarks.baselines import mdlm
 from benchmarks.few_step import Scorers, StoryScorers, load
 from benchmarks.results import BASELINES, HUB, ROOT, Row, page, section, show
-from benchmarks.stories import Stories, measure_with_stories
+from benchmarks.stories import Request, measure_models
 from evaluation.likelihood import bits_per, log_likelihood
 from evaluation.scorers import causal_losses
 
@@ -39,7 +39,7 @@ def tightest(bound: Callable[..., Tensor], ends: tuple[float, ...]) -> float:
     return max(ends, key=lambda end: float(bound(end=end).mean()))
 
 
-def shidoku() -> list[Row]:
+def shidoku(request: Request) -> list[Row]:
     folder = ROOT / "examples" / "sudoku" / "4x4"
     text = load_dataset("parquet", data_files=str(folder / "train.parquet"), split="train")["text"]
     grids = sorted(set(text))
@@ -55,7 +55,7 @@ def shidoku() -> list[Row]:
         rows.append({"model": name, "estimate": estimate, "end": end, "steps": steps} | measured)
         show(rows[-1])
 
-    for name in ("flm-shidoku", "fmlm-shidoku"):
+    for name in filter(request.wants, ("flm-shidoku", "fmlm-shidoku")):
         bound = partial(bound_of_grids, load(HUB / name))
         end = tightest(partial(bound, others, num_probes=2), GRID_ENDS)
         for steps in (STEPS, 2 * STEPS) if name == "flm-shidoku" else (STEPS,):
@@ -69,8 +69,8 @@ def bound_of_grids(model, grids: Tensor, steps: int = STEPS, **settings) -> Tens
     return log_likelihood(model, grids, num_steps=steps, batch_size=64, **settings).bound
 
 
-def english() -> list[Row]:
-    scorers, rng = Scorers(), np.random.default_rng(0)
+def english(request: Request) -> list[Row]:
+    scorers, rng = Scorers(request), np.random.default_rng(0)
     held_out, choosing = (
         rng.permutation(scorers.rows(split))[:count]
         for split, count in (("test", TEXTS), ("validation", CHOOSING_TEXTS))
@@ -78,8 +78,8 @@ def english() -> list[Row]:
     return of_texts(scorers, held_out, choosing)
 
 
-def tinystories(stories: Stories) -> list[Row]:
-    scorers = StoryScorers(stories)
+def tinystories(request: Request) -> list[Row]:
+    scorers = StoryScorers(request)
     rows = np.random.default_rng(0).permutation(scorers.held_out)
     return of_texts(scorers, rows[:TEXTS], rows[TEXTS : TEXTS + CHOOSING_TEXTS])
 
@@ -103,8 +103,8 @@ def of_texts(scorers: Scorers, rows_held_out: np.ndarray, rows_to_choose_by: np.
 
     add(f"ar-{data}", "exact", lambda: -torch.from_numpy(causal_losses(scorers.ar, held_out)).sum(1))
     add("Kneser-Ney 4-gram", "exact", lambda: -torch.from_numpy(scorers.ngram.token_losses(held_out.numpy())).sum(1))
-    masked = load(BASELINES / f"mdlm-{data}")
-    add(f"mdlm-{data}", "bound", lambda: mdlm.log_likelihood(masked, held_out, MDLM_DRAWS, seed=0))
+    masked = partial(load, BASELINES / f"mdlm-{data}")
+    add(f"mdlm-{data}", "bound", lambda: mdlm.log_likelihood(masked(), held_out, MDLM_DRAWS, seed=0))
     for name in filter(scorers.wants, (f"flm-{data}", f"fmlm-{data}")):
         bound = partial(bound_of_texts, load(HUB / name))
         end = tightest(partial(bound, choosing), TEXT_ENDS)
@@ -155,8 +155,7 @@ def report(results: dict[str, list[Row]]) -> str:
 
 def main() -> None:
     about = "Likelihood of held-out data under the shipped models."
-    parts = {"shidoku": shidoku, "english": english}
-    measure_with_stories(about, parts, {"tinystories": tinystories}, RESULTS, report)
+    measure_models(about, {"shidoku": shidoku, "english": english, "tinystories": tinystories}, RESULTS, report)
 
 
 if __name__ == "__main__":

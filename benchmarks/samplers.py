@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks import few_step
 from benchmarks.few_step import GRIDS, Scorers, StoryScorers, load, solved, unconditional
 from benchmarks.results import HUB, ROOT, Row, number, over_seeds, page, section, shown
-from benchmarks.stories import Stories, measure_with_stories
+from benchmarks.stories import Request, measure_models
 
 RESULTS = ROOT / "benchmarks" / "samplers.json"
 PICTURES = {data: RESULTS.with_name(f"samplers-{data}.png") for data in ("tinystories", "english-small")}
@@ -68,15 +68,17 @@ def measured(name: str, ways: list[Way], measure: Callable[..., Row], *given) ->
     )
 
 
-def shidoku() -> list[Row]:
-    of_flow = measured("flm-shidoku", FLOW_OF_GRIDS, unconditional, GRIDS)
-    return of_flow + measured("fmlm-shidoku", MAP_OF_GRIDS, unconditional, GRIDS)
+def shidoku(request: Request) -> list[Row]:
+    ways = {"flm-shidoku": FLOW_OF_GRIDS, "fmlm-shidoku": MAP_OF_GRIDS}
+    return [row for name in filter(request.wants, ways) for row in measured(name, ways[name], unconditional, GRIDS)]
 
 
-def sudoku() -> list[Row]:
+def sudoku(request: Request) -> list[Row]:
     """Puzzles solved: all evaluations spent on steps, some of them on refinement, or two on each guided step."""
     rows: list[Row] = []
-    for name, sampler in (("flm-sudoku", "euler"), ("fmlm-sudoku", "flow_map")):
+    samplers = {"flm-sudoku": "euler", "fmlm-sudoku": "flow_map"}
+    for name in filter(request.wants, samplers):
+        sampler = samplers[name]
         for budget in (4, 8, 16):
             ways: list[Way] = [
                 (sampler, budget, {}),
@@ -89,26 +91,29 @@ def sudoku() -> list[Row]:
     return rows
 
 
-def english() -> list[Row]:
-    scorers = Scorers()
-    of_flow = measured("flm-english-small", FLOW_OF_TEXT, written, scorers)
-    return of_flow + measured("fmlm-english-small", MAP_OF_TEXT, written, scorers)
+def english(request: Request) -> list[Row]:
+    return of_texts(Scorers(request), FLOW_OF_TEXT, MAP_OF_TEXT)
 
 
-def tinystories(stories: Stories) -> list[Row]:
-    scorers, ways = StoryScorers(stories), {"flm-tinystories": FLOW_OF_TEXT, "fmlm-tinystories": MAP_OF_STORIES}
-    wanted = filter(stories.wants, ways)
-    return [row for name in wanted for row in measured(name, ways[name], written, scorers)]
+def tinystories(request: Request) -> list[Row]:
+    return of_texts(StoryScorers(request), FLOW_OF_TEXT, MAP_OF_STORIES)
 
 
-def autoguidance() -> list[Row]:
+def of_texts(scorers: Scorers, of_flow: list[Way], of_map: list[Way]) -> list[Row]:
+    ways = {f"flm-{scorers.data}": of_flow, f"fmlm-{scorers.data}": of_map}
+    return [row for name in filter(scorers.wants, ways) for row in measured(name, ways[name], written, scorers)]
+
+
+def autoguidance(request: Request) -> list[Row]:
     """Away from the flow's own prediction under dropout, up to the largest scale of the paper."""
-    return measured("flm-english-small", GUIDED, written, Scorers())
+    if not request.wants("flm-english-small"):
+        return []
+    return measured("flm-english-small", GUIDED, written, Scorers(request))
 
 
-def grid() -> list[Row]:
+def grid(request: Request) -> list[Row]:
     """The flow's evaluations at tau = (k / N)^p: p = 1 is the even grid, a larger p has more of them early."""
-    scorers, model = Scorers(), load(HUB / "flm-english-small")
+    scorers, model = Scorers(request), load(HUB / "flm-english-small")
     return shown(
         {"evaluations": n, "sampler": sampler, "tau": f"(k / {n})^{power}"}
         | over_seeds(partial(written, model, sampler, n, scorers, timesteps=[(k / n) ** power for k in range(n)]))
@@ -178,9 +183,9 @@ def _shown(data: str) -> str:
 
 
 def main() -> None:
-    parts = {"shidoku": shidoku, "sudoku": sudoku, "english": english, "autoguidance": autoguidance, "grid": grid}
+    parts = (shidoku, sudoku, english, autoguidance, grid, tinystories)
     about = "Every sampler and control of `generate` on the shipped models."
-    measure_with_stories(about, parts, {"tinystories": tinystories}, RESULTS, report)
+    measure_models(about, {part.__name__: part for part in parts}, RESULTS, report)
     texts = json.loads(RESULTS.read_text())
     frontier(texts.get("english", []) + texts.get("autoguidance", []), "english-small", PICTURES["english-small"])
     frontier(texts.get("tinystories", []), "tinystories", PICTURES["tinystories"])

@@ -1,5 +1,5 @@
 """TinyStories as the benchmarks need them: their rows, those who judge texts by them, and options that say where they
-are."""
+are. And the command of a benchmark of several models."""
 
 import argparse
 import json
@@ -28,16 +28,10 @@ class Stories:
 
     Args:
         train, validation: what the recipe's `data` would name.
-        models (*optional*): the models to measure, by default all.
     """
 
     train: str | dict
     validation: str | dict
-    models: Collection[str] | None = None
-
-    def wants(self, model: str) -> bool:
-        """Whether a model is to be measured."""
-        return self.models is None or model in self.models
 
     @cached_property
     def tokenizer(self):
@@ -79,41 +73,52 @@ def add_stories(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", default={"path": "roneneldan/TinyStories", "split": "validation"})
 
 
-def measure_with_stories(
+@dataclass
+class Request:
+    """What the command of a benchmark is to measure.
+
+    Args:
+        stories: where the stories are.
+        models (*optional*): the models to measure, by default all.
+    """
+
+    stories: Stories
+    models: Collection[str] | None = None
+
+    def wants(self, model: str) -> bool:
+        """Whether a model is to be measured."""
+        return self.models is None or model in self.models
+
+
+def measure_models(
     about: str,
-    parts: Mapping[str, Callable[[], list[Row]]],
-    of_stories: Mapping[str, Callable[[Stories], list[Row]]],
+    parts: Mapping[str, Callable[[Request], list[Row]]],
     results_file: Path,
     report: Callable[[dict[str, list[Row]]], str],
 ) -> None:
-    """Run the command of a benchmark: `measure_parts` of the parts that its arguments name. Those `of_stories` are
-    called with the stories that its options name; `about` is the command's description."""
+    """Run the command of a benchmark: `measure_parts` of the parts and models that its arguments name; `about` is the
+    command's description."""
     parser = argparse.ArgumentParser(description=about)
-    names = ", ".join([*parts, *of_stories])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {names}; default: all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; default: all")
     add_stories(parser)
-    parser.add_argument(
-        "--models", nargs="+", metavar="MODEL", help="of the stories measure these only; rows of other models stay"
-    )
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="these only; rows of other models stay")
     options = parser.parse_args()
-    stories = Stories(options.train, options.validation, options.models)
+    request = Request(Stories(options.train, options.validation), options.models)
 
     def measured(name: str) -> list[Row]:
-        rows = of_stories[name](stories)
-        return rows if stories.models is None else _beside_others(rows, name, stories.models, results_file)
+        rows = parts[name](request)
+        return rows if request.models is None else _beside_others(rows, name, request.models, results_file)
 
-    measure_parts(
-        {**parts, **{name: partial(measured, name) for name in of_stories}}, results_file, report, options.parts
-    )
+    measure_parts({name: partial(measured, name) for name in parts}, results_file, report, options.parts)
 
 
 def _beside_others(rows: list[Row], part: str, models: Collection[str], results_file: Path) -> list[Row]:
     """The rows of `models` that were measured now, at their places among those of a part that were measured before."""
-    if unknown := {*models} - {str(row["model"]) for row in rows}:
+    if unknown := {*models} - {str(row.get("model")) for row in rows}:
         sys.exit(f"no model {', '.join(sorted(unknown))} in {part}.")
     by_model: dict[str, list[Row]] = {}
     for row in json.loads(results_file.read_text())[part]:
-        by_model.setdefault(str(row["model"]), []).append(row)
+        by_model.setdefault(str(row.get("model")), []).append(row)
     for model in models:
         by_model[model] = [row for row in rows if row["model"] == model]
     return [row for rows in by_model.values() for row in rows]

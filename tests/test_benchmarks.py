@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.results import Row
-from benchmarks.stories import Stories, measure_with_stories
+from benchmarks.stories import Request, measure_models
 
 
 @pytest.fixture
@@ -14,14 +14,16 @@ def command(tmp_path, monkeypatch):
     file = tmp_path / "results.json"
     runs = iter(range(9))
 
-    def tales(stories: Stories) -> list[Row]:
+    def tales(request: Request) -> list[Row]:
         run = next(runs)
-        return [{"model": model, "run": run} for model in ("flow", "map", "flow") if stories.wants(model)]
+        return [{"model": model, "run": run} for model in ("flow", "map", "flow") if request.wants(model)]
+
+    def numbers(request: Request) -> list[Row]:
+        return [{"run": next(runs)}]
 
     def run(*arguments: str) -> dict[str, list[Row]]:
         monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
-        numbers = {"numbers": lambda: [{"model": "map", "run": next(runs)}]}
-        measure_with_stories("A benchmark", numbers, {"tales": tales}, file, lambda rows: f"{len(rows)} parts\n")
+        measure_models("A benchmark", {"numbers": numbers, "tales": tales}, file, lambda rows: f"{len(rows)} parts\n")
         return json.loads(file.read_text())
 
     return run
@@ -46,3 +48,5 @@ def test_unknown_parts_and_models_are_refused(command):
         command("tails")
     with pytest.raises(SystemExit, match="no model masked in tales."):
         command("tales", "--models", "map", "masked")
+    with pytest.raises(SystemExit, match="no model map in numbers."):
+        command("numbers", "--models", "map")
