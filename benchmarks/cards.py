@@ -163,8 +163,9 @@ def trained(folder: Path, recipe: Recipe) -> list[str]:
     end = next(entry for entry in reversed(log) if "train_runtime" in entry)
     steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
     timed = steps - end.get("resumed_at", 0)  # the steps that the logged time is of
-    minutes = end["train_runtime"] * steps / timed / 60
-    resumed = f" (from the last {timed:,} steps: it was trained in several runs)" if timed < steps else ""
+    minutes = f"{end['train_runtime'] / 60:.0f} minutes on one or two CPU cores"
+    if timed < steps:
+        minutes = f"the last {timed:,} steps took {minutes}"
     kept = recipe.training.get("conditioning_rate", 0)
     given = f"{kept:.0%} of the rows were trained with a random part of their tokens given"
     if recipe.data.given_column:
@@ -174,7 +175,7 @@ def trained(folder: Path, recipe: Recipe) -> list[str]:
         prompts = ", so prompts and blanks (the mask token) are honoured"
     return [
         f"Recipe: `recipe.yaml` ({steps:,} steps of {batch} rows, seed {recipe.training.get('seed', 42)}); log: "
-        f"`training_log.jsonl`; {minutes:.0f} minutes on one or two CPU cores{resumed}.",
+        f"`training_log.jsonl`; {minutes}.",
         f"Conditioning: {given}{prompts}.",
     ]
 

@@ -31,7 +31,7 @@ from benchmarks.results import ROOT, Row, measure_parts, over_seeds, page, shown
 RECIPE = ROOT / "recipes" / "sudoku.yaml"
 RESULTS = ROOT / "benchmarks" / "sudoku_ingredients.json"
 RUNS = ROOT / "runs" / "sudoku-ingredients"
-TRAINING_STEPS = 1000
+TRAINING_STEPS, GRIDS_A_STEP = 1000, 32
 TRAINING_SEEDS = (42, 43)
 WAYS_OF_FLOWS = [("", 64), ("refined", 8)]  # of `few_step.WAYS`, with numbers of evaluations
 PUZZLE_SEEDS = (1,)
@@ -63,7 +63,8 @@ def measure(name: str) -> list[Row]:
     variant = VARIANTS[name][1]
     models = {}
     for seed in TRAINING_SEEDS:
-        overrides = [f"training.max_steps={TRAINING_STEPS}", f"training.seed={seed}", "training.eval_strategy=no"]
+        overrides = [f"training.max_steps={TRAINING_STEPS}", f"training.per_device_train_batch_size={GRIDS_A_STEP}"]
+        overrides += [f"training.seed={seed}", "training.eval_strategy=no"]
         models[seed] = AutoModel.from_pretrained(variant.train(RECIPE, RUNS / f"{name}-{seed}", overrides)).eval()
 
     def row(way: str, evaluations: int, judge: Callable[[object], Row]) -> Row:
@@ -89,10 +90,10 @@ def _masked_judged(evaluations: int, model) -> Row:
 ABOUT = f"""
 # Ingredients of 9x9 Sudoku
 
-`python -m benchmarks.sudoku_ingredients`: flows of 9x9 Sudoku, {TRAINING_STEPS:,} steps of 64 grids each with an entry
-of `recipes/sudoku.yaml` changed. The shares of {LARGE_GRIDS} grids from nothing that are valid, and of {PUZZLES}
-puzzles of each number of clues that are solved. Refined: one step, then refinements. ± is the standard
-deviation over trainings.
+`python -m benchmarks.sudoku_ingredients`: flows of 9x9 Sudoku, {TRAINING_STEPS:,} steps of {GRIDS_A_STEP} grids
+each with an entry of `recipes/sudoku.yaml` changed. The shares of {LARGE_GRIDS} grids from nothing that are
+valid, and of {PUZZLES} puzzles of each number of clues that are solved. Refined: one step, then refinements.
+± is the standard deviation over trainings.
 """
 
 
