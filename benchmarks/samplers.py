@@ -68,27 +68,33 @@ def measured(name: str, ways: list[Way], measure: Callable[..., Row], *given) ->
     )
 
 
+def of_models(
+    wants: Callable[[str], bool], ways: dict[str, list[Way]], measure: Callable[..., Row], *given
+) -> list[Row]:
+    """The rows of `measured` of each model that is wanted; `ways` are those of each model."""
+    return [row for name in filter(wants, ways) for row in measured(name, ways[name], measure, *given)]
+
+
 def shidoku(request: Request) -> list[Row]:
     ways = {"flm-shidoku": FLOW_OF_GRIDS, "fmlm-shidoku": MAP_OF_GRIDS}
-    return [row for name in filter(request.wants, ways) for row in measured(name, ways[name], unconditional, GRIDS)]
+    return of_models(request.wants, ways, unconditional, GRIDS)
 
 
 def sudoku(request: Request) -> list[Row]:
-    """Puzzles solved: all evaluations spent on steps, some of them on refinement, or two on each guided step."""
-    rows: list[Row] = []
-    samplers = {"flm-sudoku": "euler", "fmlm-sudoku": "flow_map"}
-    for name in filter(request.wants, samplers):
-        sampler = samplers[name]
-        for budget in (4, 8, 16):
-            ways: list[Way] = [
-                (sampler, budget, {}),
-                (sampler, budget // 2, {"refine_steps": budget // 2}),
-                (sampler, 1, {"refine_steps": budget - 1}),
-                (sampler, 1, {"refine_steps": budget - 1, "refine_fraction": 0.5}),
-                (sampler, budget // 2, {"guidance_scale": 2.0}),
-            ]
-            rows += measured(name, ways, solved, CLUES, PUZZLES)
-    return rows
+    solvers = {"flm-sudoku": "euler", "fmlm-sudoku": "flow_map"}
+    ways = {name: [way for n in (4, 8, 16) for way in spent(sampler, n)] for name, sampler in solvers.items()}
+    return of_models(request.wants, ways, solved, CLUES, PUZZLES)
+
+
+def spent(sampler: str, budget: int) -> list[Way]:
+    """On puzzles: all evaluations of a budget on steps, some of them on refinement, or two on each guided step."""
+    return [
+        (sampler, budget, {}),
+        (sampler, budget // 2, {"refine_steps": budget // 2}),
+        (sampler, 1, {"refine_steps": budget - 1}),
+        (sampler, 1, {"refine_steps": budget - 1, "refine_fraction": 0.5}),
+        (sampler, budget // 2, {"guidance_scale": 2.0}),
+    ]
 
 
 def english(request: Request) -> list[Row]:
@@ -101,14 +107,12 @@ def tinystories(request: Request) -> list[Row]:
 
 def of_texts(scorers: Scorers, of_flow: list[Way], of_map: list[Way]) -> list[Row]:
     ways = {f"flm-{scorers.data}": of_flow, f"fmlm-{scorers.data}": of_map}
-    return [row for name in filter(scorers.wants, ways) for row in measured(name, ways[name], written, scorers)]
+    return of_models(scorers.wants, ways, written, scorers)
 
 
 def autoguidance(request: Request) -> list[Row]:
     """Away from the flow's own prediction under dropout, up to the largest scale of the paper."""
-    if not request.wants("flm-english-small"):
-        return []
-    return measured("flm-english-small", GUIDED, written, Scorers(request))
+    return of_models(request.wants, {"flm-english-small": GUIDED}, written, Scorers(request))
 
 
 def grid(request: Request) -> list[Row]:
