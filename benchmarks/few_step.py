@@ -24,8 +24,8 @@ from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
+from benchmarks.request import Request, measure_models
 from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, SEEDS, Row, number, over_seeds, show, shown, table
-from benchmarks.stories import Request, measure_models
 from evaluation.masked import sample_masked
 from evaluation.ngram import KneserNey
 from evaluation.scorers import causal_losses

@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.baselines import mdlm
 from benchmarks.few_step import Scorers, StoryScorers, load
+from benchmarks.request import Request, measure_models
 from benchmarks.results import BASELINES, HUB, ROOT, Row, page, section, show
-from benchmarks.stories import Request, measure_models
 from evaluation.likelihood import bits_per, log_likelihood
 from evaluation.scorers import causal_losses
 

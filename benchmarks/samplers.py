@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import few_step
 from benchmarks.few_step import GRIDS, Scorers, StoryScorers, load, solved, unconditional
+from benchmarks.request import Request, measure_models
 from benchmarks.results import HUB, ROOT, Row, number, over_seeds, page, section, shown
-from benchmarks.stories import Request, measure_models
 
 RESULTS = ROOT / "benchmarks" / "samplers.json"
 PICTURES = {data: RESULTS.with_name(f"samplers-{data}.png") for data in ("tinystories", "english-small")}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from benchmarks.request import Request, measure_models
 from benchmarks.results import Row
-from benchmarks.stories import Request, measure_models
 
 
 @pytest.fixture
