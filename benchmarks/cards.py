@@ -119,6 +119,8 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
     teacher = f"flm-{name.split('-', 1)[1]}" if is_map(folder) else None
     if teacher is None:
         method = "Method: cross entropy of the denoiser, on the clock of the decoding error."
+        if (recipe.model or {}).get("masked"):
+            method += " It started from the weights of masked diffusion of the same sizes."
     else:
         objective = recipe.training["objective"]
         how = f"with the {objective} objective"
@@ -162,7 +164,7 @@ def trained(folder: Path, recipe: Recipe) -> list[str]:
     log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
     end = next(entry for entry in reversed(log) if "train_runtime" in entry)
     steps, batch = recipe.training["max_steps"], recipe.training["per_device_train_batch_size"]
-    timed = steps - end.get("resumed_at", 0)  # the steps that the logged time is of
+    logged, timed = end["step"], steps - end.get("resumed_at", 0)  # `timed` are the steps that the logged time is of
     minutes = f"{end['train_runtime'] / 60:.0f} minutes on one or two CPU cores"
     if timed < steps:
         minutes = f"the last {timed:,} steps took {minutes}"
@@ -173,9 +175,12 @@ def trained(folder: Path, recipe: Recipe) -> list[str]:
     prompts = "; prompts were not trained for"
     if kept or recipe.data.given_column:
         prompts = ", so prompts and blanks (the mask token) are honoured"
+    runs = f"Recipe: `recipe.yaml` ({steps:,} steps of {batch} rows, seed {recipe.training.get('seed', 42)}); log"
+    if logged < steps:
+        runs = f"Recipe: `recipe.yaml`, {steps:,} steps of {batch} rows in several runs, which its head tells; log of "
+        runs += f"the last run, {logged:,} steps"
     return [
-        f"Recipe: `recipe.yaml` ({steps:,} steps of {batch} rows, seed {recipe.training.get('seed', 42)}); log: "
-        f"`training_log.jsonl`; {minutes}.",
+        f"{runs}: `training_log.jsonl`; {minutes}.",
         f"Conditioning: {given}{prompts}.",
     ]
 

@@ -10,8 +10,8 @@ import json
 from transformers import AutoModel, AutoTokenizer
 
 import modeling_flm  # noqa: F401  registers the model types
-from benchmarks.few_step import RESULTS, TEXT, matched
-from benchmarks.results import BASELINES, HUB, ROOT, Row, number
+from benchmarks.few_step import GRIDS, PUZZLES, RESULTS, TEXT, TEXTS, matched
+from benchmarks.results import BASELINES, HUB, ROOT, SEEDS, Row, number
 from hub_cards.folder import size
 
 README = ROOT / "README.md"
@@ -41,6 +41,12 @@ PARTS = {
     "shidoku": ("4x4 Sudoku grids", "valid grids from nothing", lambda row: f"{number(row['valid']):.1%}"),
 }
 
+PROTOCOL = (
+    f"Figures are means over {len(SEEDS)} seeds of {TEXTS} texts, {GRIDS} grids of 4x4 or {PUZZLES} puzzles, with the "
+    "model's own sampler. Entropy is that of the tokens of a text, in nats; a lower perplexity at a lower entropy is "
+    "no gain. Refined: one step, and the others are refinements (`refine_steps`)."
+)
+
 
 def _quality(row: Row) -> tuple[str, str]:
     """Perplexity and entropy."""
@@ -62,6 +68,7 @@ def models(results: dict[str, list[Row]]) -> str:
             cells = [f"`hub_cards/{name}`", writes, parameters, measure, *(shown[steps] for steps in STEPS)]
             lines.append("| " + " | ".join(cells) + " |")
     lines += ["", _compared(results["tinystories"], "tinystories"), "", _compared(results["english"], "english-small")]
+    lines += ["", PROTOCOL]
     return "\n".join(lines)
 
 

@@ -158,7 +158,7 @@ ABOUT = """
 
 `python -m benchmarks.samplers` measures everything here anew and writes this file, `samplers.json` and the
 picture. A figure is the mean over three seeds ± their standard deviation. Settings are the arguments of
-`generate`.
+`generate`; those that are not named are the model's own (`fmlm-shidoku` has gamma 1).
 """
 OF_ENTROPY = "A lower perplexity at a lower entropy is no gain: compare at equal entropy, as the picture does."
 OF_TIMES = """

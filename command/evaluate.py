@@ -53,7 +53,11 @@ def add(commands) -> None:
         help="of causal and masked models, and of flows by the bridge sampler, which it adds (default: 1)",
     )
     command.add_argument(
-        "--gamma", type=numbers, default=[], metavar="G[,G...]", help="of the flow_map sampler (default: 0)"
+        "--gamma",
+        type=numbers,
+        default=[],
+        metavar="G[,G...]",
+        help="of the flow_map sampler (default: the model's own)",
     )
     command.add_argument("--length", type=int, help="most tokens of a sample (default: the model's context)")
     command.add_argument("--device", default="cpu", help="where models and scorers run (default: %(default)s)")

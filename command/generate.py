@@ -29,14 +29,20 @@ def add(commands) -> None:
     command.add_argument("--temperature", type=float, help="of the bridge sampler (default: 1)")
     command.add_argument("--top-k", type=int, help="of the bridge sampler: draw among so many likeliest tokens")
     command.add_argument("--top-p", type=float, help="of the bridge sampler: draw among the likeliest tokens only")
-    command.add_argument("--gamma", type=float, help="of the flow_map sampler: noise put back, 0 to 1 (default: 0)")
+    command.add_argument(
+        "--gamma", type=float, help="of the flow_map sampler: noise put back, 0 to 1 (default: the model's own)"
+    )
     command.add_argument("--renoise", choices=("official", "markov"), help="how --gamma does it (default: official)")
     command.add_argument(
         "--guidance-scale", type=float, help="away from a weaker prediction, 1: none; by the prompt, or by dropout"
     )
     command.add_argument("--guidance-dropout", type=float, help="rate of dropout that makes the weaker prediction")
     command.add_argument("--refine-steps", type=int, help="times to rewrite the least certain tokens at the end")
-    command.add_argument("--refine-fraction", type=float, help="part that is rewritten (default: 0.25)")
+    command.add_argument(
+        "--refine-fraction",
+        type=float,
+        help="share that the first refinement rewrites; it falls evenly (default: 0.75)",
+    )
     command.add_argument(
         "--window-overlap", type=int, help="for a --max-length beyond the context: tokens shared by its windows"
     )

@@ -7,7 +7,7 @@ A map delta_{s,t} has two times. The loss of `model(labels=...)` is that of a de
 delta_{t,t} alone. The jumps from s to t > s, with which a map writes in one step, have the same weights: they would
 change as well, with nothing to hold them to the flow. So the plain Trainer and `FLMTrainer` refuse a map.
 `FMLMTrainer` trains both: the diagonal follows the teacher, and jumps follow the diagonal by the semigroup identity
-(see `trainers/distillation.py`). What this does to the samples is measured in benchmarks/style.md.
+(see `trainers/objectives.py`). What this does to the samples is measured in benchmarks/style.md.
 
 With `--teacher ""` the diagonal follows the data instead. `initialize_from_teacher` is off, since the map goes on from
 its own weights, which know how to jump.
