@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _KNOTS = 2048  # cells of the table per unit of t, for an interpolation error of about 1e-10
+_WITHOUT_FLOAT64 = {"mps"}  # types of devices
 _TAIL = 1e-12  # the table ends where 1 - tau falls below this; from there a straight line leads to (1, 1)
 
 
@@ -77,8 +78,7 @@ class Clock:
     def _table(self, device: torch.device) -> Tensor:
         """The table on a device, where a copy is kept."""
         if device not in self._on_device:
-            dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-            self._on_device[device] = torch.from_numpy(self._pieces).to(device, dtype)
+            self._on_device[device] = torch.from_numpy(self._pieces).to(device, finest(device))
         return self._on_device[device]
 
     def tau(self, t: Tensor) -> Tensor:
@@ -124,6 +124,11 @@ class Clock:
         t = t.to(table.dtype)
         cell = (t.detach() * _KNOTS).long().clamp(0, len(table) - 1)
         return cell, t - cell.to(table.dtype) / _KNOTS
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no float64."""
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
 def at_least_float32(x: Tensor) -> torch.dtype:

@@ -33,7 +33,8 @@ class FlowGenerationOutput(ModelOutput):
     Args:
         sequences (`Tensor`): (batch * num_return_sequences, length) int64 ids, prompts included. Shorter sequences are
             padded at their end.
-        attention_mask (`Tensor`): int64 of the same shape, 1 in a sequence and 0 at the padding after a shorter one.
+        attention_mask (`Tensor`): int64 of the same shape, 1 in a sequence and 0 at the padding after a shorter one
+            and, with `pad_after_eos`, after the end of a text.
             `model(labels=sequences, attention_mask=attention_mask)` takes both.
         num_function_evaluations (`int`): number of evaluations of the network for a sequence; the largest one if some
             sequences take fewer windows.
@@ -134,7 +135,9 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
             attention_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, 0 at the padding of shorter prompts, on
                 either side. Each prompt is moved to the beginning of its sequence, which is then written as it would
                 be for this prompt alone. Shorter sequences are padded at their end with `pad_token_id` (or 0). The
-                network does not attend to this padding; `attention_mask` of the output tells where it is.
+                network does not attend to this padding; `attention_mask` of the output tells where it is. Default: a
+                `pad_token_id` that is not BOS, EOS or the mask token is padding at either end of a prompt, unless
+                there is a `conditioning_mask`.
             conditioning_mask (`Tensor`, *optional*): (batch, P) of 0 and 1, 1 at the `input_ids` that are kept; the
                 others are filled in. Default: all but the blanks are kept.
             guidance_model (`FLMModel`, *optional*): the weak network of `guidance_scale`: an earlier or smaller model
@@ -163,7 +166,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
             ValueError: if an argument is unknown or not allowed, or if the weights give non-finite predictions.
         """
         config = self._merge_generation_config(generation_config, kwargs, tokenizer)
-        prompts = self._check_prompt(input_ids, attention_mask, conditioning_mask, batch_size, tokenizer)
+        prompts = self._check_prompt(input_ids, attention_mask, conditioning_mask, batch_size, config, tokenizer)
         prompt, given_ids, text = self._laid_out(*prompts, config, tokenizer)
         keep = given_ids | ~text
         seeds = spread_seeds(seed, generator, len(prompt))
@@ -196,7 +199,8 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
                     known[:, window] = True
                 sequences[job.rows] = ids
         if ends is not None:
-            sequences = _padded_past(ends, sequences, keep, config.pad_token_id)
+            past = _past(ends, sequences, keep)
+            sequences, text = sequences.masked_fill(past, config.pad_token_id), text & ~past
         if not config.return_dict_in_generate and not output_trajectory:
             return sequences
         evaluations = passes * predictor.evaluations + (0 if reward_fn is None else config.num_steps - 1)
@@ -281,6 +285,8 @@ def _output(
     """The output, given the `evaluations` of the network for each window and the number of tokens to be written."""
     drafts = (torch.stack(x) for x in zip(*watch.drafts, strict=True)) if watch.drafts else (None, None)
     trajectory, confidence = drafts
+    if trajectory is not None:
+        trajectory[-1] = sequences  # padded after the end of a text, where the last draft is not
     return FlowGenerationOutput(
         sequences=sequences,
         num_function_evaluations=evaluations * max(len(job.windows) for job in jobs),
@@ -291,11 +297,10 @@ def _output(
     )
 
 
-def _padded_past(ends: Tensor, sequences: Tensor, keep: Tensor, pad: int) -> Tensor:
-    """`sequences` (batch, length) with `pad` after the first written token among `ends`, but for kept tokens."""
+def _past(ends: Tensor, sequences: Tensor, keep: Tensor) -> Tensor:
+    """Which tokens of `sequences` (batch, length), but for kept ones, come after the first written one of `ends`."""
     written = torch.isin(sequences, ends) & ~keep
-    past = written.cumsum(1) - written.int() > 0
-    return sequences.masked_fill(past & ~keep, pad)
+    return (written.cumsum(1) - written.int() > 0) & ~keep
 
 
 def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:

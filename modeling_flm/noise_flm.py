@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .clock_flm import at_least_float32
+from .clock_flm import at_least_float32, finest
 
 
 def as_seeds(name: str, seeds: Tensor | Sequence[int], count: int) -> list[int]:
@@ -108,8 +108,9 @@ class NoiseLaw:
             # A ridge just above the rounding errors keeps the matrix positive definite, and hardly changes the law.
             ridge = 10 * torch.finfo(gram.dtype).eps * gram.diagonal().mean()
             # Factored in float64, and without the error check of `cholesky`, for which the host would wait.
-            square = gram.double() + ridge * torch.eye(len(gram), device=gram.device, dtype=torch.float64)
-            self._known = gram, torch.linalg.cholesky_ex(square)[0].to(gram.dtype)
+            square = in_float64(gram)
+            square = square + ridge.to(square) * torch.eye(len(gram), device=square.device, dtype=torch.float64)
+            self._known = gram, torch.linalg.cholesky_ex(square)[0].to(gram)
         return self._known
 
 
@@ -138,7 +139,12 @@ class _Gram(torch.autograd.Function):
 def _rows(tables: Sequence[Tensor]) -> Iterator[Tensor]:
     """The tables side by side, some rows at a time: a single table in at least float32, several in float64."""
     for some in zip(*(table.split(_TABLE_ROWS) for table in tables), strict=True):
-        yield some[0].to(at_least_float32(some[0])) if len(some) == 1 else torch.cat(some, dim=1).double()
+        yield some[0].to(at_least_float32(some[0])) if len(some) == 1 else in_float64(torch.cat(some, dim=1))
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """`x` in float64, on its device or, if that has no float64, on the CPU."""
+    return (x if finest(x.device) == torch.float64 else x.cpu()).double()
 
 
 def embedded_noise(white: Tensor, *tables: Tensor, law: NoiseLaw | None = None) -> tuple[Tensor, ...]:
@@ -167,6 +173,6 @@ def embedded_noise(white: Tensor, *tables: Tensor, law: NoiseLaw | None = None) 
     gram, factor = (law or NoiseLaw()).of(*tables)
     if torch.is_grad_enabled():
         gram = _Gram.apply(gram, *tables)
-    whitened = torch.linalg.solve_triangular(factor, white.to(gram.dtype), upper=False, left=False)
-    noise = (whitened @ gram).to(at_least_float32(tables[0]))
+    whitened = torch.linalg.solve_triangular(factor, white.to(gram), upper=False, left=False)
+    noise = (whitened @ gram).to(white.device, at_least_float32(tables[0]))
     return noise.split([table.shape[1] for table in tables], dim=-1)

@@ -3,6 +3,7 @@
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class FLMPipeline(Pipeline):
         if isinstance(inputs, list) and not inputs:
             return []
         seed, count = (self._forward_params | kwargs).get("seed"), len(inputs) if isinstance(inputs, list) else 1
-        if isinstance(inputs, list | _Text) and isinstance(seed, list | tuple | torch.Tensor):
+        if isinstance(inputs, list | _Text) and isinstance(seed, Sequence | torch.Tensor):
             wanted = count * self._per_text(self._forward_params | kwargs)
             if len(seed) != wanted:
                 raise ValueError(f"`seed` has {len(seed)} entries for {wanted} sequences: one each is needed.")
@@ -79,16 +80,16 @@ class FLMPipeline(Pipeline):
     def _forward(self, model_inputs: dict[str, torch.Tensor], **generate_kwargs) -> dict[str, torch.Tensor]:
         numbers, count = model_inputs.pop("number").tolist(), self._per_text(generate_kwargs)
         seed = generate_kwargs.get("seed")
-        if isinstance(seed, int) and not isinstance(seed, bool):
-            generate_kwargs["seed"] = [seed + number * count + i for number in numbers for i in range(count)]
-        elif isinstance(seed, list | tuple | torch.Tensor):
+        if isinstance(seed, Integral) and not isinstance(seed, bool):
+            generate_kwargs["seed"] = [int(seed) + number * count + i for number in numbers for i in range(count)]
+        elif isinstance(seed, Sequence | torch.Tensor):
             generate_kwargs["seed"] = [x for number in numbers for x in seed[number * count : (number + 1) * count]]
         settings = {"tokenizer": self.tokenizer} | generate_kwargs | {"return_dict_in_generate": True}
         out = self.model.generate(**model_inputs, **settings)
         batch = len(numbers)
         return {
             "sequences": out.sequences.view(batch, -1, out.sequences.shape[1]),
-            "length": out.attention_mask.sum(1).view(batch, -1)[:, 0],
+            "kept": out.attention_mask.bool().view(batch, -1, out.sequences.shape[1]),
             "prompt_length": model_inputs["attention_mask"].sum(1),
         }
 
@@ -96,8 +97,8 @@ class FLMPipeline(Pipeline):
         self, model_outputs: dict[str, torch.Tensor], return_full_text: bool = True, skip_special_tokens: bool = True
     ) -> list[dict[str, str]]:
         start = 0 if return_full_text else int(model_outputs["prompt_length"])
-        (sequences,) = model_outputs["sequences"]
-        own = sequences[:, start : int(model_outputs["length"])]
+        (sequences,), (kept,) = model_outputs["sequences"], model_outputs["kept"]
+        own = (ids[start:][real[start:]] for ids, real in zip(sequences, kept, strict=True))
         texts = (self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in own)
         return [{"generated_text": text} for text in texts]
 

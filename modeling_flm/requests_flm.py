@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -133,7 +134,8 @@ class FlowRequests:
         return partial(ClassifierFree, scale)
 
     def _check_guidance_model(self, weak: torch.nn.Module, config: FlowGenerationConfig) -> None:
-        if not isinstance(weak, FlowRequests):
+        # Not by its class: the code of another repository is another module, with classes of its own.
+        if not all(hasattr(weak, name) for name in ("denoise", "embed_tokens", "vocabulary_table")):
             raise ValueError(f"`guidance_model` must be a flow language model, but is {type(weak).__name__}.")
         if SAMPLERS[config.sampler].two_time and not weak.config.two_times:
             raise ValueError(
@@ -175,6 +177,7 @@ class FlowRequests:
         attention_mask: Tensor | None,
         conditioning_mask: Tensor | None,
         batch_size: int | None,
+        config: FlowGenerationConfig,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Check the prompts, and move each before its padding: ids (batch, P), P = 0 without a prompt; which are kept,
@@ -198,12 +201,17 @@ class FlowRequests:
                 raise ValueError(f"`{name}` must be a tensor as `input_ids`, of shape {tuple(input_ids.shape)}.")
         ids = input_ids.to("cpu", torch.long)
         check_ids(self.config, "input_ids", ids)
+        blank = self._blank(tokenizer)
         if conditioning_mask is not None:
             keep = conditioning_mask.to("cpu").bool()
         else:
-            blank = self._blank(tokenizer)
             keep = torch.ones_like(ids, dtype=torch.bool) if blank is None else ids != blank
-        padding = torch.zeros_like(keep) if attention_mask is None else attention_mask.to("cpu") == 0
+        if attention_mask is not None:
+            padding = attention_mask.to("cpu") == 0
+        elif conditioning_mask is None and self._pads_only(config, blank):
+            padding = _at_either_end(ids == config.pad_token_id)
+        else:
+            padding = torch.zeros_like(keep)
         if padding.any():
             order = padding.int().argsort(dim=1, stable=True)  # text to the front of its row, padding behind it
             ids, keep = ids.gather(1, order), (keep & ~padding).gather(1, order)
@@ -214,6 +222,11 @@ class FlowRequests:
         special ids into the configuration, but not this one."""
         own = self.config.mask_token_id
         return getattr(tokenizer, "mask_token_id", None) if own is None else own
+
+    def _pads_only(self, config: FlowGenerationConfig, blank: int | None) -> bool:
+        """Whether there is a padding token that is nothing else."""
+        others = (*as_ids(config.eos_token_id), self.config.bos_token_id, blank)
+        return config.pad_token_id is not None and config.pad_token_id not in others
 
     def _laid_out(
         self,
@@ -318,9 +331,18 @@ class Job:
         return lambda ahead: reward_fn(replace(ahead, rows=numbers.to(ahead.rows.device)[ahead.rows]))
 
 
+def _at_either_end(padding: Tensor) -> Tensor:
+    """Where `padding` (batch, length), bool, is True from there to the beginning or to the end of its row."""
+    text = ~padding
+    return (text.cumsum(1) == 0) | (text.flip(1).cumsum(1).flip(1) == 0)
+
+
 def as_list(value):
-    """A sequence or tensor as a list, as a configuration saves it; any other value as it is, to be refused later."""
-    return list(value) if isinstance(value, Sequence | Tensor) and not isinstance(value, str) else value
+    """A sequence, tensor or array as a list, as a configuration saves it; a tensor or array without dimensions as a
+    number; any other value as it is, to be refused later."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def spread_seeds(seed: int | Sequence[int] | None, generator: torch.Generator | None, count: int) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .flow_flm import beyond, bridge_step, flow_map_step, noised_jump, renoise
 from .guidance_flm import Noise, Prediction, Predictor
+from .noise_flm import in_float64
 
 
 class Sampler(ABC):
@@ -62,7 +63,7 @@ class Multistep(Sampler):
 
     def __init__(self, predictor: Predictor, config, tau: Tensor, noise: Noise):
         super().__init__(predictor, config, tau, noise)
-        t = self.t.double()
+        t = in_float64(self.t)
         self.width = (t / (1 - t)).diff()  # the width of each step in m
         self.before: Tensor | None = None
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .clock_flm import finest
+
 _BLOCK, _CPU_BLOCK = 1 << 22, 1 << 20  # logits held at a time; on a CPU so few that they stay in the cache
 _COLUMNS = 256  # smallest block of the vocabulary: products with fewer columns would be slow
 
@@ -172,7 +174,7 @@ def draw_token(
     Returns:
         (tokens,) int64, -1 where the distribution is not finite.
     """
-    parts = []
+    parts, exact = [], finest(hidden.device)
     rows = max(1, _logits_at_a_time(hidden.device) // len(weight))
     filtered = top_p is not None or (top_k is not None and top_k < len(weight))
     for some, number in zip(hidden.split(rows), uniform.split(rows), strict=True):
@@ -181,11 +183,11 @@ def draw_token(
         if filtered:
             probability, order = probability.topk(min(top_k or len(weight), len(weight)), dim=-1)
             if top_p is not None:
-                before = (probability.double() / probability.double().sum(-1, keepdim=True)).cumsum(-1).roll(1, -1)
+                before = (probability.to(exact) / probability.to(exact).sum(-1, keepdim=True)).cumsum(-1).roll(1, -1)
                 before[:, 0] = 0
                 probability = probability.where(before < top_p, 0)
-        total = probability.double().cumsum(-1)
-        goal = number.double()[:, None] * total[:, -1:]
+        total = probability.to(exact).cumsum(-1)
+        goal = number.to(exact)[:, None] * total[:, -1:]
         # The first token whose cumulated probability exceeds the goal. If none does, the last of positive probability.
         place = torch.searchsorted(total, goal, right=True)
         last = torch.searchsorted(total, total[:, -1:].contiguous())

@@ -3,6 +3,7 @@
 import io
 import re
 
+import numpy as np
 import pytest
 import torch
 from spy import spy
@@ -366,11 +367,38 @@ def test_padding_after_the_end(model):
     for plain, row in zip(ids.tolist(), model.generate(**settings, **padding).tolist(), strict=True):
         end = plain.index(eos) + 1 if eos in plain else 12
         assert row == plain[:end] + [60] * (12 - end)
+    out = model.generate(**settings, **padding, output_trajectory=True)
+    before = (ids == eos).cumsum(1) - (ids == eos).long()
+    assert torch.equal(out.attention_mask, (before == 0).long()) and not out.attention_mask.all()
+    assert torch.equal(out.trajectory[-1], out.sequences)
     given = torch.full((1, 4), eos)  # an EOS of the prompt ends nothing
     row = model.generate(given, seed=0, **padding)
     assert torch.equal(row[:, :5], model.generate(given, seed=0)[:, :5])
     own = model.generate(**settings, eos_token_id=3, pad_token_id=5, pad_after_eos=True)
     assert torch.equal(model.generate(**settings, tokenizer=TOKENIZER, pad_after_eos=True), own)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_known_without_a_mask(side):
+    padded = torch.tensor([[20, 5, 21, 22], [23, 24, 5, 5]])  # a 5 within a text is a token
+    if side == "left":
+        padded[1] = padded[1].flip(0)
+    own = dict(pad_token_id=5, eos_token_id=3, seed=0)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]] if side == "right" else [[1, 1, 1, 1], [0, 0, 1, 1]])
+    written = MAP.generate(padded, **own)
+    assert torch.equal(written, MAP.generate(padded, attention_mask=mask, **own))
+    assert (written[1, :2] == padded[1][mask[1] == 1]).all() and (written[0, :4] == padded[0]).all()
+    kept = MAP.generate(padded, conditioning_mask=torch.ones_like(padded), **own)
+    as_end = MAP.generate(padded, **own | {"eos_token_id": 5})
+    assert torch.equal(kept[:, :4], padded) and torch.equal(as_end, kept)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_settings_may_be_tensors_and_arrays(kind):
+    plain = FLOW.generate(timesteps=[0.0, 0.5], suppress_tokens=[3, 4], eos_token_id=5, seed=0)
+    settings = dict(timesteps=kind([0.0, 0.5]), suppress_tokens=kind([3, 4]), eos_token_id=kind(5))
+    assert torch.equal(FLOW.generate(**settings, seed=0), plain)
+    assert torch.equal(FLOW.generate(num_steps=kind(2), seed=0), FLOW.generate(num_steps=2, seed=0))
 
 
 def test_the_ids_of_a_prompt():

@@ -74,6 +74,12 @@ def test_far_from_the_package_bfloat16_is_that_of_the_class(far_away, name, tmp_
     assert found["dtype"] == "torch.bfloat16"
 
 
+def test_far_from_the_package_a_model_is_guided_by_one_of_another_repository(far_away):
+    flow, flow_map = (eight_step_model(name) for name in TYPES)
+    here = flow_map.generate(sampler="euler", guidance_scale=2.0, guidance_model=flow, seed=5)
+    assert torch.equal(far_away["guidance"]["samples"], here)
+
+
 def test_loading_leaves_no_weight_out_and_none_over(far_away):
     cases = {case: found["loading"] for case, found in far_away.items() if "loading" in found}
     assert len(cases) == 14 and not [case for case, loading in cases.items() if any(loading.values())]

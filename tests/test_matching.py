@@ -1,6 +1,7 @@
 """MatchingTrainer: a map learns from its own texts which tokens go together."""
 
 import copy
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,41 @@ def shares_of_phrases(model: FMLMModel, steps: int, prompt: torch.Tensor | None 
     """How many of 200 texts are the first phrase, and how many the second."""
     ids = model.eval().generate(prompt, num_steps=steps, num_return_sequences=200, seed=5)
     return (ids[:, None] == PHRASES).all(-1).float().mean(0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_no_text(side, teacher, distilled, tmp_path):
+    """The losses are the same whatever stands there."""
+    mask = [1, 1, 1, 0] if side == "right" else [0, 1, 1, 1]
+    losses = []
+    for padding in (0, 8):
+        rows = PHRASES.masked_fill(torch.tensor(mask) == 0, padding).repeat(16, 1).tolist()
+        data = Dataset.from_dict({"input_ids": rows, "attention_mask": [mask] * 32})
+        args = arguments(tmp_path, kind=MatchingTrainingArguments, conditioning_rate=0.5, second_step_fraction=0.5)
+        trainer = MatchingTrainer(copy.deepcopy(distilled), copy.deepcopy(teacher), args, train_dataset=data)
+        trainer.train()
+        losses.append([history(trainer, name) for name in ("loss", "auxiliary_loss")])
+    assert losses[0] == losses[1]
+
+
+def test_the_map_writes_as_it_was_trained_to(teacher, tmp_path):
+    model = tiny_model("fmlm", **SIZES)
+    own = dict(sampler="bridge", temperature=0.8)
+    for name, value in own.items():
+        setattr(model.generation_config, name, value)
+    writes = matching(tmp_path, teacher, model, gamma=0.5).model.generation_config
+    assert (writes.sampler, writes.temperature, writes.renoise, writes.gamma) == ("flow_map", None, None, 0.5)
+
+
+def test_a_push_leaves_the_auxiliary_network_out(teacher, distilled, tmp_path, monkeypatch):
+    trainer = matching(tmp_path, teacher, distilled, max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train()
+    assert (tmp_path / "checkpoint-2" / "auxiliary.safetensors").exists()
+    monkeypatch.setattr(trainer, "push_in_progress", None, raising=False)
+    monkeypatch.setattr(trainer, "hub_model_id", "org/map", raising=False)
+    monkeypatch.setattr(trainer, "_upload", lambda *args, **kwargs: Future())
+    trainer._push_from_checkpoint(str(tmp_path / "checkpoint-2"))
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])

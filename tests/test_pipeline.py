@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from children import run_python
@@ -85,6 +86,8 @@ def test_the_texts_do_not_depend_on_the_batch(write, settings):
             assert write(PROMPTS, seed=20, batch_size=batch_size, **settings) == alone
     assert write(tuple(PROMPTS), seed=list(range(20, 28)), batch_size=3, **settings) == alone
     assert [*write((prompt for prompt in PROMPTS), seed=20, batch_size=2, **settings)] == alone
+    assert write(PROMPTS, seed=range(20, 28), batch_size=3, **settings) == alone
+    assert write(PROMPTS, seed=np.int64(20), batch_size=3, **settings) == alone
     data = KeyDataset([{"text": prompt} for prompt in PROMPTS], "text")
     assert [*write(data, seed=torch.arange(20, 28), batch_size=3, **settings)] == alone
     write.tokenizer.padding_side = "right"
@@ -96,6 +99,17 @@ def test_padding_is_no_text(write):
     for ids, texts in zip(given, shown, strict=True):
         again = write.tokenizer(texts_of(texts), add_special_tokens=False).input_ids
         assert write.tokenizer.pad_token_id not in again[0] and len(again[0]) <= len(ids) + 3
+
+
+def test_each_text_ends_where_it_ends(write):
+    settings = dict(num_steps=1, num_return_sequences=20, seed=0)
+    ids = write.model.generate(**settings)
+    eos = int(ids[0, 40])
+    texts = write(**settings, eos_token_id=eos, pad_after_eos=True, skip_special_tokens=False)
+    lengths = [row.index(eos) + 1 if eos in row else len(row) for row in ids.tolist()]
+    assert len(set(lengths)) > 2
+    for row, length, text in zip(ids, lengths, texts_of(texts), strict=True):
+        assert text == write.tokenizer.decode(row[:length])
 
 
 def test_seeds_are_those_of_the_global_generator_without_one(write):

@@ -81,11 +81,13 @@ def test_resuming_a_finished_run_trains_nothing_more(tmp_path):
     assert same(resumed.ema.average, whole.ema.average)
 
 
-def test_a_finished_run_can_be_made_longer(tmp_path):
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_finished_run_can_be_made_longer(tmp_path, renamed):
     longer = make_trainer(tmp_path / "longer", max_steps=6)
     longer.train()
     make_trainer(tmp_path, max_steps=3, save_strategy="steps", save_steps=3).train()
+    copied = shutil.copytree(tmp_path / "checkpoint-3", tmp_path / "best")
     resumed = make_trainer(tmp_path, fresh_model(1), max_steps=6)
-    resumed.train(resume_from_checkpoint=True)
+    resumed.train(resume_from_checkpoint=str(copied) if renamed else True)
     assert by_step(resumed, "loss") == by_step(longer, "loss")
     assert same(weights(resumed.model), weights(longer.model))

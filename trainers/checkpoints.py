@@ -1,8 +1,7 @@
 """Whether a checkpoint is whole, or a save that was interrupted.
 
-The Trainer writes `trainer_state.json` last. A checkpoint is whole if that file can be read and names the step of its
-folder, `checkpoint-500` for example. A save that was cut short, by a kill or a full disk, fails this test. The folder
-`last-checkpoint`, which `hub_strategy="checkpoint"` keeps on the Hub, may hold any step.
+The Trainer writes `trainer_state.json` last. A checkpoint is whole if that file can be read. A save that was cut
+short, by a kill or a full disk, fails this test.
 """
 
 import json
@@ -11,21 +10,27 @@ from pathlib import Path
 
 STATE = "trainer_state.json"
 RAW_WEIGHTS = "raw_weights.safetensors"  # raw and averaged weights in float32, from which training resumes
+AUXILIARY = "auxiliary.safetensors"  # the auxiliary network of distribution matching and its optimiser
 
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether the folder is a checkpoint that was written to its end."""
-    try:
-        state = json.loads((checkpoint / STATE).read_text())
-    except (OSError, ValueError):
-        return False
-    return checkpoint.name in (f"checkpoint-{state.get('global_step')}", "last-checkpoint")
+    return _step(checkpoint) is not None
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
     """The whole `checkpoint-N` folder with the largest N in `output_dir`, or None."""
-    whole = [path for path in Path(output_dir).glob("checkpoint-*") if is_whole(path)]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    whole = {path: _step(path) for path in Path(output_dir).glob("checkpoint-*")}
+    steps = {path: step for path, step in whole.items() if step is not None and path.name == f"checkpoint-{step}"}
+    return max(steps, key=lambda path: steps[path], default=None)
+
+
+def _step(checkpoint: Path) -> int | None:
+    """The step of a whole checkpoint; None if it is not whole."""
+    try:
+        return json.loads((checkpoint / STATE).read_text())["global_step"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def discard(checkpoint: Path) -> None:

@@ -10,13 +10,14 @@ from torch import Tensor
 from modeling_flm import FLMModel
 from modeling_flm.flow_flm import beyond, noised_jump
 from modeling_flm.losses_flm import Target, chunked_cross_entropy, chunked_distillation_loss, log_posterior
-from modeling_flm.noise_flm import step_seeds
+from modeling_flm.noise_flm import step_seeds, to_where_text_begins
+from modeling_flm.samplers_flm import SETTINGS
 from modeling_flm.vocabulary_flm import draw_token
 
+from .checkpoints import AUXILIARY
 from .flm_trainer import FLMTrainer
 from .matching_arguments import MatchingTrainingArguments
 
-AUXILIARY = "auxiliary.safetensors"  # the auxiliary network and its optimiser, in a checkpoint
 LARGEST_COST = 10.0  # nats
 
 
@@ -85,35 +86,39 @@ class MatchingTrainer(FLMTrainer):
             self.auxiliary.parameters(), args.auxiliary_learning_rate, (0.9, args.adam_beta2), weight_decay=0.0
         )
         self._auxiliary_losses: list[Tensor] = []  # since the last line of the log
-        model.generation_config.gamma = args.gamma
+        writes = model.generation_config  # as the map is trained to write
+        for name in SETTINGS:
+            setattr(writes, name, None)
+        writes.sampler, writes.gamma = "flow_map", args.gamma
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of the map, and `auxiliary_steps` steps of the auxiliary network, each on texts of its own."""
-        ids, scored = inputs["input_ids"], inputs["labels"] != -100
+        ids, scored, text = inputs["input_ids"], inputs["labels"] != -100, inputs.get("attention_mask")
         generator = torch.Generator(ids.device).manual_seed(inputs["noise_seed"][0])
         for step in reversed(range(self.args.auxiliary_steps)):
             with torch.set_grad_enabled(step == 0):
                 seeds = step_seeds(inputs["noise_seed"], step)
-                hidden, written = self._write(model, ids, scored, seeds, generator)
+                hidden, written = self._write(model, ids, scored, text, seeds, generator)
             chance, share = torch.rand(2, *ids.shape, generator=generator, device=ids.device)
             masked = scored & (chance < share[:, :1])
             rest = written.masked_fill(masked, self.teacher.config.mask_token_id)
             with torch.enable_grad():
-                follows = _last_layer(self.auxiliary, rest, masked)
+                follows = _last_layer(self.auxiliary, rest, masked, text)
             if step == 0:  # before the auxiliary network changes
-                loss = self._map_loss(hidden[masked], follows, rest, masked)
+                with torch.no_grad():
+                    wanted = _last_layer(self.teacher, rest, masked, text)
+                loss = self._map_loss(hidden[masked], follows, wanted)
             self._train_auxiliary(*follows, written[masked])
         if num_items_in_batch is not None:  # the share of this batch in an optimiser step
             loss = loss * scored.sum() / num_items_in_batch
         return (loss, {}) if return_outputs else loss
 
-    def _map_loss(self, hidden: Tensor, follows: "LastLayer", rest: Tensor, masked: Tensor) -> Tensor:
-        """The loss of the map, whose last hidden states at the masked tokens are `hidden` (tokens, d)."""
+    def _map_loss(self, hidden: Tensor, follows: "LastLayer", teacher: "LastLayer") -> Tensor:
+        """The loss of the map, whose last hidden states at the masked tokens are `hidden` (tokens, d), given what the
+        predictions of the auxiliary network and of the teacher there are made of."""
         with torch.no_grad():
-            wanted = log_posterior(*_last_layer(self.teacher, rest, masked), self.args.teacher_temperature)
-            written = log_posterior(*follows)
+            cost = log_ratio(log_posterior(*follows), log_posterior(*teacher, self.args.teacher_temperature))
         weights = torch.ones(len(hidden), device=hidden.device) / max(len(hidden), 1)
-        cost = log_ratio(written, wanted)
         weight, bias, cap = self._writing_layer()
         return chunked_distillation_loss(hidden, weight, bias, cost, weights, cap, "expectation")[0]
 
@@ -123,26 +128,39 @@ class MatchingTrainer(FLMTrainer):
         temperature = self.args.writing_temperature
         return weight / temperature, bias / temperature, None if cap is None else cap / temperature
 
-    def _write(self, model, ids: Tensor, scored: Tensor, seeds: list[int], generator: torch.Generator):
+    def _write(
+        self,
+        model,
+        ids: Tensor,
+        scored: Tensor,
+        text: Tensor | None,
+        seeds: list[int],
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
         """The last hidden states (rows, length, d) of jumps to the end, and the texts (rows, length) drawn from them.
 
-        Tokens that are not scored are given: they are those of `ids`.
+        Tokens that are not scored are given: they are those of `ids`. `text` is the attention mask, 0 at padding.
         """
         own, (rows, length) = self.flow_map, ids.shape
 
         def jump(state: Tensor, start: Tensor, end: Tensor) -> Tensor:
             some = slice(len(state))
             state = torch.where(scored[some, :, None], state, own.embed_tokens(ids[some])).detach()
-            output = model(inputs_embeds=state, timesteps=start, target_timesteps=end, output_logits=False)
-            return output.last_hidden_state
+            times = dict(timesteps=start, target_timesteps=end)
+            mask = None if text is None else text[some]
+            return model(inputs_embeds=state, attention_mask=mask, **times, output_logits=False).last_hidden_state
 
-        state, tau = own.embed_noise(rows, length, seeds=seeds).detach(), torch.zeros(rows, device=ids.device)
+        def noise(seeds: list[int]) -> Tensor:
+            drawn = own.embed_noise(len(seeds), length, seeds=seeds).detach()
+            return to_where_text_begins(drawn, None if text is None else text[: len(seeds)])
+
+        state, tau = noise(seeds), torch.zeros(rows, device=ids.device)
         second = round(self.args.second_step_fraction * rows)
         if second:
             gamma, start = self.args.gamma, tau[:second].clone()
             tau[:second] = torch.rand(second, generator=generator, device=ids.device)
             t = own.clock.t(tau[:second])
-            fresh = own.embed_noise(second, length, seeds=step_seeds(seeds[:second], 1))
+            fresh = noise(step_seeds(seeds[:second], 1))
             with torch.no_grad():
                 prediction = own.embed_prediction(jump(state[:second], start, own.clock.tau(beyond(t, gamma))))
                 state[:second] = noised_jump(state[:second], prediction, fresh, start, t, gamma)
@@ -193,11 +211,12 @@ LastLayer = tuple[
 ]  # hidden states (tokens, d), weight (V, d), bias (V,), soft cap
 
 
-def _last_layer(masked_diffusion: FLMModel, ids: Tensor, wanted: Tensor) -> LastLayer:
-    """What the predictions at the `wanted` positions of `ids` (rows, length) are made of."""
+def _last_layer(masked_diffusion: FLMModel, ids: Tensor, wanted: Tensor, text: Tensor | None) -> LastLayer:
+    """What the predictions at the `wanted` positions of `ids` (rows, length) are made of; `text` is the attention
+    mask."""
     own = masked_diffusion
     state, times = own.embed_tokens(ids), torch.zeros(len(ids), device=ids.device)
-    hidden = own(inputs_embeds=state, timesteps=times, output_logits=False).last_hidden_state
+    hidden = own(inputs_embeds=state, timesteps=times, attention_mask=text, output_logits=False).last_hidden_state
     return hidden[wanted], *own.output_layer(), own.config.final_logit_softcapping
 
 

@@ -10,12 +10,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
 
-from .checkpoints import RAW_WEIGHTS, STATE
+from .checkpoints import AUXILIARY, RAW_WEIGHTS, STATE
 from .model_card import listed
 from .pushes import PICKLED, reason
 from .training_card import training_card
 
-STATES = (RAW_WEIGHTS, STATE, *PICKLED)  # in a checkpoint, what training goes on from
+STATES = (RAW_WEIGHTS, AUXILIARY, STATE, *PICKLED)  # in a checkpoint, what training goes on from
 
 logger = logging.get_logger(__name__)
 

@@ -48,7 +48,7 @@ def main(directory: Path, results: Path, threads: int) -> None:
     import transformers
 
     torch.set_num_threads(threads)
-    found = {}
+    found, models = {}, {}
 
     def load(case: str, path: Path, auto: str = "AutoModel", **options):
         model, info = getattr(transformers, auto).from_pretrained(
@@ -56,6 +56,7 @@ def main(directory: Path, results: Path, threads: int) -> None:
         )
         found[case] = examine(model) | {"loading": {key: sorted(value) for key, value in info.items()}}
         found[case]["module"] = type(model).__module__.split(".")[0]
+        models[path.name] = model
         return model
 
     for name in ("flm", "fmlm"):
@@ -72,6 +73,10 @@ def main(directory: Path, results: Path, threads: int) -> None:
         found[f"{name} AutoConfig"] = {"class": type(config).__name__, "values": config.to_dict()}
         for auto in AUTO_CLASSES:
             load(f"{name} again {auto}", again, auto)
+    # Each repository's code is another module, with classes of its own.
+    flow, flow_map = models["flm-again"], models["fmlm-again"]
+    guided = flow_map.generate(sampler="euler", guidance_scale=2.0, guidance_model=flow, seed=5)
+    found["guidance"] = {"samples": guided}
     torch.save(found, results)
 
 

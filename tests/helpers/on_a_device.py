@@ -47,13 +47,13 @@ TRAININGS = {
 }
 
 
-def generate(name: str) -> None:
+def generate(name: str, float64: bool = True) -> None:
     kind, settings = GENERATIONS[name]
     settings = {"num_steps": 4} | settings | {"num_return_sequences": 4, "seed": 0}
     for vocab_size in (61, 11):  # wider and narrower than the model
         model = tiny_model(kind, vocab_size=vocab_size)
         expected = model.generate(**settings)
-        with pretended_device():
+        with pretended_device(float64):
             ids = model.to(DEVICE).generate(**settings)
             assert str(ids.device) == DEVICE and torch.equal(ids.cpu(), expected)
 
@@ -104,16 +104,16 @@ def trajectory() -> None:
         torch.testing.assert_close(out.confidence.cpu(), expected.confidence)
 
 
-def guided_by_a_model() -> None:
+def guided_by_a_model(float64: bool = True) -> None:
     settings = dict(num_steps=3, seed=0, guidance_scale=3.0)
     model, weak = tiny_model("fmlm", vocab_size=61), tiny_model("fmlm", vocab_size=61, hidden_size=16)
     expected = model.generate(guidance_model=weak, **settings)
-    with pretended_device():
+    with pretended_device(float64):
         model.to(DEVICE), weak.to(DEVICE)
         assert torch.equal(model.generate(guidance_model=weak, **settings).cpu(), expected)
 
 
-def loss_and_gradients() -> None:
+def loss_and_gradients(float64: bool = True) -> None:
     """Of `model(labels=...)`, as the plain Trainer takes it, with padding, a prompt and seeds in a column."""
     ids = random_ids(4, 12)
     batch = {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids)}
@@ -123,7 +123,7 @@ def loss_and_gradients() -> None:
     model(**batch).loss.backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
-    with pretended_device():
+    with pretended_device(float64):
         model.to(DEVICE)
         model(**{name: tensor.to(DEVICE) for name, tensor in batch.items()}).loss.backward()
         for name, parameter in model.named_parameters():
@@ -215,6 +215,14 @@ def waits_of_steps(trainer: FLMTrainer, device: Device) -> list[list[str]]:
     return waits
 
 
+def without_float64() -> None:
+    """What is done in float64 elsewhere is done in float32 or on the CPU, as on MPS."""
+    for name in ("one step", "flow map", "multistep", "bridge", "refined"):
+        generate(name, float64=False)
+    guided_by_a_model(float64=False)
+    loss_and_gradients(float64=False)
+
+
 CASES: dict[str, Callable[[], None]] = {
     **{f"generate, {name}": partial(generate, name) for name in GENERATIONS},
     **{f"train, {name}": partial(train, name) for name in TRAININGS},
@@ -225,6 +233,7 @@ CASES: dict[str, Callable[[], None]] = {
     "loss and gradients": loss_and_gradients,
     "evaluation loss": evaluation_loss,
     "likelihood": likelihood,
+    "without float64": without_float64,
     "evaluation": evaluation,
 }
 

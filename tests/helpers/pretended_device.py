@@ -44,10 +44,12 @@ class There(torch.Tensor):
 
 
 class Device(TorchDispatchMode):
-    """The device while it is in use; `waits` lists the operations that the host had to wait for."""
+    """The device while it is in use; `waits` lists the operations that the host had to wait for. Without `float64` it
+    refuses such tensors, as MPS does."""
 
-    def __init__(self):
+    def __init__(self, float64: bool = True):
         super().__init__()
+        self.float64 = float64
         self.waits: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -69,6 +71,10 @@ class Device(TorchDispatchMode):
         if func is aten.copy_.default:
             return args[0]
         own = {id(x.here): x for x in there}  # what is changed in place is the same tensor afterwards
+
+        if stays and not self.float64:
+            wide = [x for x in tree_leaves(result) if isinstance(x, Tensor) and x.dtype == torch.float64]
+            assert not wide, f"{func} makes float64, which the device does not have"
 
         def back(x):
             return own.get(id(x), There(x)) if stays and isinstance(x, Tensor) else x
@@ -121,6 +127,8 @@ def register() -> None:
 
 
 @contextmanager
-def pretended_device() -> Iterator[Device]:
-    with mock.patch("torch.Generator", _Generator), Device() as device:
+def pretended_device(float64: bool = True) -> Iterator[Device]:
+    without = set() if float64 else {DEVICE.split(":")[0]}
+    known = mock.patch("modeling_flm.clock_flm._WITHOUT_FLOAT64", without)
+    with mock.patch("torch.Generator", _Generator), known, Device(float64) as device:
         yield device
