@@ -22,6 +22,7 @@ together have none: a resample holds copies, and copies are what these metrics m
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -92,6 +93,7 @@ def compare(
     real = packed(reference, common.tokenizer, length)
     others, sets = _held_out(real, training, total, seeds[0], common)
     judges = open_judges(scorers, common, training, device, trust_remote_code)
+    _check_names([judge.name for judge in judges])
 
     for writer in writers:
         for settings in writer.settings(sweep):
@@ -151,13 +153,24 @@ def _opened(
     first = writers[0]
     if isinstance(first, FileWriter):
         raise ValueError(f"{first.name} is a file, but the first model's tokenizer measures all: put a model first.")
-    common = Common(first.tokenizer, shared=True)
+    common, length = Common(first.tokenizer, shared=True), length or first.length
     for writer in writers:
         if isinstance(writer, FileWriter):
             writer.check(total)
+        elif writer.length < length:
+            raise ValueError(
+                f"{writer.name} writes up to {writer.length} tokens, not {length}: ask for a lower `length`."
+            )
         if writer.tokenizer is None or not common.has_vocabulary_of(writer.tokenizer):
             common = Common(first.tokenizer, shared=False)
-    return writers, common, length or first.length
+    _check_names([writer.name for writer in writers])
+    return writers, common, length
+
+
+def _check_names(names: list[str]) -> None:
+    """Refuse names that stand for several models or scorers, which a table could not tell apart."""
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ValueError(f"several are called {', '.join(twice)}: give them folders of different names, or links.")
 
 
 def _held_out(

@@ -1,6 +1,7 @@
 """The metrics of `flm evaluate`: of each set of samples, and along each sweep of settings."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 
@@ -25,7 +26,7 @@ from .text import (
 )
 
 COPIED = 8  # number of tokens of an n-gram that counts as memorised
-SWEPT = ("temperature", "gamma", "num_steps")  # the first of these that a model was given is its sweep
+SWEPT = ("temperature", "gamma", "num_steps")  # the first of these with several values is a sweep
 TEXTS_KEPT = 2  # of each set of samples
 PIECE_OF_TEXT = 2**20  # number of tokens of the training text that are searched at once
 
@@ -137,13 +138,21 @@ def _variety(rows: Rows) -> dict[str, dict]:
 
 def frontiers(sets: list[Samples], judges: list[Judge], points: Points, entropy: float) -> list[dict]:
     """The perplexity at `entropy`, that of real text, of every sweep and under every scorer. A sweep is the sets of
-    samples of one model that differ in one setting, the first one of `SWEPT` that they have."""
+    samples of one model that differ in one setting, the first one of `SWEPT` in which they do."""
+
+    def possible(samples: Samples) -> Iterator[tuple]:
+        settings = samples.row["settings"]
+        for varied in SWEPT:
+            if varied in settings:
+                fixed = tuple((name, value) for name, value in settings.items() if name != varied)
+                yield samples.row["model"], varied, fixed
+
+    sizes = Counter(sweep for samples in sets for sweep in possible(samples))
     sweeps: dict[tuple, list[int]] = {}
     for i, samples in enumerate(sets):
-        settings = samples.row["settings"]
-        if varied := next((name for name in SWEPT if name in settings), None):
-            fixed = tuple((name, value) for name, value in settings.items() if name != varied)
-            sweeps.setdefault((samples.row["model"], varied, fixed), []).append(i)
+        chosen = next((sweep for sweep in possible(samples) if sizes[sweep] > 1), None)
+        if chosen is not None:
+            sweeps.setdefault(chosen, []).append(i)
     found = []
     for (model, varied, fixed), sweep in sweeps.items():
         if len(sweep) < 2:

@@ -127,11 +127,13 @@ def picture(result: dict) -> Figure:
 
 
 def _lines(rows: list[dict]) -> dict[str, list[dict]]:
-    """The rows of each line of the picture, by its label. A line is a sweep of the temperature or of gamma, or else of
-    the number of steps."""
+    """The rows of each line of the picture, by its label. A line is a sweep of the temperature or of gamma, where a
+    model has several, or else of the number of steps."""
     lines: dict[str, list[dict]] = {}
     for row in rows:
-        fixed = {name: value for name, value in row["settings"].items() if name not in ("temperature", "gamma")}
+        own = [other["settings"] for other in rows if other["model"] == row["model"]]
+        swept = {name for name in ("temperature", "gamma") if len({s[name] for s in own if name in s}) > 1}
+        fixed = {name: value for name, value in row["settings"].items() if name not in swept}
         if len(fixed) == len(row["settings"]):
             fixed.pop("num_steps", None)
         lines.setdefault(", ".join([row["model"], *filter(None, [_settings(fixed)])]), []).append(row)

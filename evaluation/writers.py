@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -141,7 +142,9 @@ class FlowWriter(Writer):
         out = self.model.generate(
             **settings, num_return_sequences=count, seed=seed, max_length=length, return_dict_in_generate=True
         )
-        return out.sequences.tolist(), out.num_function_evaluations
+        lengths = out.attention_mask.sum(1).tolist()  # with `pad_after_eos` a text may end before its row
+        rows = zip(out.sequences.tolist(), lengths, strict=True)
+        return [row[:length] for row, length in rows], out.num_function_evaluations
 
 
 class CausalWriter(Writer):
@@ -150,6 +153,13 @@ class CausalWriter(Writer):
 
     kind = "causal"
     auto_class = AutoModelForCausalLM
+
+    def load(self, folder: Path, trust_remote_code: bool) -> PreTrainedModel:
+        model = super().load(folder, trust_remote_code)
+        own = model.generation_config  # of which nothing else counts, such as a penalty for repetition
+        ids = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**ids)
+        return model
 
     def settings(self, sweep: Sweep) -> list[dict]:
         return [{"temperature": temperature} for temperature in sweep.temperatures or [1.0]]

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 
 from .paths import reading
@@ -101,6 +101,8 @@ def load_text(source: DataSource, streaming: bool = False, whole_files: bool = F
         raise ValueError(f"Whole files are documents where they are .txt, but here are others ({source.data_files}).")
     with nullcontext() if is_builder else reading(source.path):
         try:
+            if Path(source.path).is_dir() and source.data_files is None:
+                _check_folder(source)
             return load_dataset(
                 source.path,
                 name=source.name,
@@ -113,3 +115,16 @@ def load_text(source: DataSource, streaming: bool = False, whole_files: bool = F
         except (DatasetGenerationError, ValueError) as error:
             what = source.data_files or source.path
             raise ValueError(f"{what} cannot be read: {error.__cause__ or error}") from error
+
+
+def _check_folder(source: DataSource) -> None:
+    """Refuse a folder of which `datasets` would leave files out: it takes one format, and where some names sound like
+    those of splits ("train", "test"), only these files."""
+    files = load_dataset_builder(source.path, name=source.name).config.data_files or {}
+    taken = {Path(file).name for of_split in files.values() for file in of_split}
+    readable = {file.name for file in Path(source.path).rglob("*") if file.suffix in BUILDERS.keys() - {".json"}}
+    if left := sorted(readable - taken):  # a .json beside other files is rather a tokenizer's or a configuration
+        raise ValueError(
+            f"{', '.join(left[:5])} would be left out, since the files of a folder are read in one format, and where "
+            "names have a split in them (train, test), only these. Name the files by `data_files`, or move these away."
+        )

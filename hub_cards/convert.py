@@ -244,6 +244,9 @@ def _load_tokenizer(name: str, vocab_size: int):
             tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer {name} cannot be loaded: {error}") from error
+    # The official code takes [CLS] for both ends of the rows of BERT's tokenizer, which names neither.
+    tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.cls_token
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     if len(tokenizer) != vocab_size:
@@ -289,6 +292,13 @@ def export_official(model: FLMModel, output: Path) -> None:
             f"the official network caps attention scores at 50, but `attn_logit_softcapping` is "
             f"{config.attn_logit_softcapping}."
         )
+    if config.final_logit_softcapping not in (None, 30.0):
+        raise ValueError(
+            "the official network caps logits at 30, or in its first version not at all, but "
+            f"`final_logit_softcapping` is {config.final_logit_softcapping}."
+        )
+    if config.rope_theta != 10_000.0:
+        raise ValueError(f"the official network has `rope_theta` 10,000, but here it is {config.rope_theta}.")
     weights = {
         official_name(name): tensor.contiguous()
         for name, tensor in model.state_dict().items()

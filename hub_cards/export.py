@@ -50,7 +50,7 @@ OPSET = 20  # has an operator for GELU in its tanh form
 # Settings that the graph does not support: a model whose generation configuration has one is refused.
 NOT_EXPORTED = (
     *("guidance_scale", "guidance_dropout", "refine_steps", "timesteps", "temperature", "top_k", "top_p"),
-    *("suppress_tokens", "bad_words_ids", "window_overlap"),
+    *("suppress_tokens", "bad_words_ids", "window_overlap", "max_length", "max_new_tokens", "pad_after_eos"),
 )
 
 
@@ -148,6 +148,7 @@ def export(
     num_steps: Sequence[int] = (1, 2, 4),
     gamma: float | None = None,
     dtype: str = "float32",
+    source: str | None = None,
 ) -> Path:
     """Export a flow map to `model.onnx`, with the model's configuration and tokenizer beside it.
 
@@ -158,6 +159,7 @@ def export(
         gamma (`float`, *optional*): in [0, 1], see [`step_table`]. Default: the generation configuration's, or 0.
         dtype (`str`): precision of the weights: "float32", "float16" or "int8". The last is dynamic quantisation:
             matrices per column, activations while the graph runs, and nothing else.
+        source (`str`, *optional*): what the metadata calls the model. Default: the name of the folder.
 
     Returns:
         the path of `model.onnx`.
@@ -174,13 +176,14 @@ def export(
     model = load_map(folder)
     if gamma is None:
         gamma = getattr(model.generation_config, "gamma", None) or 0.0
+    named = {"source": source or folder.resolve().name}
     output.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(output)
     model.generation_config.save_pretrained(output)
     AutoTokenizer.from_pretrained(folder).save_pretrained(output)
     graph = _graph(model)
     graph = _converted(graph, dtype)
-    for name, value in _metadata(folder, model, num_steps, gamma, dtype).items():
+    for name, value in (_metadata(folder, model, num_steps, gamma, dtype) | named).items():
         entry = graph.metadata_props.add()
         entry.key, entry.value = name, value
     path = output / "model.onnx"
@@ -256,7 +259,6 @@ def _metadata(folder: Path, model: FMLMModel, num_steps: Sequence[int], gamma: f
         "steps": json.dumps({str(n): step_table(model, n, gamma) for n in num_steps}),
         "tokenizer": "tokenizer.json",
         "license": (card.data.license if card else None) or "not stated",
-        "source": folder.resolve().name,
         "source_sha256": digest.hexdigest(),
         "made_by": f"flow-language-models {version('flow-language-models')}",
     }

@@ -199,7 +199,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
                     known[:, window] = True
                 sequences[job.rows] = ids
         if ends is not None:
-            past = _past(ends, sequences, keep)
+            past = _past(ends, sequences, keep, self.config.bos_token_id)
             sequences, text = sequences.masked_fill(past, config.pad_token_id), text & ~past
         if not config.return_dict_in_generate and not output_trajectory:
             return sequences
@@ -297,9 +297,12 @@ def _output(
     )
 
 
-def _past(ends: Tensor, sequences: Tensor, keep: Tensor) -> Tensor:
-    """Which tokens of `sequences` (batch, length), but for kept ones, come after the first written one of `ends`."""
+def _past(ends: Tensor, sequences: Tensor, keep: Tensor, bos: int | None) -> Tensor:
+    """Which tokens of `sequences` (batch, length), but for kept ones, come after the first written one of `ends`. BOS
+    at the beginning ends nothing, though in some vocabularies it is EOS, too."""
     written = torch.isin(sequences, ends) & ~keep
+    if bos is not None:
+        written[:, 0] &= sequences[:, 0] != bos
     return (written.cumsum(1) - written.int() > 0) & ~keep
 
 

@@ -2,6 +2,7 @@
 by one clear line that names what is wrong."""
 
 import re
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_what_is_allowed_does_what_it_says(drawn):
     repeats = arguments.get("num_return_sequences", config.num_return_sequences or 1)
     assert ids.dtype == torch.int64 and len(ids) == repeats * len(prompts)
     assert 0 <= ids.min() and ids.max() < VOCAB
-    lengths = []
+    lengths, padded = [], []
     for row in range(len(ids)):
         mask = masks[row // repeats]
         prompt, keep = prompts[row // repeats][mask], keeps[row // repeats][mask]
@@ -124,6 +125,7 @@ def test_what_is_allowed_does_what_it_says(drawn):
         if arguments.get("pad_after_eos"):
             end = next((place for place, token in enumerate(written.tolist()) if token in ends), len(written))
             assert (written[end + 1 :] == PAD).all()
+            padded.append(len(written[end + 1 :]))
             written = written[: end + 1]
         forbidden = {*arguments.get("suppress_tokens", []), *(word[0] for word in arguments.get("bad_words_ids", []))}
         assert not forbidden & set(written.tolist())
@@ -132,7 +134,8 @@ def test_what_is_allowed_does_what_it_says(drawn):
     assert torch.equal(ids, ids_of(model.generate(**arguments)))  # a seed writes the same
     if whole:
         assert out.seeds == list(range(arguments["seed"], arguments["seed"] + len(ids)))
-        assert out.attention_mask.sum(1).tolist() == lengths
+        texts = [length - more for length, more in zip_longest(lengths, padded, fillvalue=0)]
+        assert out.attention_mask.sum(1).tolist() == texts
         assert out.num_function_evaluations >= arguments.get("num_steps", 1) and out.tokens_per_forward > 0
     if arguments.get("output_trajectory"):
         assert out.trajectory.shape[1:] == out.confidence.shape[1:] == ids.shape

@@ -14,7 +14,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard, constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
-from training import same, weights
+from training import arguments, same, weights
 from transformers import PreTrainedTokenizerFast
 
 import trainers.train
@@ -370,7 +370,9 @@ def test_a_text_file_is_one_document_where_that_is_said(project, trained, tuned)
     rows, given = {}, (str(trained), str(project / "other.txt"), "unused", "0")
     for documents in ("lines", "files"):
         recipe = finetuning_recipe(*given, overrides=[f"data.documents={documents}"])
-        data = trainers.train.load_data(recipe, trainers.train.load_tokenizer(recipe.tokenizer), 16, seed=0)
+        data = trainers.train.load_data(
+            recipe, trainers.train.load_tokenizer(recipe.tokenizer), 16, arguments(project, seed=0)
+        )
         assert data["eval_dataset"] is None
         rows[documents] = [token for row in data["train_dataset"]["input_ids"] for token in row[1:-1]]
     assert rows["lines"].count(1) == len(LINES) - 1 and rows["files"].count(1) == 0  # the last EOS fills no row
@@ -379,11 +381,11 @@ def test_a_text_file_is_one_document_where_that_is_said(project, trained, tuned)
 def test_a_share_of_the_rows_is_held_out(project, trained, tuned):
     recipe = finetuning_recipe(str(trained), str(project / "other.txt"), "unused", "0.25")
     tokenizer = trainers.train.load_tokenizer(recipe.tokenizer)
-    data, again = (trainers.train.load_data(recipe, tokenizer, 16, seed=3) for _ in range(2))
+    data, again = (trainers.train.load_data(recipe, tokenizer, 16, arguments(project, seed=3)) for _ in range(2))
     kept, held = data["train_dataset"]["input_ids"], data["eval_dataset"]["input_ids"]
     assert len(held) == round((len(kept) + len(held)) / 4) and held == again["eval_dataset"]["input_ids"]
     recipe.data.validation_share = None
-    whole = trainers.train.load_data(recipe, tokenizer, 16, seed=3)["train_dataset"]["input_ids"]
+    whole = trainers.train.load_data(recipe, tokenizer, 16, arguments(project, seed=3))["train_dataset"]["input_ids"]
     assert sorted([*kept, *held]) == sorted(whole)
 
 

@@ -23,10 +23,12 @@ from command.main import main
 from evaluation import report
 from evaluation.compare import compare
 from evaluation.controls import controls
+from evaluation.frontier import Point
+from evaluation.judges import Judge
 from evaluation.masked import sample_masked
-from evaluation.measures import _known
+from evaluation.measures import _known, frontiers
 from evaluation.ngram import KneserNey
-from evaluation.samples import Common, packed
+from evaluation.samples import Common, Samples, packed
 from evaluation.scorers import weights_sha256
 from evaluation.writers import Sweep, open_writer
 
@@ -233,6 +235,7 @@ def test_models_of_transformers(tmp_path):
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=16, n_embd=16, n_layer=1, n_head=2))
     ends = set(range(100, 300))  # one in twenty, as its weights are small and its draws nearly uniform
     gpt.generation_config = GenerationConfig(eos_token_id=list(ends), pad_token_id=2, do_sample=True, top_k=3)
+    gpt.generation_config.min_p = 0.9
     for model, name in ((bert, "bert"), (gpt, "gpt"), (GPT2Model(gpt.config), "headless")):
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
@@ -315,6 +318,36 @@ def test_the_settings_of_a_sweep_are_those_that_apply():
         Sweep(num_steps=[0])
 
 
+def test_a_flow_ends_its_texts_where_it_pads_them():
+    writer = open_writer(str(MAP))
+    whole = writer.write({"num_steps": 1}, 8, [0], 64).ids
+    end = whole[0][30]
+    for name, value in dict(pad_after_eos=True, eos_token_id=end).items():
+        setattr(writer.model.generation_config, name, value)
+    for row, text in zip(whole, writer.write({"num_steps": 1}, 8, [0], 64).ids, strict=True):
+        assert text == row[: row.index(end) + 1 if end in row else 64]
+
+
+def test_what_varies_is_the_sweep():
+    """Of two settings the one that has several values; a single temperature is none."""
+
+    def samples(**settings) -> Samples:
+        row = {"model": "masked", "settings": settings, "metrics": {"entropy": {"mean": 4.0 + settings["num_steps"]}}}
+        return Samples(row, [[1, 2]], ["a"])
+
+    judge = Judge("judge", lambda some: some.rows, lambda rows: (np.ones(2), np.ones(2, int)), {})
+
+    def varied(*sets: Samples) -> list[tuple]:
+        points = {(i, "judge"): Point(np.ones(2), np.ones(2, int), np.full(2, 4.0 + i)) for i in range(len(sets))}
+        return [(found["varied"], found["values"]) for found in frontiers(list(sets), [judge], points, 4.5)]
+
+    assert varied(samples(num_steps=8, temperature=1.0)) == []
+    steps = (samples(num_steps=n, temperature=1.0) for n in (8, 64))
+    assert varied(*steps) == [("num_steps", [8, 64])]
+    both = (samples(num_steps=n, temperature=t) for n in (8, 64) for t in (0.8, 1.0))
+    assert varied(*both) == [("temperature", [0.8, 1.0])] * 2
+
+
 def test_controls_are_what_they_say():
     real, training = np.arange(80).reshape(8, 10), 100 + np.arange(60).reshape(6, 10)
     sets = controls(real, training, 4, seed=0)
@@ -347,6 +380,8 @@ def test_controls_are_what_they_say():
         ("MAP --scorer SCORER --temperature 0", "temperatures must be > 0"),
         ("MAP --against SAMPLES --scorer SCORER", "samples.txt has 32 texts, but 64 samples are"),
         ("MAP --scorer SCORER --reference none.txt", "there is no file none.txt"),
+        ("MAP --against MAP --scorer SCORER", "several are called fmlm-english-small: give them folders of different"),
+        ("MAP --scorer SCORER --length 129", "fmlm-english-small writes up to 128 tokens, not 129"),
     ],
 )
 def test_mistakes_end_on_one_line(project, capsys, arguments, reason):

@@ -107,7 +107,9 @@ def test_a_conversion_is_pushed_with_its_card(tmp_path, monkeypatch, capsys):
     """With the tokenizer that fits: the parity models have 37 tokens."""
     (tmp_path / "official").mkdir()
     export(tmp_path / "official" / "flm")
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({str(i): i for i in range(36)})))
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({str(i): i for i in range(36)})), cls_token="9"
+    )
     words.save_pretrained(tmp_path / "words")
     pushed = []
     monkeypatch.setattr(
@@ -117,6 +119,8 @@ def test_a_conversion_is_pushed_with_its_card(tmp_path, monkeypatch, capsys):
     assert main([*command, "--push-to-hub", "org/flm"]) == 1
     assert "--push-to-hub goes with --tokenizer" in capsys.readouterr().err
     assert main([*command, "--push-to-hub", "org/flm", "--tokenizer", str(tmp_path / "words")]) == 0
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config["bos_token_id"] == config["eos_token_id"] == 9  # the tokenizer, like BERT's, names neither
     ((files, name),) = pushed
     assert name == "org/flm" and {"README.md", "tokenizer.json", "pipeline_flm.py"} <= files.keys()
     card = ModelCard.load(tmp_path / "ours" / "README.md")
@@ -266,6 +270,13 @@ def test_what_the_official_network_has_not_is_not_exported(tmp_path):
     model = official_model("dit_flm", 30.0)
     model.config.attn_logit_softcapping = None
     with pytest.raises(ValueError, match="caps attention scores at 50"):
+        export_official(model, tmp_path)
+    model = official_model("dit_flm", 20.0)
+    with pytest.raises(ValueError, match="caps logits at 30.*`final_logit_softcapping` is 20.0"):
+        export_official(model, tmp_path)
+    model = official_model("dit_flm", 30.0)
+    model.config.rope_theta = 500.0
+    with pytest.raises(ValueError, match="`rope_theta` 10,000, but here it is 500.0"):
         export_official(model, tmp_path)
     with pytest.raises(ValueError, match="the official network has no weight loop_gates.0.weight"):
         export_official(tiny_model(num_loops=2), tmp_path)

@@ -316,6 +316,15 @@ def test_local_folders_and_links(files):
     assert len(load_text(DataSource.parse({"path": "./corpus", "split": "test"}, CORPUS.parent))) == 1159
 
 
+@pytest.mark.parametrize("names", [("alps.txt", "train-journey.txt"), ("alps.txt", "b.jsonl")])
+def test_a_folder_of_which_files_would_be_left_out_is_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text('{"text": "one"}\n')
+    with pytest.raises(ValueError, match="alps.txt would be left out.*Name the files by `data_files`"):
+        load_text(DataSource.parse(str(tmp_path), "."))
+    assert len(load_text(DataSource.parse({"path": str(tmp_path), "data_files": names[1]}, "."))) == 1
+
+
 def test_hub_names_pass_through():
     assert DataSource.parse("wikitext", "/nowhere") == DataSource("wikitext")
     keys = dict(path="org/corpus", name="en", split="test", revision="v1", data_files=["a.csv"])

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -125,9 +126,12 @@ def foreign(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "gpt2"}')
 
 
-def guided(folder: Path) -> None:
-    config = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps(config | {"guidance_scale": 2.0, "refine_steps": 1}))
+def writing(**settings) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "generation_config.json").read_text())
+        (folder / "generation_config.json").write_text(json.dumps(config | settings))
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,16 @@ def guided(folder: Path) -> None:
         ("flm", None, "is a flow (FLM), which does not write in one step: distil it, and export its map."),
         ("fmlm", damaged, "model.safetensors is damaged"),
         ("fmlm", foreign, "is a model of type gpt2, not a flow language model."),
-        ("fmlm", guided, "with guidance_scale, refine_steps (generation_config.json), which cannot be exported"),
+        (
+            "fmlm",
+            writing(guidance_scale=2.0, refine_steps=1),
+            "with guidance_scale, refine_steps (generation_config.json), which cannot be exported",
+        ),
+        (
+            "fmlm",
+            writing(pad_after_eos=True, eos_token_id=3, pad_token_id=5, max_length=8),
+            "with max_length, pad_after_eos (generation_config.json), which cannot be exported",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_named(kind, change, message, tmp_path, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from tiny import number_tokenizer
 from training import (
     arguments,
     counting_rows,
@@ -212,6 +213,8 @@ BAD_VALUES = {
     "conditioning_rate": [1.5, -0.5],
     "num_samples": [-1, "1"],
     "label_smoothing_factor": [0.1],
+    "neftune_noise_alpha": [5.0],
+    "train_sampling_strategy": ["batch_rebalance"],
     "sample_num_steps": [8, [0], [8, -1], ["many"]],
 }
 
@@ -220,6 +223,22 @@ BAD_VALUES = {
 def test_a_bad_argument_is_refused_by_name(tmp_path, name, value):
     with pytest.raises(ValueError, match=name):
         arguments(tmp_path, **{name: value})
+
+
+def test_a_schedule_free_optimiser_averages_by_itself(tmp_path):
+    with pytest.raises(ValueError, match="`ema_decay` is 0.9, but it must be 0 with a schedule-free optimiser"):
+        arguments(tmp_path, optim="schedule_free_adamw")
+    assert arguments(tmp_path, optim="schedule_free_adamw", ema_decay=0).ema_decay == 0
+
+
+def test_a_line_of_samples_that_was_cut_off_is_left_out_of_the_card(tmp_path):
+    (tmp_path / "samples.jsonl").write_text('{"step": 2, "num_st\n')
+    sampled = dict(eval_strategy="steps", eval_steps=4, num_samples=1, sample_num_steps=[2])
+    trainer = make_trainer(tmp_path, **sampled)
+    trainer.processing_class = number_tokenizer()
+    trainer.train()
+    trainer.save_model()
+    assert "after 4 steps of training" in (tmp_path / "README.md").read_text()
 
 
 def test_what_is_overridden_of_the_trainer_takes_what_it_gives_and_the_private_methods_are_known():

@@ -1,5 +1,6 @@
 """`generate`: what comes out, what its arguments mean, which of them wins, and how often the network is called."""
 
+import copy
 import io
 import re
 
@@ -357,6 +358,11 @@ def test_a_model_of_the_own_trainer_knows_its_blanks(tmp_path):
     for own, expected in ((None, 7), (2, 2)):
         trainer = FLMTrainer(tiny_model(mask_token_id=own), arguments, processing_class=TOKENIZER)
         assert trainer.model.config.mask_token_id == expected
+    rows = [{"input_ids": row} for row in random_ids(4, 12).tolist()]
+    arguments = FLMTrainingArguments(tmp_path, report_to="none", use_cpu=True, max_steps=1, disable_tqdm=True)
+    anew = FLMTrainer(args=arguments, model_init=lambda: tiny_model(), train_dataset=rows, processing_class=TOKENIZER)
+    anew.train()
+    assert anew.model.config.mask_token_id == 7
 
 
 def test_padding_after_the_end(model):
@@ -374,6 +380,11 @@ def test_padding_after_the_end(model):
     given = torch.full((1, 4), eos)  # an EOS of the prompt ends nothing
     row = model.generate(given, seed=0, **padding)
     assert torch.equal(row[:, :5], model.generate(given, seed=0)[:, :5])
+    begins = copy.deepcopy(model)
+    begins.config.bos_token_id = first = int(ids[0, 0])  # BOS is EOS, too, as in GPT-2's vocabulary
+    row = begins.generate(seed=0, eos_token_id=first, pad_token_id=60, pad_after_eos=True)[0].tolist()
+    end = ids[0].tolist().index(first, 1) + 1 if first in ids[0, 1:] else 12
+    assert row == ids[0].tolist()[:end] + [60] * (12 - end) and end > 1
     own = model.generate(**settings, eos_token_id=3, pad_token_id=5, pad_after_eos=True)
     assert torch.equal(model.generate(**settings, tokenizer=TOKENIZER, pad_after_eos=True), own)
 

@@ -187,6 +187,8 @@ def refused(message: str, **changes):
         refused("`auxiliary_learning_rate` is 0, but it must be above 0", auxiliary_learning_rate=0),
         refused("`teacher_temperature` is -1, but it must be above 0", teacher_temperature=-1),
         refused("`writing_temperature` is 0, but it must be above 0", writing_temperature=0),
+        refused("`gradient_accumulation_steps` must be 1", gradient_accumulation_steps=2),
+        refused("`learned_loss_weighting` weights losses of times", learned_loss_weighting=True),
         refused("`auxiliary_steps` is 0, but it must be at least 1", auxiliary_steps=0),
         refused(r"`second_step_fraction` is 1.5, but it must lie in \[0, 1\]", second_step_fraction=1.5),
         refused(r"`gamma` is -1, but it must lie in \[0, 1\]", gamma=-1),

@@ -58,6 +58,8 @@ def test_fine_tuning_is_a_recipe_made_of_its_options(tmp_path, monkeypatch):
     ).data
     assert held_out.train == {"path": "org/rows", "split": "train[:50%]"} and held_out.text_column == "body"
     assert (held_out.validation, held_out.validation_share) == ({"path": str(tmp_path / "held.csv")}, None)
+    epochs = finetuning_recipe("org/flow", "mine.txt", "x", overrides=["training.num_train_epochs=3"])
+    assert epochs.training["num_train_epochs"] == 3 and "max_steps" not in epochs.training
     nothing = finetuning_recipe("org/flow", "mine.txt", "x", "0")
     assert nothing.data.validation is nothing.data.validation_share is None
     assert "eval_strategy" not in nothing.training and "num_samples" not in nothing.training

@@ -71,6 +71,13 @@ def test_a_checkpoint_that_is_missing_or_cut_off_is_refused(tmp_path, resume):
     assert named in str(raised.value) and "whole checkpoint" in str(raised.value)
 
 
+def test_a_checkpoint_without_an_optimiser_is_refused(tmp_path):
+    make_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2, save_only_model=True).train()
+    for resume in (True, str(tmp_path / "checkpoint-2")):
+        with pytest.raises(ValueError, match="no state of the optimiser.*`save_only_model`"):
+            make_trainer(tmp_path).train(resume_from_checkpoint=resume)
+
+
 def test_resuming_a_finished_run_trains_nothing_more(tmp_path):
     whole = trainer_with_dropout(tmp_path)
     whole.train()

@@ -26,7 +26,9 @@ class FLMTrainingArguments(TrainingArguments):
         num_samples (`int`): number of samples for each entry of `sample_num_steps`; 0 for none.
 
     Raises:
-        ValueError: if a value is out of range, `label_smoothing_factor` is set or DeepSpeed is enabled.
+        ValueError: if a value is out of range, DeepSpeed is enabled, or an argument is set that does not go with a
+            flow: `label_smoothing_factor`, `neftune_noise_alpha`, batches of changing size, a schedule-free optimiser
+            beside the average.
     """
 
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate of AdamW."})
@@ -66,6 +68,18 @@ class FLMTrainingArguments(TrainingArguments):
             raise ValueError(f"`conditioning_rate` is {self.conditioning_rate!r}, but it must lie in [0, 1].")
         if self.label_smoothing_factor != 0:
             raise ValueError("`label_smoothing_factor` must be 0: the loss of a flow needs the labels as they are.")
+        if self.neftune_noise_alpha is not None:
+            raise ValueError("`neftune_noise_alpha` must be None: a flow brings its own noise to the embeddings.")
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise ValueError(
+                '`train_sampling_strategy` must not be "batch_rebalance": noise and times go by places in batches of '
+                'one size. "group_by_length" saves padding, too.'
+            )
+        if "schedule_free" in str(self.optim).lower() and self.ema_decay > 0:
+            raise ValueError(
+                f"`ema_decay` is {self.ema_decay}, but it must be 0 with a schedule-free optimiser, which has an "
+                "average of its own."
+            )
         if not (isinstance(self.num_samples, int) and self.num_samples >= 0):
             raise ValueError(f"`num_samples` is {self.num_samples!r}, but it must be an integer >= 0.")
         steps = self.sample_num_steps

@@ -83,10 +83,7 @@ class FLMTrainer(PublishingMixin, Trainer):
         elif eval_dataset is not None:
             eval_dataset = _fixed(eval_dataset)
         super().__init__(model=model, args=args, eval_dataset=eval_dataset, **kwargs)
-        mask_id = getattr(self.processing_class, "mask_token_id", None)
-        config = self.model.config
-        if config.mask_token_id is None and mask_id is not None and mask_id < config.vocab_size:
-            config.mask_token_id = mask_id  # the Trainer itself sets the other special ids from the tokenizer
+        self._name_blank(self.model)
         self.ema: EMA | None = None
         self._first_bad: torch.Tensor | None = None  # the first step whose loss is not finite, or inf
         self._evaluated: list[tuple[torch.Tensor, ...]] = []  # by batch: each row's summed loss, count and time
@@ -94,7 +91,15 @@ class FLMTrainer(PublishingMixin, Trainer):
         self.add_callback(_FlowCallback(self))
 
     def call_model_init(self, trial=None):
-        return _ready(super().call_model_init(trial), self.args)
+        model = _ready(super().call_model_init(trial), self.args)
+        self._name_blank(model)
+        return model
+
+    def _name_blank(self, model) -> None:
+        """Tell the model which token is a blank. The Trainer itself sets the other special ids from the tokenizer."""
+        mask_id = getattr(getattr(self, "processing_class", None), "mask_token_id", None)
+        if model.config.mask_token_id is None and mask_id is not None and mask_id < model.config.vocab_size:
+            model.config.mask_token_id = mask_id
 
     # -- times, noise and conditioning --------------------------------------------------------------------------------
 
@@ -166,7 +171,8 @@ class FLMTrainer(PublishingMixin, Trainer):
         """Train, from a checkpoint folder if one is named; True names the last whole one in the output directory.
 
         Raises:
-            ValueError: if the checkpoint is not whole, or True is given and there is none.
+            ValueError: if the checkpoint is not whole or has no state of the optimiser, or True is given and there is
+                none.
         """
         if resume_from_checkpoint is True:
             last = last_whole_checkpoint(self.args.output_dir)
@@ -175,6 +181,11 @@ class FLMTrainer(PublishingMixin, Trainer):
             resume_from_checkpoint = str(last)
         elif resume_from_checkpoint and not is_whole(Path(resume_from_checkpoint)):
             raise ValueError(f"{resume_from_checkpoint} is not a whole checkpoint: it is missing or was cut off.")
+        if resume_from_checkpoint and not any(Path(resume_from_checkpoint).glob("optimizer*")):
+            raise ValueError(
+                f"{resume_from_checkpoint} has no state of the optimiser to go on with: `save_only_model` leaves it "
+                "out."
+            )
         self.ema, self._first_bad = None, None  # forget an earlier call
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

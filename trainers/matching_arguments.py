@@ -23,7 +23,7 @@ class MatchingTrainingArguments(FLMTrainingArguments):
             step of generation takes the likeliest tokens; below 1 the texts of training are nearer to these.
 
     Raises:
-        ValueError: if a value is out of range.
+        ValueError: if a value is out of range, or gradients are to be accumulated or losses to be weighted.
     """
 
     adam_beta2: float = field(default=0.95, metadata={"help": "Second moment decay of AdamW."})
@@ -36,6 +36,13 @@ class MatchingTrainingArguments(FLMTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "`gradient_accumulation_steps` must be 1: the auxiliary network would take its steps in each part of "
+                "a batch. Lower `per_device_train_batch_size`, and the learning rates with it."
+            )
+        if self.learned_loss_weighting:
+            raise ValueError("`learned_loss_weighting` weights losses of times: distribution matching has none.")
         for name in ("auxiliary_learning_rate", "teacher_temperature", "writing_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be above 0.")

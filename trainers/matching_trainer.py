@@ -187,10 +187,15 @@ class MatchingTrainer(FLMTrainer):
             self._auxiliary_losses.clear()
         super().log(logs, start_time)
 
+    def _trained_auxiliary(self) -> list[tuple[str, Tensor]]:
+        """The parameters of the auxiliary network that its loss depends on."""
+        named = self.auxiliary.named_parameters()
+        return [(name, parameter) for name, parameter in named if not name.startswith("loss_weighting.")]
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         tensors: dict[str, Tensor] = {}
-        for name, parameter in self.auxiliary.named_parameters():
+        for name, parameter in self._trained_auxiliary():
             state = self.auxiliary_optimizer.state[parameter]
             tensors |= {f"{key}.{name}": value for key, value in state.items()} | {
                 f"weight.{name}": parameter.detach()
@@ -200,7 +205,7 @@ class MatchingTrainer(FLMTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         tensors = load_file(Path(resume_from_checkpoint, AUXILIARY))
-        for name, parameter in self.auxiliary.named_parameters():
+        for name, parameter in self._trained_auxiliary():
             parameter.data.copy_(tensors[f"weight.{name}"])
             moments = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
             self.auxiliary_optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **moments}

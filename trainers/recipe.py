@@ -158,6 +158,9 @@ def finetuning_recipe(
         content["data"]["validation_share"] = share
     if share != 0:
         content["training"] |= EVALUATION
+    named = {override.split("=")[0] for override in overrides}
+    if "training.num_train_epochs" in named and "training.max_steps" not in named:
+        del content["training"]["max_steps"]  # which would count, not the epochs
     return _recipe(content, Path(), overrides, "`flm finetune`")
 
 
@@ -226,7 +229,10 @@ def _data(data: Any) -> DataRecipe:
         if not (isinstance(share, int | float) and 0 < share < 1):
             raise ValueError(f"`data.validation_share` is {share!r}, but it must lie between 0 and 1.")
         if data.get("validation") is not None or data.get("streaming"):
-            raise ValueError("`data.validation_share` goes neither with `validation` nor with `streaming`.")
+            raise ValueError(
+                "`data.validation_share` goes neither with `validation` nor with `streaming` (`flm finetune "
+                "--validation 0` leaves it out)."
+            )
     return DataRecipe(**data)
 
 

@@ -50,9 +50,7 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
         model = build_model(fields, tokenizer, args.seed)
         if masked is not None:
             start_from_masked(model, load_model(masked, None, tokenizer))
-    trainer = trainer_class(
-        model, args, **load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
-    )
+    trainer = trainer_class(model, args, **load_data(recipe, tokenizer, model.config.max_position_embeddings, args))
     trainer.trained_on = hub_datasets(recipe)
     return trainer
 
@@ -81,9 +79,10 @@ def build_distiller(recipe: Recipe) -> FLMTrainer:
         if not model.config.two_times:
             raise ValueError(f"{recipe.model['from']} is a flow, no flow map: to distil it, name it as `teacher`.")
     else:
-        fields = {} if teacher is None else {name: getattr(teacher.config, name) for name in FLMConfig.__annotations__}
+        known = FLMConfig.__annotations__.keys() - {"loss_weighting"}  # which belongs to a training, not to a model
+        fields = {} if teacher is None else {name: getattr(teacher.config, name) for name in known}
         model = build_model(fields | recipe.model | {"type": "fmlm"}, tokenizer, args.seed)
-    data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
+    data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args)
     trainer = FMLMTrainer(model, teacher, args, **data)
     trainer.trained_on = hub_datasets(recipe)
     return trainer
@@ -101,7 +100,7 @@ def _build_matcher(recipe: Recipe) -> MatchingTrainer:
     tokenizer = _tokenizer(recipe)
     model = _first_model(recipe, tokenizer)
     teacher = load_model(recipe.teacher, recipe.model.get("attn_implementation"), tokenizer)
-    data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args.seed)
+    data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args)
     trainer = MatchingTrainer(model, teacher, args, **data)
     trainer.trained_on = hub_datasets(recipe)
     return trainer
@@ -109,7 +108,12 @@ def _build_matcher(recipe: Recipe) -> MatchingTrainer:
 
 def _tokenizer(recipe: Recipe):
     with reading(recipe.tokenizer):
-        return load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
+        tokenizer = load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
+    # The model is to know its ends by the tokens that its rows have.
+    for name in ("bos_token", "eos_token"):
+        if (token := getattr(recipe.data, name)) is not None:
+            setattr(tokenizer, name, token)
+    return tokenizer
 
 
 def _first_model(recipe: Recipe, tokenizer) -> FLMModel:
@@ -179,8 +183,14 @@ def hub_datasets(recipe: Recipe) -> list[str]:
     return [path] if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else []
 
 
-def load_data(recipe: Recipe, tokenizer, length: int, seed: int) -> dict:
-    """The trainer's arguments that have to do with data, in rows of `length` tokens."""
+def load_data(recipe: Recipe, tokenizer, length: int, args: FLMTrainingArguments) -> dict:
+    """The trainer's arguments that have to do with data, in rows of `length` tokens. Of several processes on a machine
+    the first one packs, and the others read what it has packed."""
+    with args.main_process_first(desc="packing"):
+        return _load_data(recipe, tokenizer, length, args.seed)
+
+
+def _load_data(recipe: Recipe, tokenizer, length: int, seed: int) -> dict:
     data = recipe.data
     train, validation = _packed(recipe, data.train, tokenizer, length), None
     if data.validation_share is not None:

@@ -1,7 +1,7 @@
 """The model card that a trainer writes beside the model it saves: what was trained, how, on what."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from transformers import Trainer
@@ -91,10 +91,19 @@ def _drawn(trainer: Trainer) -> list[Samples]:
             trainer.args.seed,
             f", after {record['step']} steps of training",
         )
-        for record in map(json.loads, file.read_text().splitlines())
+        for record in _records(file)
         if record["step"] == evaluated[-1]
     }
     return list(drawn.values())
+
+
+def _records(file: Path) -> Iterator[dict]:
+    """The lines of a JSONL file; one that an interruption cut off is left out."""
+    for line in file.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            logger.warning_once(f"a line of {file} was cut off, and is left out.")
 
 
 def _shown(name: str) -> str:
