@@ -119,7 +119,7 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
     teacher = f"flm-{name.split('-', 1)[1]}" if is_map(folder) else None
     if teacher is None:
         method = "Method: cross entropy of the denoiser, on the clock of the decoding error."
-        if (recipe.model or {}).get("masked"):
+        if recipe.model.get("masked"):
             method += " It started from the weights of masked diffusion of the same sizes."
     else:
         objective = recipe.training["objective"]

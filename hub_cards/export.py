@@ -176,14 +176,14 @@ def export(
     model = load_map(folder)
     if gamma is None:
         gamma = getattr(model.generation_config, "gamma", None) or 0.0
-    named = {"source": source or folder.resolve().name}
     output.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(output)
     model.generation_config.save_pretrained(output)
     AutoTokenizer.from_pretrained(folder).save_pretrained(output)
     graph = _graph(model)
     graph = _converted(graph, dtype)
-    for name, value in (_metadata(folder, model, num_steps, gamma, dtype) | named).items():
+    source = source or folder.resolve().name
+    for name, value in _metadata(folder, model, num_steps, gamma, dtype, source).items():
         entry = graph.metadata_props.add()
         entry.key, entry.value = name, value
     path = output / "model.onnx"
@@ -238,7 +238,9 @@ def _converted(graph, dtype: str):
     return graph
 
 
-def _metadata(folder: Path, model: FMLMModel, num_steps: Sequence[int], gamma: float, dtype: str) -> dict[str, str]:
+def _metadata(
+    folder: Path, model: FMLMModel, num_steps: Sequence[int], gamma: float, dtype: str, source: str
+) -> dict[str, str]:
     """The metadata of the file: where the model comes from, and what is needed to run it. All values are strings."""
     config = model.config
     readme = folder / "README.md"
@@ -259,6 +261,7 @@ def _metadata(folder: Path, model: FMLMModel, num_steps: Sequence[int], gamma: f
         "steps": json.dumps({str(n): step_table(model, n, gamma) for n in num_steps}),
         "tokenizer": "tokenizer.json",
         "license": (card.data.license if card else None) or "not stated",
+        "source": source,
         "source_sha256": digest.hexdigest(),
         "made_by": f"flow-language-models {version('flow-language-models')}",
     }

@@ -109,7 +109,7 @@ def _build_matcher(recipe: Recipe) -> MatchingTrainer:
 def _tokenizer(recipe: Recipe):
     with reading(recipe.tokenizer):
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
-    # The model is to know its ends by the tokens that its rows have.
+    # The ends of rows, and of the model's texts.
     for name in ("bos_token", "eos_token"):
         if (token := getattr(recipe.data, name)) is not None:
             setattr(tokenizer, name, token)
@@ -231,8 +231,6 @@ def _packed(recipe: Recipe, source, tokenizer, length: int):
         length,
         text_column=data.text_column,
         detokenizer=data.detokenizer,
-        bos_token=data.bos_token,
-        eos_token=data.eos_token,
         num_proc=data.num_proc,
     )
 

@@ -33,8 +33,9 @@ class MDLMTrainer(FLMTrainer):
         )
         masked = (noise.to(ids.device) < time[:, None]) & (inputs["labels"] != -100)
         state = self.model.embed_state(ids.masked_fill(masked, self.model.config.mask_token_id))
-        text = dict(attention_mask=inputs.get("attention_mask"), output_logits=False)
-        hidden = model(inputs_embeds=state, timesteps=torch.zeros_like(time), **text).last_hidden_state
+        mask, at_zero = inputs.get("attention_mask"), torch.zeros_like(time)
+        output = model(inputs_embeds=state, timesteps=at_zero, attention_mask=mask, output_logits=False)
+        hidden = output.last_hidden_state
         weights = (1 / time)[:, None].expand_as(ids)[masked]
         head, cap = self.model.output_layer(), self.model.config.final_logit_softcapping
         loss = chunked_cross_entropy(hidden[masked], *head, ids[masked].long(), weights, cap)[0] / num_items_in_batch
