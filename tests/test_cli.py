@@ -23,7 +23,7 @@ from command.generate import shown
 from command.main import main
 from hub_cards.push import NEEDED, to_upload
 from modeling_flm import FLMModel, FMLMModel
-from trainers.recipe import finetuning_recipe
+from trainers.recipe import finetuning_recipe, load_recipe
 
 WORDS = "the cat saw a dog and one bird sang to an old fox under some tree by our red barn".split()
 LINES = [" ".join(WORDS[(7 * i + k * k) % len(WORDS)] for k in range(8)) + "." for i in range(120)]
@@ -376,6 +376,14 @@ def test_a_text_file_is_one_document_where_that_is_said(project, trained, tuned)
         assert data["eval_dataset"] is None
         rows[documents] = [token for row in data["train_dataset"]["input_ids"] for token in row[1:-1]]
     assert rows["lines"].count(1) == len(LINES) - 1 and rows["files"].count(1) == 0  # the last EOS fills no row
+
+
+def test_the_ends_of_the_rows_are_those_of_the_model(project, tmp_path):
+    ends = [f"training.output_dir={tmp_path}", "data.bos_token='[EOS]'", "data.eos_token='[PAD]'"]
+    trainer = trainers.train.build_trainer(load_recipe(project / "recipe.yaml", ends))
+    assert {(row[0], row[-1]) for row in trainer.train_dataset["input_ids"]} == {(1, 2)}
+    for config in (trainer.model.config, trainer.processing_class):
+        assert (config.bos_token_id, config.eos_token_id) == (1, 2)
 
 
 def test_a_share_of_the_rows_is_held_out(project, trained, tuned):
