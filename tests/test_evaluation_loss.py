@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from training import (
     by_step,
     counting_rows,
@@ -200,8 +201,10 @@ def test_collators_that_leave_out_rows_or_add_them(tmp_path, trained):
     # Fewer than a batch: nothing is left out of what was made.
     twice = evaluate(tmp_path, trained, counting_rows(4), data_collator=two_of_each, **options)
     assert twice == pytest.approx(evaluate(tmp_path, trained, counting_rows(4), **options), rel=1e-5)
-    with pytest.raises(ValueError, match="nothing to evaluate"):
+    with pytest.raises(ValueError, match="nothing to evaluate: the data set has no rows[.]"):
         evaluate(tmp_path, trained, counting_rows(4).select([]), **options)
+    with pytest.raises(ValueError, match="or too few for a batch .`dataloader_drop_last`."):
+        evaluate(tmp_path, trained, counting_rows(4), dataloader_drop_last=True, **options)
 
 
 def test_samples_are_kept_with_their_steps(tmp_path):
@@ -214,3 +217,19 @@ def test_samples_are_kept_with_their_steps(tmp_path):
         last = trainer.model.eval().generate(num_steps=4, num_return_sequences=3, seed=trainer.args.seed)
     assert records[-1]["samples"] == last.tolist()
     assert by_step(trainer, "eval_loss").keys() == {2, 4}
+
+
+def test_of_several_data_sets_samples_are_drawn_once_and_each_loss_is_in_the_card(tmp_path):
+    sets = {"near": counting_rows(8), "far": counting_rows(8, 40)}
+    options = {"eval_strategy": "steps", "eval_steps": 2, "num_samples": 1, "sample_num_steps": [1]}
+    trainer = make_trainer(tmp_path, eval_dataset=sets, **options)
+    for _ in range(2):
+        trainer.train()
+    records = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [2, 4, 2, 4]
+    trainer.save_model(str(tmp_path))
+    card = ModelCard.load(tmp_path / "README.md")
+    results = {result.dataset_name: result.metric_value for result in card.data.eval_results}
+    last = {name: by_step(trainer, f"eval_{name}_loss")[4] for name in sets}
+    assert results == pytest.approx(last, abs=1e-4)
+    assert all(f"* eval {name} loss: {loss:.4f}" in card.text for name, loss in last.items())

@@ -253,7 +253,8 @@ class FLMTrainer(PublishingMixin, Trainer):
         with torch.random.fork_rng(devices=[]), self.averaged_weights():
             output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         if not self._evaluated:
-            raise ValueError("there is nothing to evaluate: the data set has no rows.")
+            without = ", or too few for a batch (`dataloader_drop_last`)" if self.args.dataloader_drop_last else ""
+            raise ValueError(f"there is nothing to evaluate: the data set has no rows{without}.")
         losses, counts, times = (torch.cat(parts).cpu().numpy() for parts in zip(*self._evaluated, strict=True))
         self._evaluated = []
         edges = np.linspace(0, 1, TAU_BINS + 1)
@@ -320,8 +321,10 @@ class _FlowCallback(TrainerCallback):
 
     def __init__(self, trainer: FLMTrainer):
         self.trainer = trainer
+        self.sampled_after: int | None = None  # the last step at which samples were drawn
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.sampled_after = None
         if args.ema_decay > 0 and self.trainer.ema is None:
             self.trainer.ema = EMA(self.trainer.accelerator.unwrap_model(self.trainer.model), args.ema_decay)
 
@@ -336,7 +339,8 @@ class _FlowCallback(TrainerCallback):
                 shutil.rmtree(left)
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if args.num_samples > 0:
+        if args.num_samples > 0 and state.global_step != self.sampled_after:  # once for all data sets
+            self.sampled_after = state.global_step
             with self.trainer.averaged_weights():
                 self.trainer.sample()
 

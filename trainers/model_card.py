@@ -17,6 +17,9 @@ from jinja2 import Environment, StrictUndefined, Template
 TEMPLATE = Path(__file__).with_name("model_card.md")
 BEGIN, END = "<!-- `flm push` names the repository here -->", "<!-- end of the names -->"
 
+# A loss in the Trainer's log: of several data sets each has its name in it. With what follows, the loss at some times.
+LOSS = re.compile("eval_((?P<name>.+)_)?loss")
+
 # What transformers says in the cards that it writes: for a Trainer, and for `push_to_hub`.
 STOCK = ("model card has been generated automatically", "model card has been automatically generated")
 
@@ -135,20 +138,23 @@ def training_results(log: Iterable[Mapping], datasets: Sequence[str]) -> tuple[s
     """The quality and the results that a card states of a training: the last losses in the Trainer's log."""
     measured: dict[str, float] = {}
     for entry in log:
-        measured |= {name: value for name, value in entry.items() if name == "loss" or name.startswith("eval_loss")}
+        measured |= {name: value for name, value in entry.items() if name == "loss" or LOSS.match(name)}
     lines = [f"* {name.replace('_', ' ')}: {value:.4f}" for name, value in measured.items()]
     quality = "Losses in nats per token, of the denoiser at uniform tau: no bound of a perplexity.\n\n"
-    if "eval_loss" not in measured:
-        return quality + ("\n".join(lines) or "None was measured."), []
-    result = EvalResult(
-        task_type="text-generation",
-        dataset_type=", ".join(datasets) or "text",
-        dataset_name=", ".join(datasets) or "held-out rows",
-        metric_type="loss",
-        metric_name="cross entropy of the denoiser at uniform tau, nats per token",
-        metric_value=measured["eval_loss"],
-    )
-    return quality + "\n".join(lines), [result]
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=", ".join(datasets) or "text",
+            dataset_name=found["name"] or ", ".join(datasets) or "held-out rows",
+            dataset_split=found["name"],  # results of one data set and split would be taken for one
+            metric_type="loss",
+            metric_name="cross entropy of the denoiser at uniform tau, nats per token",
+            metric_value=value,
+        )
+        for name, value in measured.items()
+        if (found := LOSS.fullmatch(name))
+    ]
+    return quality + ("\n".join(lines) or "None was measured."), results
 
 
 def is_stock(card: str) -> bool:
