@@ -105,13 +105,23 @@ class NoiseLaw:
         """The Gram matrix E^T E of the tables side by side, E (V, d), and its Cholesky factor C, both (d, d)."""
         if self._known is None:
             gram = functools.reduce(torch.add, (rows.T @ rows for rows in _rows(tables)))
-            # A ridge just above the rounding errors keeps the matrix positive definite, and hardly changes the law.
-            ridge = 10 * torch.finfo(gram.dtype).eps * gram.diagonal().mean()
-            # Factored in float64, and without the error check of `cholesky`, for which the host would wait.
-            square = in_float64(gram)
-            square = square + ridge.to(square) * torch.eye(len(gram), device=square.device, dtype=torch.float64)
-            self._known = gram, torch.linalg.cholesky_ex(square)[0].to(gram)
+            # A ridge keeps a singular matrix positive definite. The sum is above the rounding errors in any case, and
+            # in float64 hardly changes the law. In float32 the mean nearly always does.
+            errors = 10 * torch.finfo(gram.dtype).eps * gram.diagonal()
+            factor, _ = _factored(gram, errors.sum())
+            if len(tables) == 1:
+                less_changed, failed = _factored(gram, errors.mean())
+                factor = torch.where(failed.bool(), factor, less_changed)
+            self._known = gram, factor.to(gram)
         return self._known
+
+
+def _factored(gram: Tensor, ridge: Tensor) -> tuple[Tensor, Tensor]:
+    """The Cholesky factor of `gram` with a ridge, in float64, and whether there is none (not 0): the error check of
+    `cholesky` would make the host wait."""
+    square = in_float64(gram)
+    eye = torch.eye(len(gram), device=square.device, dtype=torch.float64)
+    return torch.linalg.cholesky_ex(square + ridge.to(square) * eye)
 
 
 class _Gram(torch.autograd.Function):
