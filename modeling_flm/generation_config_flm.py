@@ -1,10 +1,10 @@
 """The settings of `generate`, as a repository keeps them in `generation_config.json`."""
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from transformers.generation import GenerationConfig
 
 from .configuration_flm import is_integer, is_number
@@ -23,10 +23,11 @@ def _number(range_: str, within: Callable[[float], bool]) -> Rule:
 
 
 def _is_grid(tau: Any) -> bool:
-    """Whether `tau` is a list of numbers that ascend from 0 and stay below 1."""
+    """Whether `tau` is a list of numbers that ascend from 0 and stay below 1, in float32."""
     if not (isinstance(tau, list | tuple) and len(tau) > 0 and all(map(is_number, tau))):
         return False
-    return tau[0] == 0 and all(now < then for now, then in itertools.pairwise([*tau, 1]))
+    grid = np.array([*tau, 1]).astype(np.float32)  # as the sampler has it
+    return bool(tau[0] == 0 and (grid[:-1] < grid[1:]).all())
 
 
 # The rule of each setting. None is always allowed. `sampler` is checked against SAMPLERS, to which users may add.

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .drafts_flm import Watch
 from .generation_config_flm import REFINE_FRACTION, FlowGenerationConfig, set_values
 from .guidance_flm import Lookahead, Predictor, reward_gradient
+from .layers_flm import without_dropout
 from .noise_flm import step_seeds
 from .requests_flm import FlowRequests, Job, spread_seeds
 from .samplers_flm import SAMPLERS, Sampler
@@ -125,7 +126,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
 
         Every setting of [`FlowGenerationConfig`] can be a keyword argument. An argument overrides `generation_config`,
         which overrides the model's own configuration. Naming another `sampler` drops the settings that a configuration
-        has for its own sampler.
+        has for its own sampler. A model in training mode writes without dropout.
 
         Args:
             input_ids (`Tensor`, *optional*): (batch, P) prompts, the first P ids of each sequence. Given ids are kept:
@@ -187,7 +188,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         bar = logging.tqdm(total=total, disable=not progress_bar, desc="generate")
         watch = Watch(streamer, bar, [] if output_trajectory else None)
         sequences = prompt.clone()
-        with bar:
+        with bar, without_dropout(self, *([] if guidance_model is None else [guidance_model])):
             for job in jobs:
                 ids, known = prompt[job.rows], keep[job.rows]
                 its_seeds = [seeds[row] for row in job.rows]

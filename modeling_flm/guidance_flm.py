@@ -395,5 +395,7 @@ def reward_gradient(
                     f"in what it was given, but returned {found}."
                 )
             total = total + reward.sum()
-        (gradient,) = torch.autograd.grad(total, own)
-    return gradient @ (model.vocabulary_table().float().T @ predictor.vocabulary_table().float())
+        # In float16 the gradients of rare tokens would be too small numbers.
+        larger = 2.0**14 if model.dtype == torch.float16 else 1.0
+        (gradient,) = torch.autograd.grad(total * larger, own)
+    return gradient / larger @ (model.vocabulary_table().float().T @ predictor.vocabulary_table().float())

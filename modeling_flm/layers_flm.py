@@ -1,5 +1,8 @@
 """The layers of the transformer of arXiv 2602.16813: time embeddings, attention and blocks modulated by the time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -148,3 +151,16 @@ class FLMLossWeighting(nn.Module):
             embedding = embedding + self.target_time_embedding(tau if target is None else target)
         with torch.autocast(tau.device.type, enabled=False):
             return self.linear_2(F.gelu(self.linear_1(embedding))).squeeze(-1).float()
+
+
+@contextmanager
+def without_dropout(*models: nn.Module) -> Iterator[None]:
+    """A context in which the models are in evaluation mode."""
+    in_training = [module for model in models for module in model.modules() if module.training]
+    for module in in_training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True

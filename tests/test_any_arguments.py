@@ -144,7 +144,7 @@ def test_what_is_allowed_does_what_it_says(drawn):
 
 WRONG = {
     "num_steps": [0, -1, 2.0, "4", True],
-    "timesteps": [[], [0.5], [0, 0.5, 0.5], [0, 1.0]],
+    "timesteps": [[], [0.5], [0, 0.5, 0.5], [0, 0.5, 0.500000001], [0, 1.0]],
     "sampler": ["heun", 3],
     "top_k": [0, 2.5],
     "top_p": [0, 1.5],

@@ -193,6 +193,12 @@ def test_time_pairs_of_a_global_batch(boundary_prob, latest):
         assert (whole[:100] == first).all() and (whole[100:] == second).all()
 
 
+@pytest.mark.parametrize("size, fraction", [(1, 0.5), (2, 0.25), (3, 0.5)])
+def test_the_share_on_the_diagonal_is_right_on_average_in_small_batches(size, fraction):
+    drawn = [draw_time_pairs(0, step, size, np.arange(size), fraction, 4).diagonal.sum() for step in range(2000)]
+    assert np.mean(drawn) == pytest.approx(fraction * size, abs=0.05)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -216,6 +222,7 @@ def test_bad_networks(teacher, tmp_path):
         (student(vocab_size=62), teacher, args, f"vocabulary of {VOCABULARY} tokens and the student of 62"),
         (own, own, args, "`teacher` is the student itself"),
         (student(num_hidden_layers=3), teacher, args, "the teacher's weights do not fit"),
+        (student(rope_theta=9.0, attn_logit_softcapping=None), teacher, args, "in rope_theta, attn_logit_softcapping"),
         (student(), teacher, arguments(tmp_path), "`args` must be FMLMTrainingArguments"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -185,6 +185,16 @@ def test_a_seed_counts_up_over_the_sequences_and_a_list_names_each(model):
         assert torch.equal(model.generate(batch_size=3, seed=seeds), together[[3, 1, 3]])
 
 
+def test_a_model_in_training_mode_writes_without_dropout():
+    model, weak = (tiny_model(hidden_dropout=0.5, weights_seed=seed) for seed in (0, 1))
+    settings = dict(guidance_model=weak, guidance_scale=2.0, num_return_sequences=4, num_steps=4, seed=0)
+    wanted = model.generate(**settings)
+    model.train(), weak.train()
+    model.layers[0].eval()
+    assert torch.equal(model.generate(**settings), wanted)
+    assert model.training and weak.training and not model.layers[0].training and model.layers[1].dropout.training
+
+
 def test_a_generator_repeats_its_texts_and_without_one_the_global_one_decides(model):
     def write(**given):
         return model.generate(num_return_sequences=3, **given)

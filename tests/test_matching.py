@@ -13,6 +13,7 @@ from training import arguments, fresh_model, history, same, weights
 from benchmarks.baselines.mdlm import MDLMTrainer
 from modeling_flm import FLMModel, FMLMModel
 from modeling_flm.losses_flm import chunked_distillation_loss
+from modeling_flm.noise_flm import step_seeds
 from modeling_flm.vocabulary_flm import softcap
 from trainers import (
     FLMTrainingArguments,
@@ -106,6 +107,24 @@ def test_a_push_leaves_the_auxiliary_network_out(teacher, distilled, tmp_path, m
     monkeypatch.setattr(trainer, "_upload", lambda *args, **kwargs: Future())
     trainer._push_from_checkpoint(str(tmp_path / "checkpoint-2"))
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_choices_have_random_numbers_of_their_own(batch_size, teacher, distilled, tmp_path, monkeypatch):
+    """Those of second steps, whose share is right on average, and of masks are not those of any noise."""
+    seeds, second = [], []
+    module = "trainers.matching_trainer"
+    monkeypatch.setattr(f"{module}.noised_jump", lambda state, *rest: second.append(len(state)) or state)
+
+    def recorded(*args):
+        seeds.extend(drawn := step_seeds(*args))
+        return drawn
+
+    monkeypatch.setattr(f"{module}.step_seeds", recorded)
+    trainer = matching(tmp_path, teacher, distilled, max_steps=200, per_device_train_batch_size=batch_size)
+    trainer.train()
+    assert sum(second) / (200 * 2 * batch_size) == pytest.approx(0.25, abs=0.07)
+    assert len(seeds) > 200 * 3 * batch_size and len(set(seeds)) == len(seeds)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])

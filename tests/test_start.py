@@ -35,6 +35,7 @@ def test_the_flow_is_the_masked_model_at_every_time_and_can_learn_to_tell_times_
     [
         (tiny_model(), "`model.masked` is no masked diffusion model: its configuration lacks `masked_diffusion`."),
         (masked_model(hidden_size=36, num_hidden_layers=1), "differ in hidden_size, num_hidden_layers."),
+        (masked_model(rope_theta=100.0, final_logit_softcapping=None), "differ in rope_theta, final_logit_softcap"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(masked, message):

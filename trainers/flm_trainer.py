@@ -301,8 +301,6 @@ class FLMTrainer(PublishingMixin, Trainer):
         All processes draw the same samples, since sharded parameters need every process; the first one writes them.
         """
         model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
         for steps in self.args.sample_num_steps:
             ids = model.generate(num_steps=steps, num_return_sequences=self.args.num_samples, seed=self.args.seed)
             if not self.is_world_process_zero():
@@ -313,7 +311,6 @@ class FLMTrainer(PublishingMixin, Trainer):
                 file.write(json.dumps(record) + "\n")
             for text in texts:
                 print(f"\n[after {self.state.global_step} training steps, {steps} sampling steps] {text}", flush=True)
-        model.train(was_training)
 
 
 class _FlowCallback(TrainerCallback):

@@ -3,7 +3,7 @@
 A pair depends only on the run's seed, the step and the example's place in the global batch, as noise does. There are
 three kinds of pairs, here as times tau:
 
-    diagonal    s = t; a fixed share of the global batch, with times spread evenly
+    diagonal    s = t; on average a fixed share of the global batch, with times spread evenly
     boundary    (0, 1), the jump of one-step generation; on average one in `boundary_prob` of the others
     interior    the rest: s = v (1 - d) and t = s + d, d and v uniform in [0, 1] ("uniform_diff" of the official code)
 """
@@ -38,7 +38,7 @@ def draw_time_pairs(
         step (`int`): optimiser step, >= 0.
         global_batch_size (`int`): examples per optimiser step over all processes and micro-batches.
         places (`np.ndarray`): (n,) int, places in [0, global_batch_size).
-        diagonal_fraction (`float`): share of the global batch on the diagonal, in [0, 1].
+        diagonal_fraction (`float`): share of the global batch on the diagonal, in [0, 1], on average.
         boundary_prob (`int`, *optional*): of the other examples, one in this many is at (0, 1), on average; None for
             no such example.
         latest (`float`): largest tau of an interior pair, in (0, 1].
@@ -46,11 +46,11 @@ def draw_time_pairs(
     rng = np.random.default_rng((run_seed, step, 2))
     size = global_batch_size
     rank = rng.permutation(size)  # low ranks are on the diagonal, those that follow at the boundary
-    on_diagonal = round(diagonal_fraction * size)
-    wanted = 0 if boundary_prob is None else (size - on_diagonal) / boundary_prob
-    at_boundary = int(wanted + rng.random())  # rounded at random, so that the mean is exact
-    even = (rng.random() + rank / max(on_diagonal, 1)) % 1
+    rounding, offset = rng.random(2)  # shares are rounded at random, so that their means are exact
     difference, place = latest * rng.random(size), rng.random(size)
+    on_diagonal = int(diagonal_fraction * size + rng.random())
+    at_boundary = 0 if boundary_prob is None else int((size - on_diagonal) / boundary_prob + rounding)
+    even = (offset + rank / max(on_diagonal, 1)) % 1
     start = place * (latest - difference)
     end = start + difference
     diagonal = rank < on_diagonal

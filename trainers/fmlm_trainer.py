@@ -16,6 +16,7 @@ from .fmlm_arguments import FMLMTrainingArguments
 from .networks import Network, States
 from .objectives import OBJECTIVES, Jumps, Objective
 from .sharding import in_autocast, whole, within_forward
+from .start import USES_OF_WEIGHTS, differing
 
 COUNTED = ("loss_diagonal", "loss_off_diagonal", "loss_given", "projected")
 
@@ -179,7 +180,8 @@ class FMLMTrainer(FLMTrainer):
                 target = self.objective.target(jumps)
                 part, losses = chunked_distillation_loss(*head, target, token_weights, cap, self.args.loss_type)
                 if jumps.projected:
-                    self._count("projected", torch.stack(jumps.projected).sum(), len(losses))
+                    projected = torch.cat(jumps.projected).view_as(scored[index]) & scored[index]
+                    self._count("projected", projected.sum(), scored[index].sum())
             self._count(f"loss_{name}", losses @ scored[index].flatten().float(), scored[index].sum())
             total = total + part
         count = scored.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
@@ -263,6 +265,11 @@ def shared_noise(
 
 def _take_weights(student: FLMModel, teacher: FLMModel) -> None:
     """Copy the teacher's weights; only what a teacher lacks (the second time, the loss weight) keeps its own."""
+    if different := differing(USES_OF_WEIGHTS, student.config, teacher.config):
+        raise ValueError(
+            f"the student would start as another function of the teacher's weights: they differ in "
+            f"{', '.join(different)}. Take these from `teacher.config`, or set `initialize_from_teacher=False`."
+        )
     try:
         keys = student.load_state_dict(teacher.state_dict(), strict=False)
     except RuntimeError as error:

@@ -19,6 +19,8 @@ from .flm_trainer import FLMTrainer
 from .matching_arguments import MatchingTrainingArguments
 
 LARGEST_COST = 10.0  # nats
+# Numbers of draws beyond any number of auxiliary steps: those of choices, of fresh noise and of a share's rounding.
+_CHOICES, _FRESH, _ROUNDING = 1 << 33, 1 << 34, 1 << 35
 
 
 class MatchingTrainer(FLMTrainer):
@@ -94,7 +96,7 @@ class MatchingTrainer(FLMTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of the map, and `auxiliary_steps` steps of the auxiliary network, each on texts of its own."""
         ids, scored, text = inputs["input_ids"], inputs["labels"] != -100, inputs.get("attention_mask")
-        generator = torch.Generator(ids.device).manual_seed(inputs["noise_seed"][0])
+        generator = torch.Generator(ids.device).manual_seed(step_seeds(inputs["noise_seed"][:1], _CHOICES)[0])
         for step in reversed(range(self.args.auxiliary_steps)):
             with torch.set_grad_enabled(step == 0):
                 seeds = step_seeds(inputs["noise_seed"], step)
@@ -155,12 +157,13 @@ class MatchingTrainer(FLMTrainer):
             return to_where_text_begins(drawn, None if text is None else text[: len(seeds)])
 
         state, tau = noise(seeds), torch.zeros(rows, device=ids.device)
-        second = round(self.args.second_step_fraction * rows)
+        # Rounded at random, so that the mean is exact.
+        second = int(self.args.second_step_fraction * rows + step_seeds(seeds[:1], _ROUNDING)[0] / 2**64)
         if second:
             gamma, start = self.args.gamma, tau[:second].clone()
             tau[:second] = torch.rand(second, generator=generator, device=ids.device)
             t = own.clock.t(tau[:second])
-            fresh = noise(step_seeds(seeds[:second], 1))
+            fresh = noise(step_seeds(seeds[:second], _FRESH))
             with torch.no_grad():
                 prediction = own.embed_prediction(jump(state[:second], start, own.clock.tau(beyond(t, gamma))))
                 state[:second] = noised_jump(state[:second], prediction, fresh, start, t, gamma)

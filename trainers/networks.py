@@ -4,8 +4,6 @@ Predictions are functions of a slice of tokens ([`Target`]), so that no tensor o
 Derivatives are Jacobian-vector products by forward-mode differentiation, through the eager attention.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +13,7 @@ from torch.func import functional_call, jvp
 
 from modeling_flm import FLMModel
 from modeling_flm.flow_flm import flow_map_step
+from modeling_flm.layers_flm import without_dropout
 from modeling_flm.losses_flm import Target, posterior
 from modeling_flm.vocabulary_flm import expected_embedding
 
@@ -51,7 +50,7 @@ class Network:
         arguments = {"inputs_embeds": states.value, "timesteps": start, "attention_mask": states.attention_mask}
         if end is not None:
             arguments["target_timesteps"] = end
-        with _without_dropout(self.model):
+        with without_dropout(self.model):
             output = functional_call(self.model, self.weights or {}, (), arguments | {"output_logits": False})
         return output.last_hidden_state
 
@@ -73,7 +72,7 @@ class Network:
             in_float32 = torch.autocast(
                 states.value.device.type, enabled=False
             )  # else rounding would hide the derivative
-            with torch.no_grad(), in_float32, _without_dropout(self.model):
+            with torch.no_grad(), in_float32, without_dropout(self.model):
                 value, derivative = jvp(hidden, (states.value, start, end), along)[:2]
                 return value, derivative
         finally:
@@ -137,13 +136,3 @@ class States:
     def rows(self, index: Tensor) -> "States":
         mask = None if self.attention_mask is None else self.attention_mask[index]
         return States(self.value[index], self.clean[index], self.keep[index], mask)
-
-
-@contextmanager
-def _without_dropout(model: FLMModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -31,8 +31,8 @@ class Jumps:
         student, teacher (`Network`): delta and D.
         states, teacher_states (`States`): the same n states x_s, embedded by the student's and by the teacher's table.
         start, middle, end (`Tensor`): (n,) the times s, u and t, as tau.
-        projected (`list[Tensor]`): an output. Each call of the target appends the number of tokens, a scalar, whose
-            target it had to project onto the simplex.
+        projected (`list[Tensor]`): an output. Each call of the target appends of which of its tokens it had to
+            project the target onto the simplex, bool.
     """
 
     student: Network
@@ -94,7 +94,7 @@ class Lagrangian(Objective):
 
         def rows(part: slice) -> Tensor:
             target = at_end(part) - factor[part, None] * change(part)
-            jumps.projected.append((target < 0).any(-1).sum())
+            jumps.projected.append((target < 0).any(-1))
             return project_onto_simplex(target)
 
         return rows

@@ -1,22 +1,30 @@
 """Weights to start from: a flow's from masked diffusion, a deeper model's from one of fewer blocks or loops."""
 
 import copy
+from collections.abc import Iterable
 
 import torch
+from transformers import PreTrainedConfig
 
 from modeling_flm import FLMModel
 from modeling_flm.configuration_flm import is_integer
 
-# What the shapes of the weights follow from.
-SIZES = (
+# What a network computes with its weights, though their shapes do not show it.
+USES_OF_WEIGHTS = ("num_attention_heads", "rope_theta", "attn_logit_softcapping", "final_logit_softcapping")
+ARCHITECTURE = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_loops", "intermediate_size", "conditioning_size"),
-    *("time_embedding_size", "learned_positions", "num_attention_heads", "max_position_embeddings"),
+    *("time_embedding_size", "learned_positions", "max_position_embeddings", *USES_OF_WEIGHTS),
 )
+
+
+def differing(fields: Iterable[str], one: PreTrainedConfig, other: PreTrainedConfig) -> list[str]:
+    """The fields in which two configurations differ."""
+    return [name for name in fields if getattr(one, name) != getattr(other, name)]
 
 
 @torch.no_grad()
 def start_from_masked(model: FLMModel, masked: FLMModel) -> None:
-    """Give a flow the weights of a masked diffusion model of the same sizes.
+    """Give a flow the weights of a masked diffusion model of the same architecture.
 
     That has learned to predict a token from those around it, some of which are hidden: what words go together. A flow
     learns it later, since it sees all tokens at once, each a little.
@@ -27,12 +35,12 @@ def start_from_masked(model: FLMModel, masked: FLMModel) -> None:
         masked (`FLMModel`): as `python -m benchmarks.baselines.mdlm` trains it.
 
     Raises:
-        ValueError: sizes differ (the message names them), or the model's configuration does not say that it is one of
-            masked diffusion.
+        ValueError: the architectures differ (the message says in what), or the configuration of `masked` does not say
+            that it is one of masked diffusion.
     """
     if not getattr(masked.config, "masked_diffusion", False):
         raise ValueError("`model.masked` is no masked diffusion model: its configuration lacks `masked_diffusion`.")
-    if different := [name for name in SIZES if getattr(model.config, name) != getattr(masked.config, name)]:
+    if different := differing(ARCHITECTURE, model.config, masked.config):
         raise ValueError(f"the flow and the masked model it is to start from differ in {', '.join(different)}.")
     model.load_state_dict(masked.state_dict(), strict=False)  # a flow may have a loss weight of its own beside
     last = model.time_embedding.linear_2
