@@ -76,6 +76,9 @@ def run(options: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     check_device(options.device)
+    output = Path(options.output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file, but --output names the folder to write.")
     logging.disable_progress_bar()
     result = compare(
         [options.model, *options.against],
@@ -91,6 +94,6 @@ def run(options: argparse.Namespace) -> int:
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     result["protocol"] = {"command": options.command} | result["protocol"]
-    report.write(result, Path(options.output))
+    report.write(result, output)
     print(f"The comparison is in {options.output}: evaluation.md, evaluation.json, frontier.png.")
     return 0

@@ -96,7 +96,9 @@ def compare(
     _check_names([judge.name for judge in judges])
 
     for writer in writers:
-        for settings in writer.settings(sweep):
+        if not (ways := writer.settings(sweep)):
+            raise ValueError(f"{writer.name} is no flow map: it writes with none of {', '.join(sweep.samplers)}.")
+        for settings in ways:
             sets.append(_written(writer, settings, num_samples, seeds, length, common))
             say(f"{sets[-1].title}: {total} samples in {sets[-1].row['seconds']} s")
     points = scored(judges, sets, say)

@@ -89,6 +89,8 @@ class CausalScorer:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except (ValueError, OSError) as error:
             raise ValueError(f"the scorer {name} cannot be loaded: {error}") from error
+        if model.config.model_type in ("flm", "fmlm"):
+            raise ValueError(f"{name} is a flow language model, but a scorer is a causal one.")
         self.model = model.eval().to(device)
         self.context = getattr(model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         self.bos = self.tokenizer.bos_token_id if bos else None

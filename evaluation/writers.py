@@ -220,7 +220,9 @@ class FileWriter:
         data = load_text(DataSource.parse(str(path.resolve()), "."))
         if "text" not in data.column_names:
             raise ValueError(f"{name} has no column `text`; its columns are {data.column_names}.")
-        self.texts = [text or "" for text in data["text"]]
+        self.texts = ["" if text is None else text for text in data["text"]]
+        if wrong := [text for text in self.texts if not isinstance(text, str)]:
+            raise ValueError(f"the column `text` of {name} has {wrong[0]!r}, a {type(wrong[0]).__name__}.")
         self.description = {"model": name, "kind": self.kind, "texts": len(self.texts)}
 
     def settings(self, sweep: Sweep) -> list[dict]:

@@ -13,7 +13,7 @@ directory (`tensorboard --logdir runs`), those of trackio to TRACKIO_DIR (`track
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -56,14 +56,16 @@ def main(argv: list[str] | None = None) -> None:
         pieces = tokenizer(batch["text"], add_special_tokens=False, **limits)
         return {"input_ids": [[bos, *piece, eos] for piece in pieces.input_ids]}
 
-    text = load_dataset("parquet", data_files={"train": options.train, "validation": options.validation})
-    text = text.filter(lambda row: not options.source or row["source"] == options.source)
-    rows = text.map(cut, batched=True, remove_columns=text["train"].column_names)
+    def rows(file: str) -> Dataset:
+        text = load_dataset("parquet", data_files=file, split="train")
+        text = text.filter(lambda row: not options.source or row["source"] == options.source)
+        return text.map(cut, batched=True, remove_columns=text.column_names)
+
     # A fixed seed per row fixes its noise and time, so that the same weights have the same evaluation loss.
-    held_out = rows["validation"].map(lambda row, i: {"noise_seed": i}, with_indices=True)
+    held_out = rows(options.validation).map(lambda row, i: {"noise_seed": i}, with_indices=True)
 
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)  # pads, and labels padding -100
-    trainer = Trainer(model, args, collator, rows["train"], held_out, processing_class=tokenizer)
+    trainer = Trainer(model, args, collator, rows(options.train), held_out, processing_class=tokenizer)
     trainer.train()
     trainer.save_model()  # a folder that AutoModel loads, with code and tokenizer; pushed with --push-to-hub
 

@@ -66,6 +66,10 @@ class FlowMap:
         length = length or self.length
         if not 1 <= length <= self.length:
             raise ValueError(f"`length` is {length}, but must lie in [1, {self.length}].")
+        if not seeds:
+            raise ValueError("`seeds` are none, but each sequence has one.")
+        if input_ids is not None and len(input_ids) > length:
+            raise ValueError(f"the prompt has {len(input_ids)} ids, but a sequence has {length}.")
         ids, kept = np.zeros((len(seeds), length), np.int64), np.zeros((len(seeds), length), bool)
         if input_ids is not None:
             ids[:, : len(input_ids)] = input_ids
@@ -154,8 +158,11 @@ def main() -> None:
     flow_map, tokenizer = FlowMap(options.folder), Tokenizer.from_file(str(Path(options.folder, "tokenizer.json")))
     ids = given = None
     if options.prompt:
-        ids = np.array(tokenizer.encode(options.prompt).ids)  # with BOS, where the tokenizer has one
-        blank = flow_map.about["mask_token_id"]
+        bos, blank = flow_map.about["bos_token_id"], flow_map.about["mask_token_id"]
+        prompt = tokenizer.encode(options.prompt, add_special_tokens=False).ids
+        if bos and prompt[:1] != [int(bos)]:
+            prompt = [int(bos), *prompt]  # as rows of training text begin
+        ids = np.array(prompt)
         given = ids != int(blank) if blank else None
     before = time.perf_counter()
     seeds = list(range(options.seed, options.seed + options.count))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset, load_dataset_builder
+from datasets.arrow_writer import SchemaInferenceError
 from datasets.exceptions import DatasetGenerationError
 
 from .paths import reading
@@ -114,6 +115,8 @@ def load_text(source: DataSource, streaming: bool = False, whole_files: bool = F
             )
         except (DatasetGenerationError, ValueError) as error:
             what = source.data_files or source.path
+            if isinstance(error.__cause__, SchemaInferenceError):
+                raise ValueError(f"{what} holds no document.") from error
             raise ValueError(f"{what} cannot be read: {error.__cause__ or error}") from error
 
 

@@ -165,7 +165,7 @@ def export(
         the path of `model.onnx`.
 
     Raises:
-        ValueError: if an argument is outside its range, or the model is refused by [`load_map`].
+        ValueError: if an argument is outside its range, the model is refused by [`load_map`], or has no tokenizer.
     """
     if not num_steps or min(num_steps) < 1:
         raise ValueError(f"`num_steps` must be numbers >= 1, but are {list(num_steps)}.")
@@ -176,10 +176,14 @@ def export(
     model = load_map(folder)
     if gamma is None:
         gamma = getattr(model.generation_config, "gamma", None) or 0.0
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} has no tokenizer, which goes with a graph: save it there. ({error})") from error
     output.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(output)
     model.generation_config.save_pretrained(output)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(output)
+    tokenizer.save_pretrained(output)
     graph = _graph(model)
     graph = _converted(graph, dtype)
     source = source or folder.resolve().name
@@ -229,11 +233,14 @@ def _converted(graph, dtype: str):
         return convert_float_to_float16(graph, keep_io_types=True, op_block_list=["Cos", "Sin", "Range", "Pow"])
     if dtype == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.quantization.shape_inference import quant_pre_process
 
         with tempfile.TemporaryDirectory() as folder:
-            whole, quantised = Path(folder, "whole.onnx"), Path(folder, "quantised.onnx")
+            whole, folded, quantised = (Path(folder, f"{name}.onnx") for name in ("whole", "folded", "quantised"))
             whole.write_bytes(graph.SerializeToString())
-            quantize_dynamic(whole, quantised, weight_type=QuantType.QInt8, per_channel=True)
+            # Transposes are folded into the matrices, else those that are used in several loops would not be found.
+            quant_pre_process(whole, folded, skip_symbolic_shape=True)
+            quantize_dynamic(folded, quantised, weight_type=QuantType.QInt8, per_channel=True)
             return onnx.load(quantised)
     return graph
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 TEMPLATE = Path(__file__).with_name("page.html")
 
 Column = dict[str, Any]
+MOST_BYTES = 4  # of a character in UTF-8
 
 
 def write_page(
@@ -83,9 +84,35 @@ def page(title: str, columns: Sequence[Column], tokenizer: PreTrainedTokenizerBa
             and `given`, (length,), True at tokens of the prompt. An id is None where a draft has no token yet.
         tokenizer (`PreTrainedTokenizerBase`): the tokenizer of all columns.
     """
-    drafts = (draft for column in columns for sample in column["samples"] for draft in sample["ids"])
-    used = {token for draft in drafts for token in draft if token is not None}
-    tokens = {token: tokenizer.decode([token]) for token in sorted(used)}
-    data = json.dumps({"title": title, "tokens": tokens, "columns": columns}, ensure_ascii=False)
+    shown = [
+        column | {"samples": [_with_texts(sample, tokenizer) for sample in column["samples"]]} for column in columns
+    ]
+    data = json.dumps({"title": title, "columns": shown}, ensure_ascii=False)
     # Within a script element only "</" and "<!" mean anything to HTML, so it is enough to escape "<".
     return TEMPLATE.read_text(encoding="utf-8").replace("DATA", data.replace("<", "\\u003c"), 1)
+
+
+def _with_texts(sample: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """A sample with the texts of its tokens in place of their ids."""
+    more = {name: value for name, value in sample.items() if name != "ids"}
+    return more | {"texts": [texts_of_tokens(draft, tokenizer) for draft in sample["ids"]]}
+
+
+def texts_of_tokens(ids: Sequence[int | None], tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
+    """The text of each token, None where there is none. A character that is made of several tokens, as bytes of it
+    are, is the text of the last of them."""
+    texts: list[str | None] = []
+    begun: list[int] = []
+    for place, token in enumerate(ids):
+        if token is None:
+            texts.append(None)
+            continue
+        begun.append(token)
+        text = str(tokenizer.decode(begun))
+        goes_on = place + 1 < len(ids) and ids[place + 1] is not None and len(begun) < MOST_BYTES
+        if text.endswith("\ufffd") and goes_on:
+            texts.append("")
+        else:
+            texts.append(text)
+            begun = []
+    return texts

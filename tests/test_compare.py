@@ -381,14 +381,18 @@ def test_controls_are_what_they_say():
         ("MAP --against SAMPLES --scorer SCORER", "samples.txt has 32 texts, but 64 samples are"),
         ("MAP --scorer SCORER --reference none.txt", "there is no file none.txt"),
         ("MAP --against MAP --scorer SCORER", "several are called fmlm-english-small: give them folders of different"),
+        ("MAP --scorer MAP", "fmlm-english-small is a flow language model, but a scorer is a causal one"),
+        ("MAP --against FLOW --scorer SCORER --sampler flow_map", "flm-english-small is no flow map: it writes with"),
+        ("MAP --scorer SCORER --output SAMPLES", "samples.txt is a file, but --output names the folder"),
         ("MAP --scorer SCORER --length 129", "fmlm-english-small writes up to 128 tokens, not 129"),
     ],
 )
 def test_mistakes_end_on_one_line(project, capsys, arguments, reason):
-    places = {"MAP": MAP, "SCORER": SCORER, "SAMPLES": project / "samples.txt"}
+    places = {"MAP": MAP, "FLOW": HUB / "flm-english-small", "SCORER": SCORER, "SAMPLES": project / "samples.txt"}
     words = [str(places.get(word, word)) for word in arguments.split()]
     reference = [] if "--reference" in words else ["--reference", str(project / "real.parquet")]
-    assert main(["evaluate", *words, *reference, "--num-steps", "1", "--output", str(project / "none")]) == 1
+    output = [] if "--output" in words else ["--output", str(project / "none")]
+    assert main(["evaluate", *words, *reference, "--num-steps", "1", *output]) == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("flm: ") and reason in line and not (project / "none").exists()
 
@@ -401,6 +405,9 @@ def test_empty_samples_and_files_without_text(project):
         compare([str(MAP), str(project / "empty.jsonl")], **settings)
     with pytest.raises(ValueError, match="columns.jsonl has no column `text`; its columns are \\['words'\\]"):
         open_writer(str(project / "columns.jsonl"))
+    (project / "numbers.jsonl").write_text('{"text": 3}\n')
+    with pytest.raises(ValueError, match="the column `text` of numbers.jsonl has 3, a int."):
+        open_writer(str(project / "numbers.jsonl"))
 
 
 # -- what is shipped --------------------------------------------------------------------------------------------------

@@ -186,6 +186,12 @@ def test_a_broken_file_is_named(name, content, reason, tmp_path):
         load_text(DataSource.parse(f"./{name}", tmp_path))
 
 
+def test_an_empty_file_holds_no_document(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(ValueError, match="empty.txt holds no document."):
+        load_text(DataSource.parse("./empty.txt", tmp_path))
+
+
 def test_rows_are_found_in_the_cache(bert, tmp_path):
     """In a second call and in another process, also after a text beyond the tokenizer's length."""
     (tmp_path / "long.txt").write_text("the cat sat .\n" + "a dog ran . " * 300 + "\n")

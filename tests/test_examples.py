@@ -29,7 +29,7 @@ SHORT += "--lr-scheduler-type constant --train play.parquet"
 STREAM = "finetune_streaming --ema-decay 0.5 --save-steps 2 --shuffle-buffer 9"
 COMMANDS = f"""
 finetune_trainer --validation play.parquet --output-dir plain --max-steps 8 --eval-on-start --save-strategy no \
-    --report tensorboard trackio {SHORT}
+    --report tensorboard trackio {SHORT} --train text.parquet --source ""
 finetune_flm_trainer {SHORT} --train text.parquet --validation text.parquet --source "" --output-dir flow \
     --ema-decay 0.5 --max-steps 8 --num-samples 0
 finetune_map --teacher flow --output-dir map --max-steps 2 {SHORT}

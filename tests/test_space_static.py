@@ -83,6 +83,13 @@ def test_the_noise_of_a_later_step_is_that_of_generate():
     torch.testing.assert_close(torch.tensor(drawn), theirs[..., :10].flatten(), atol=2e-6, rtol=0)
 
 
+def test_a_character_of_several_tokens_is_shown_whole():
+    text = "a\u00e9\u20ac\U0001f600b"
+    decode = "(ids) => new TextDecoder().decode(Uint8Array.from(ids))"
+    shown = node(f"textsOfTokens({list(text.encode())}, {decode})", "flow.js:textsOfTokens")
+    assert shown == ["a", "", "\u00e9", "", "", "\u20ac", "", "", "", "\U0001f600", "b"]
+
+
 def test_the_rules_of_sudoku():
     grids = [[int(digit) for digit in SOLUTION] for _ in range(3)]
     grids[1][0], grids[1][1] = grids[1][1], grids[1][0]

@@ -3,7 +3,7 @@
 // A task is asked for by its fields, which the address has too, behind the #: a link leads to the same text again.
 // `model.write` of flow.js gives the drafts; `Desk` shows them, whatever they are drafts of.
 
-import { loadManifest, loadModel } from "./flow.js";
+import { loadManifest, loadModel, textsOfTokens } from "./flow.js";
 import { asText, conflicts, fromText, isValid, newPuzzle } from "./sudoku.js";
 
 const PACE = 350; // milliseconds for which a draft is shown
@@ -194,9 +194,11 @@ class TextDesk extends Desk {
 
   display(draft) {
     const before = this.drafts[draft - 1]?.[0];
-    const tokens = Array.from(this.drafts[draft][0], (id, place) => {
+    const ids = Array.from(this.drafts[draft][0]);
+    const texts = textsOfTokens(ids, (some) => this.model.tokenizer.decode(some));
+    const tokens = ids.map((id, place) => {
       const token = document.createElement("span");
-      token.textContent = this.model.tokenizer.decode([id]);
+      token.textContent = texts[place];
       token.dataset.id = id;
       if (this.model.special.has(id)) token.classList.add("special");
       if (this.asked.given[place]) token.classList.add("given");
@@ -359,6 +361,7 @@ function open() {
   return current.run();
 }
 
+element("starting").hidden = true;
 let desks = [];
 try {
   manifest = await loadManifest();

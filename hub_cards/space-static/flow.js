@@ -178,3 +178,17 @@ function leastCertain(confidence, given, share) {
   const again = new Set(free.slice(0, count));
   return given.map((_, place) => again.has(place));
 }
+
+const MOST_BYTES = 4; // of a character in UTF-8
+
+/** The text of each token. A character that is made of several tokens, as bytes of it are, is the text of the last. */
+export function textsOfTokens(ids, decode) {
+  let begun = [];
+  return ids.map((id, place) => {
+    begun.push(id);
+    const text = decode(begun);
+    if (text.endsWith("\ufffd") && place + 1 < ids.length && begun.length < MOST_BYTES) return "";
+    begun = [];
+    return text;
+  });
+}
