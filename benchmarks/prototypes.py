@@ -39,7 +39,8 @@ class UnitEmbedding(FLMEmbedding):
 
 
 class UnitRows(FLMModel):
-    """A flow in the embedded space itself: rows E_v of equal norm r, and isotropic noise x0 ~ r N(0, I_d).
+    """A flow in the embedded space itself: rows E_v of equal norm r, and isotropic noise x0 ~ r N(0, I_d), which with
+    fewer tokens than dimensions is that of the space that the rows span.
 
     Along each token's row the signal over the noise is t / (1 - t), as it is along an axis of the one-hot space. So
     the clock of V tokens holds here, too.
@@ -54,6 +55,10 @@ class UnitRows(FLMModel):
         self.post_init()
 
     def embed_white_noise(self, white: Tensor) -> Tensor:
+        width = self.config.hidden_size
+        if white.shape[-1] < width:
+            rows = self.embed_tokens(torch.arange(self.config.vocab_size, device=white.device)).detach()
+            white = white @ torch.linalg.qr(rows.T)[0].T
         return self.embed_tokens.norm * white
 
 

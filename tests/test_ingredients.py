@@ -19,8 +19,8 @@ from examples.train_tokenizer import train_tokenizer
 from modeling_flm import FLMModel
 
 
-def unit_rows() -> UnitRows:
-    return randomise(UnitRows(UnitRowsConfig(**SIZES))).eval()
+def unit_rows(**changes) -> UnitRows:
+    return randomise(UnitRows(UnitRowsConfig(**SIZES | changes))).eval()
 
 
 def self_conditioned() -> SelfConditioned:
@@ -35,6 +35,19 @@ def test_rows_and_noise_of_equal_norm():
     noise = model.embed_noise(200, 12, seeds=list(range(200))).flatten(0, 1)
     covariance = noise.T @ noise / len(noise) / norm**2
     torch.testing.assert_close(covariance, torch.eye(32), atol=0.12, rtol=0)
+
+
+def test_with_few_tokens_the_noise_is_that_of_the_space_of_the_rows():
+    model = unit_rows(vocab_size=10)
+    table, norm = model.vocabulary_table(), model.embed_tokens.norm
+    noise = model.embed_noise(200, 12, seeds=list(range(200))).flatten(0, 1)
+    within = noise @ torch.linalg.pinv(table) @ table
+    torch.testing.assert_close(within, noise, atol=1e-4, rtol=1e-3)
+    variances = torch.linalg.eigvalsh(noise.T @ noise / len(noise))[-10:] / norm**2
+    torch.testing.assert_close(variances, torch.ones(10), atol=0.2, rtol=0)
+    model.train()(labels=torch.arange(10)[None], noise_seed=[4]).loss.backward()
+    assert model.embed_tokens.weight.grad.abs().sum() > 0
+    assert model.eval().generate(num_steps=3, refine_steps=2, seed=0).shape == (1, 12)
 
 
 def test_a_saved_prototype_writes_the_same(tmp_path):
