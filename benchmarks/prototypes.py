@@ -55,10 +55,9 @@ class UnitRows(FLMModel):
         self.post_init()
 
     def embed_white_noise(self, white: Tensor) -> Tensor:
-        width = self.config.hidden_size
-        if white.shape[-1] < width:
-            rows = self.embed_tokens(torch.arange(self.config.vocab_size, device=white.device)).detach()
-            white = white @ torch.linalg.qr(rows.T)[0].T
+        if white.shape[-1] < self.config.hidden_size:
+            with torch.autocast(white.device.type, enabled=False):
+                white = white @ torch.linalg.qr(self.vocabulary_table().detach().T)[0].T
         return self.embed_tokens.norm * white
 
 
