@@ -150,7 +150,7 @@ ABOUT = f"""
 (long: {LONG:,}, as the shipped map before it was matched; matched: the teacher is masked diffusion of
 {MASKED:,} steps).
 Share of valid grids at 1 to 8 evaluations, {GRIDS} grids for each of three seeds. ± is the standard
-deviation: over the trainings, or the seeds of a single one.
+deviation over the trainings.
 """
 
 
@@ -160,7 +160,7 @@ def report(results: dict[str, list[Row]]) -> str:
         row: Row = {"map": name}
         for measured in results[name]:
             row |= {f"valid, {measured['steps']}{end}": measured[f"valid{end}"] for end in ("", "_sd")}
-        rows.append(row | {"trainings": results[name][0].get("trainings", 1), "what": VARIANTS[name][0]})
+        rows.append(row | {"trainings": results[name][0]["trainings"], "what": VARIANTS[name][0]})
     return page(ABOUT, table(rows))
 
 

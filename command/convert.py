@@ -41,12 +41,12 @@ def run(options: argparse.Namespace) -> int:
     for name in (options.tokenizer, options.config):
         if name:
             check_path(name)
-    if path.exists():
-        source = read_source(path, config, averaged=not options.raw)
-    else:
+    from_hub = not path.exists()
+    if from_hub:
         with reading(options.source):
             path = Path(snapshot_download(options.source, allow_patterns=["config.json", "model.safetensors"]))
-        source = read_source(path)
+    source = read_source(path, config, averaged=not options.raw)
+    if from_hub:
         source.name = options.source
     model = convert(source, Path(options.output), options.tokenizer, options.final_logit_softcapping)
     kind = "a flow map (FMLM)" if model.config.two_times else "a flow (FLM)"

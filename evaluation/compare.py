@@ -155,7 +155,7 @@ def _opened(
     first = writers[0]
     if isinstance(first, FileWriter):
         raise ValueError(f"{first.name} is a file, but the first model's tokenizer measures all: put a model first.")
-    common, length = Common(first.tokenizer, shared=True), length or first.length
+    length = length or first.length
     for writer in writers:
         if isinstance(writer, FileWriter):
             writer.check(total)
@@ -163,10 +163,10 @@ def _opened(
             raise ValueError(
                 f"{writer.name} writes up to {writer.length} tokens, not {length}: ask for a lower `length`."
             )
-        if writer.tokenizer is None or not common.has_vocabulary_of(writer.tokenizer):
-            common = Common(first.tokenizer, shared=False)
     _check_names([writer.name for writer in writers])
-    return writers, common, length
+    alike = Common(first.tokenizer, shared=True)
+    shared = all(w.tokenizer is not None and alike.has_vocabulary_of(w.tokenizer) for w in writers)
+    return writers, Common(first.tokenizer, shared), length
 
 
 def _check_names(names: list[str]) -> None:

@@ -61,6 +61,8 @@ class FlowLM(TemplateLM):
         seed: int = 0,
     ):
         super().__init__()
+        if not str(batch_size).isdecimal():
+            raise ValueError(f"`batch_size` must be a number here, but is {batch_size!r}.")
         model = AutoModel.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
         if model.config.model_type not in ("flm", "fmlm"):
             raise ValueError(

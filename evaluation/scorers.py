@@ -36,11 +36,13 @@ def locate(name: str) -> tuple[Path, str | None]:
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 of the weights of a model folder: of its safetensors files, one after another in the order of their
-    names."""
+    """SHA-256 of the weights of a model folder: of its files *model*.safetensors, one after another in the order of
+    their names."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+    for file in sorted(folder.glob("*model*.safetensors")):
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -30,24 +30,24 @@ def load_tokenizer(name_or_path: str, for_wrapping: bool = True) -> PreTrainedTo
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if not for_wrapping:
         return tokenizer
-    tokenizer.bos_token = tokenizer.bos_token or tokenizer.cls_token
-    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
     for role, stand_in in (("bos_token", "cls_token"), ("eos_token", "sep_token")):
-        if getattr(tokenizer, role) is None:
+        token = getattr(tokenizer, role) or getattr(tokenizer, stand_in)
+        if token is None:
             raise ValueError(
                 f"The tokenizer {name_or_path} has no `{role}`, nor a `{stand_in}` to take its place: "
                 f"set `{role}` to one of its tokens and save it; or make each document a row (data.packing=rows)."
             )
+        setattr(tokenizer, role, token)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     return tokenizer
 
 
-def _token_id(tokenizer: PreTrainedTokenizerBase, role: str, token: str | None) -> int:
-    """The id of `token`. If it is None, the id of the tokenizer's own token for `role`, such as "bos_token"."""
-    token = getattr(tokenizer, role) if token is None else token
+def _token_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int:
+    """The id of the tokenizer's token for `role`, such as "bos_token"."""
+    token = getattr(tokenizer, role)
     if token is None:
-        raise ValueError(f"The tokenizer has no `{role}`: load it with `load_tokenizer`, or name one.")
+        raise ValueError(f"The tokenizer has no `{role}`: load it with `load_tokenizer`.")
     vocabulary = tokenizer.get_vocab()
     if token not in vocabulary:
         raise ValueError(f"`{role}` {token!r} is not in the tokenizer's vocabulary.")
@@ -60,8 +60,6 @@ def pack(
     length: int,
     text_column: str = "text",
     detokenizer: str | None = None,
-    bos_token: str | None = None,
-    eos_token: str | None = None,
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
     """Tokenise documents and pack them into rows of exactly `length` tokens, with the one column `input_ids` (int32).
@@ -76,7 +74,6 @@ def pack(
         length (`int`): tokens per row, at least 3.
         text_column (`str`): the column with the documents.
         detokenizer (`str`, *optional*): "lm1b" to undo what LM1B did to its text, before it is tokenised.
-        bos_token, eos_token (`str`, *optional*): tokens to use instead of the tokenizer's own.
         num_proc (`int`, *optional*): number of processes. Each packs an unbroken share of the documents, with a last
             batch of its own. Without effect on an `IterableDataset`.
 
@@ -99,8 +96,8 @@ def pack(
             "tokenizer": tokenizer,
             "length": length,
             "detokenizer": detokenizer,
-            "bos": _token_id(tokenizer, "bos_token", bos_token),
-            "eos": _token_id(tokenizer, "eos_token", eos_token),
+            "bos": _token_id(tokenizer, "bos_token"),
+            "eos": _token_id(tokenizer, "eos_token"),
         },
     }
     if isinstance(dataset, IterableDataset):

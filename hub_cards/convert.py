@@ -25,9 +25,8 @@ from flm_data.paths import reading
 from modeling_flm import FLMModel, FMLMConfig, FMLMModel
 from trainers.model_card import model_card
 
-from .official import convert_config, convert_state_dict, official_logits, official_name
+from .official import COMPUTED, convert_config, convert_state_dict, official_logits, official_name
 
-_COMPUTED = "rotary_emb.inv_freq"  # a stored constant of the official network, which ours computes
 _RELOAD = """
 import sys
 from safetensors.torch import load_file, save_file
@@ -68,6 +67,8 @@ def read_source(path: Path, config: Path | None = None, averaged: bool = True) -
         ValueError: if something is missing or damaged, or would run code when loaded. The message names it.
     """
     if path.is_dir():
+        if config or not averaged:
+            raise ValueError(f"{path} is an export: --config and --raw are for a .ckpt file.")
         return _read_export(path)
     if path.suffix == ".ckpt" and path.is_file():
         return _read_lightning(path, config, averaged)
@@ -146,7 +147,7 @@ def _average(path: Path, checkpoint: Mapping, weights: Mapping[str, Tensor]) -> 
     average = (checkpoint.get("ema") or {}).get("shadow_params")
     if average is None:
         raise ValueError(f"{path} holds no moving average (ema.shadow_params): convert its raw weights (--raw).")
-    names = [name for name in weights if name != _COMPUTED]
+    names = [name for name in weights if name != COMPUTED]
     if len(average) != len(names):
         raise ValueError(f"the moving average in {path} has {len(average)} tensors for {len(names)} parameters.")
     for name, tensor in zip(names, average, strict=True):
@@ -305,7 +306,7 @@ def export_official(model: FLMModel, output: Path) -> None:
         if not name.startswith("loss_weighting.target_time_embedding.")  # the official one ignores the second time
     }
     half = config.hidden_size // config.num_attention_heads // 2
-    weights[_COMPUTED] = config.rope_theta ** (-torch.arange(half, dtype=torch.float32) / half)
+    weights[COMPUTED] = config.rope_theta ** (-torch.arange(half, dtype=torch.float32) / half)
     nested = {
         "algo": {"name": config.model_type, "backbone": "dit", "learnable_loss_weighting": config.loss_weighting},
         "model": {

@@ -34,7 +34,7 @@ _NAMES = [
     (r"learnable_loss_weighting\.mlp\.0\.(\w+)", r"loss_weighting.linear_1.\1"),
     (r"learnable_loss_weighting\.mlp\.2\.(\w+)", r"loss_weighting.linear_2.\1"),
 ]
-_DROPPED = {"rotary_emb.inv_freq"}
+COMPUTED = "rotary_emb.inv_freq"  # a stored constant of the official network, which ours computes
 
 
 def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def convert_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: if a key is not one of the official network. The message names it.
     """
-    converted = {_convert_name(name): tensor for name, tensor in official.items() if name not in _DROPPED}
+    converted = {_convert_name(name): tensor for name, tensor in official.items() if name != COMPUTED}
     weighting = "loss_weighting.time_embedding"
     if f"{weighting}.linear_1.weight" in converted and "target_time_embedding.linear_1.weight" in converted:
         # The official loss weight ignores the second time. Ours gets an embedding of it, whose last layer is zero.

@@ -17,6 +17,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from benchmarks.convert import converted
+from benchmarks.timing import in_its_own_process
 from command.main import main
 from hub_cards.convert import convert, export_official, read_source
 from hub_cards.official import convert_state_dict
@@ -97,7 +98,7 @@ def test_a_lightning_checkpoint(name, tmp_path):
 
 def test_at_the_largest_published_size():
     """170 M parameters; the other sizes: `python -m benchmarks.convert`."""
-    measured = converted("FMLM-B-OWT")
+    measured = in_its_own_process(converted, "FMLM-B-OWT")
     assert measured["millions of parameters"] == pytest.approx(169.7, abs=0.1)
     assert float(measured["largest difference of logits"]) < 1e-4
     assert measured["peak GiB"] < 2.8
@@ -258,6 +259,14 @@ def test_a_damaged_source_is_refused_by_name(damage, message, tmp_path, capsys):
         convert(read_source(source), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
     assert "code has run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [["--raw"], ["--config", "official/config.json"]])
+def test_what_is_for_a_checkpoint_is_refused_for_an_export(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    export(tmp_path / "official")
+    assert main(["convert", "official", "--output", "ours", *given]) == 1
+    assert "official is an export: --config and --raw are for a .ckpt file." in capsys.readouterr().err
 
 
 def test_a_tokenizer_of_another_size_is_refused(tmp_path):

@@ -98,6 +98,13 @@ def test_tokenizer_without_ends_is_refused(tmp_path, missing, present):
 # -- pack
 
 
+def with_ends(tokenizer, options: dict):
+    """The tokenizer with the BOS and EOS among `options`, which loses them."""
+    for role in options.keys() & {"bos_token", "eos_token"}:
+        setattr(tokenizer, role, options.pop(role))
+    return tokenizer
+
+
 @pytest.mark.parametrize(
     "documents, options, rows",
     [
@@ -112,7 +119,7 @@ def test_tokenizer_without_ends_is_refused(tmp_path, missing, present):
     ],
 )
 def test_packing_by_hand(bert, documents, options, rows):
-    packed = pack(texts(*documents), load_tokenizer(bert), **options)
+    packed = pack(texts(*documents), with_ends(load_tokenizer(bert), options := dict(options)), **options)
     assert ids(packed) == rows
     assert packed.column_names == ["input_ids"] and packed.features["input_ids"].feature.dtype == "int32"
 
@@ -233,7 +240,7 @@ def test_fixed_noise(tokenizer, validation):
         ({"text_column": "n"}, "must be a string, but there is 1, a int"),
         ({"detokenizer": "moses"}, r"Unknown `detokenizer` 'moses'; there are \['lm1b'\]"),
         ({"bos_token": "[BOS]"}, r"`bos_token` '\[BOS\]' is not in the tokenizer's vocabulary"),
-        ({"eos_token": ""}, "`eos_token` '' is not in the tokenizer's vocabulary"),
+        ({"eos_token": "[EOS]"}, r"`eos_token` '\[EOS\]' is not in the tokenizer's vocabulary"),
         ({"length": 1000}, "too small: 1 documents fill no row of 1000 tokens"),
         ({"dataset": texts()}, "0 documents fill no row"),
         ({"tokenizer": "bare"}, "no `bos_token`: load it with `load_tokenizer`"),
@@ -243,8 +250,9 @@ def test_fixed_noise(tokenizer, validation):
 def test_packing_refuses(bert, arguments, message):
     dataset = Dataset.from_dict({"text": ["the cat sat"], "n": [1]})
     read = PreTrainedTokenizerFast.from_pretrained if "tokenizer" in arguments else load_tokenizer
+    tokenizer = with_ends(read(bert), arguments := dict(arguments))
     with pytest.raises(ValueError, match=message):
-        pack(**{"dataset": dataset, "length": 4, **arguments, "tokenizer": read(bert)})
+        pack(**{"dataset": dataset, "length": 4, **arguments, "tokenizer": tokenizer})
 
 
 # -- The detokeniser

@@ -203,6 +203,9 @@ def test_collators_that_leave_out_rows_or_add_them(tmp_path, trained):
     assert twice == pytest.approx(evaluate(tmp_path, trained, counting_rows(4), **options), rel=1e-5)
     with pytest.raises(ValueError, match="nothing to evaluate: the data set has no rows[.]"):
         evaluate(tmp_path, trained, counting_rows(4).select([]), **options)
+    given = counting_rows(4).map(lambda row: {"conditioning_mask": [1] * 16})
+    with pytest.raises(ValueError, match="nothing to evaluate: all tokens are given or padding"):
+        evaluate(tmp_path, trained, given, **options)
     with pytest.raises(ValueError, match="or too few for a batch .`dataloader_drop_last`."):
         evaluate(tmp_path, trained, counting_rows(4), dataloader_drop_last=True, **options)
 

@@ -34,6 +34,11 @@ def english(tmp_path_factory) -> FlowLM:
     return FlowLM(str(folder), batch_size=2, generation_steps=2, **FAST)
 
 
+def test_a_batch_size_is_a_number():
+    with pytest.raises(ValueError, match="`batch_size` must be a number here, but is 'auto'"):
+        FlowLM("hub_cards/flm-shidoku", batch_size="auto")
+
+
 def bound(lm: FlowLM, ids: list[int], given: int, seed: int = 0) -> float:
     mask = torch.arange(len(ids)) < given
     found = log_likelihood(lm.model, torch.tensor([ids]), conditioning_mask=mask[None], seed=seed, **FAST)

@@ -440,15 +440,6 @@ def test_a_phone_and_the_dark(go):
     assert colours["dark"][1] < 200 < 600 < colours["dark"][0]
 
 
-def test_the_first_text_of_a_load(fresh, record_property):
-    fresh.page.goto(f"{fresh.server.address}#seed=7")
-    figures(fresh.page)
-    seconds = fresh.page.evaluate("performance.now()") / 1000
-    record_property("seconds_to_the_first_text", seconds)
-    print(f"the first text is there {seconds:.1f} s after the page was asked for")
-    assert seconds < 60
-
-
 @pytest.mark.skipif("SCREENSHOTS" not in os.environ, reason="takes a picture where SCREENSHOTS names a folder")
 def test_picture(fresh):
     fresh.page.set_viewport_size({"width": 1040, "height": 640})

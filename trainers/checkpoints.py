@@ -20,9 +20,9 @@ def is_whole(checkpoint: Path) -> bool:
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
     """The whole `checkpoint-N` folder with the largest N in `output_dir`, or None."""
-    whole = {path: _step(path) for path in Path(output_dir).glob("checkpoint-*")}
-    steps = {path: step for path, step in whole.items() if step is not None and path.name == f"checkpoint-{step}"}
-    return max(steps, key=lambda path: steps[path], default=None)
+    steps = ((_step(path), path) for path in Path(output_dir).glob("checkpoint-*"))
+    whole = {step: path for step, path in steps if step is not None and path.name == f"checkpoint-{step}"}
+    return whole[max(whole)] if whole else None
 
 
 def _step(checkpoint: Path) -> int | None:

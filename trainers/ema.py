@@ -18,7 +18,7 @@ class EMA:
 
     Args:
         module (`nn.Module`): the module whose parameters are averaged.
-        decay (`float`): d, in (0, 1).
+        decay (`float`): d, in [0, 1); at 0 the average is the parameters themselves.
     """
 
     def __init__(self, module: nn.Module, decay: float):

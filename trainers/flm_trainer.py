@@ -230,8 +230,8 @@ class FLMTrainer(PublishingMixin, Trainer):
         if path.exists():
             weights = load_file(path)
             ema = EMA(model or self.model, self.args.ema_decay)
-            ema.load({name[4:]: tensor for name, tensor in weights.items() if name.startswith("ema.")})
-            ema.write({name[4:]: tensor for name, tensor in weights.items() if name.startswith("raw.")})
+            ema.load({name.removeprefix("ema."): x for name, x in weights.items() if name.startswith("ema.")})
+            ema.write({name.removeprefix("raw."): x for name, x in weights.items() if name.startswith("raw.")})
             self.ema = ema if self.args.ema_decay > 0 else None
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
@@ -257,6 +257,8 @@ class FLMTrainer(PublishingMixin, Trainer):
             raise ValueError(f"there is nothing to evaluate: the data set has no rows{without}.")
         losses, counts, times = (torch.cat(parts).cpu().numpy() for parts in zip(*self._evaluated, strict=True))
         self._evaluated = []
+        if not counts.sum():
+            raise ValueError("there is nothing to evaluate: all tokens are given or padding.")
         edges = np.linspace(0, 1, TAU_BINS + 1)
         bins = np.minimum(np.digitize(times, edges) - 1, TAU_BINS - 1)
         output.metrics[f"{metric_key_prefix}_loss"] = float(losses.sum() / counts.sum())

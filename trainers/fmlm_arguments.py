@@ -3,11 +3,9 @@
 from dataclasses import dataclass, field
 
 from .flm_arguments import FLMTrainingArguments
+from .objectives import OBJECTIVES
 
-CHOICES = {
-    "objective": ("semigroup", "lagrangian", "eulerian"),
-    "loss_type": ("ce", "mse"),
-}
+CHOICES = {"objective": OBJECTIVES, "loss_type": ("ce", "mse")}
 
 
 @dataclass
@@ -47,13 +45,16 @@ class FMLMTrainingArguments(FLMTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        leaves_simplex = self.objective in OBJECTIVES and not OBJECTIVES[self.objective].on_simplex
         if self.loss_type is None:
-            self.loss_type = "mse" if self.objective == "eulerian" else "ce"
+            self.loss_type = "mse" if leaves_simplex else "ce"
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but it must be one of {', '.join(choices)}.")
-        if self.objective == "eulerian" and self.loss_type != "mse":
-            raise ValueError('`loss_type` must be "mse" with the eulerian objective: its targets leave the simplex.')
+        if leaves_simplex and self.loss_type != "mse":
+            raise ValueError(
+                f'`loss_type` must be "mse" with the {self.objective} objective: its targets leave the simplex.'
+            )
         if not 0 <= self.diagonal_fraction <= 1:
             raise ValueError(f"`diagonal_fraction` is {self.diagonal_fraction}, but it must lie in [0, 1].")
         if self.boundary_prob < 1:

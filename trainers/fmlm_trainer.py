@@ -140,8 +140,6 @@ class FMLMTrainer(FLMTrainer):
         """The loss, and the output of `model`, which is the student as it is wrapped for training."""
         start, middle, end = (inputs[name] for name in ("timesteps", "middle_timesteps", "target_timesteps"))
         scored = inputs["labels"] != -100
-        if inputs.get("conditioning_mask") is not None:
-            scored = scored & ~inputs["conditioning_mask"].bool()
         averaged = self._target_weights
         own = Network(student, averaged) if self._whole_student is None else Network(self._whole_student)
         teacher = own if self.teacher is None else Network(self.teacher)
@@ -246,13 +244,13 @@ def shared_noise(
     seeds: list[int],
     length: int,
     law: NoiseLaw | None,
-    longest: int | None = None,
-    attention_mask: Tensor | None = None,
+    longest: int,
+    attention_mask: Tensor | None,
 ) -> list[Tensor]:
     """The embeddings (batch, length, d_i) of the same Gaussian noise by tables (V, d_i), float32; `law` is theirs.
 
     As with one table, the dense product is formed where the vocabulary is no larger than what would be drawn instead.
-    With `longest` and `attention_mask` the noise of a text does not depend on its padding.
+    By `longest`, the model's context, and `attention_mask` the noise of a text does not depend on its padding.
     """
     vocab_size, device = len(tables[0]), tables[0].device
     width = sum(table.shape[1] for table in tables)

@@ -111,8 +111,6 @@ class MatchingTrainer(FLMTrainer):
                     wanted = _last_layer(self.teacher, rest, masked, text)
                 loss = self._map_loss(hidden[masked], follows, wanted)
             self._train_auxiliary(*follows, written[masked])
-        if num_items_in_batch is not None:  # the share of this batch in an optimiser step
-            loss = loss * scored.sum() / num_items_in_batch
         return (loss, {}) if return_outputs else loss
 
     def _map_loss(self, hidden: Tensor, follows: "LastLayer", teacher: "LastLayer") -> Tensor:

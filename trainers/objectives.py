@@ -53,8 +53,7 @@ class Jumps:
 class Objective(ABC):
     """An objective of distillation: the time pairs that it is trained at, and its target.
 
-    To add one, subclass this, add it to [`OBJECTIVES`] and to the choices of `FMLMTrainingArguments`, and give it a
-    case in `tests/test_fixed_point.py`.
+    To add one, subclass this, add it to [`OBJECTIVES`], and give it a case in `tests/test_fixed_point.py`.
     """
 
     boundary = True  # whether some time pairs are (0, 1), the jump of one-step generation

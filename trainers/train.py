@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from transformers import AutoModel, default_data_collator, set_seed
+from transformers import AutoModel, PreTrainedTokenizerBase, TrainingArguments, default_data_collator, set_seed
 
 from flm_data import DataSource, load_text, load_tokenizer, one_row_each, pack
 from flm_data.paths import reading
@@ -35,8 +35,8 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
     """
     if recipe.teacher is not None:
         raise ValueError("`teacher` is for distillation: use `flm distill` with this recipe.")
-    args = FLMTrainingArguments(**_known("training", recipe.training, FLMTrainingArguments))
-    tokenizer = _tokenizer(recipe)
+    args = _arguments(FLMTrainingArguments, recipe.training)
+    tokenizer = tokenizer_of(recipe)
     if "from" in recipe.model:
         model = _first_model(recipe, tokenizer)
         if model.config.two_times:
@@ -70,8 +70,8 @@ def build_distiller(recipe: Recipe) -> FLMTrainer:
         if training.get("initialize_from_teacher"):
             raise ValueError("`initialize_from_teacher` and `model.from` both name the weights to begin with.")
         training = training | {"initialize_from_teacher": False}
-    args = FMLMTrainingArguments(**_known("training", training, FMLMTrainingArguments))
-    tokenizer = _tokenizer(recipe)
+    args = _arguments(FMLMTrainingArguments, training)
+    tokenizer = tokenizer_of(recipe)
     attention = recipe.model.get("attn_implementation")
     teacher = None if recipe.teacher is None else load_model(recipe.teacher, attention, tokenizer)
     if goes_on:
@@ -96,8 +96,8 @@ def _build_matcher(recipe: Recipe) -> MatchingTrainer:
             f"`objective: {MATCHING}` needs a `teacher`, a masked diffusion model, and `model: {{from: ...}}`, a map."
         )
     training = {name: value for name, value in recipe.training.items() if name != "objective"}
-    args = MatchingTrainingArguments(**_known("training", training, MatchingTrainingArguments))
-    tokenizer = _tokenizer(recipe)
+    args = _arguments(MatchingTrainingArguments, training)
+    tokenizer = tokenizer_of(recipe)
     model = _first_model(recipe, tokenizer)
     teacher = load_model(recipe.teacher, recipe.model.get("attn_implementation"), tokenizer)
     data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args)
@@ -106,10 +106,10 @@ def _build_matcher(recipe: Recipe) -> MatchingTrainer:
     return trainer
 
 
-def _tokenizer(recipe: Recipe):
+def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer that a recipe names, with the ends of rows that it names."""
     with reading(recipe.tokenizer):
         tokenizer = load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
-    # The ends of rows, and of the model's texts.
     for name in ("bos_token", "eos_token"):
         if (token := getattr(recipe.data, name)) is not None:
             setattr(tokenizer, name, token)
@@ -183,7 +183,7 @@ def hub_datasets(recipe: Recipe) -> list[str]:
     return [path] if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else []
 
 
-def load_data(recipe: Recipe, tokenizer, length: int, args: FLMTrainingArguments) -> dict:
+def load_data(recipe: Recipe, tokenizer, length: int, args: TrainingArguments) -> dict:
     """The trainer's arguments that have to do with data, in rows of `length` tokens. Of several processes on a machine
     the first one packs, and the others read what it has packed."""
     with args.main_process_first(desc="packing"):
@@ -235,14 +235,19 @@ def _packed(recipe: Recipe, source, tokenizer, length: int):
     )
 
 
-def _known(section: str, given: dict, cls) -> dict:
-    known = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
+def _arguments(kind, given: dict):
+    """The training arguments of this kind that a recipe gives.
+
+    Raises:
+        ValueError: an entry is unknown, or no number where one is needed.
+    """
+    known = {f.name: f.default for f in dataclasses.fields(kind) if f.init}
     if unknown := sorted(given.keys() - known.keys()):
-        raise ValueError(f"`{section}` has unknown entries: {', '.join(unknown)}.")
+        raise ValueError(f"`training` has unknown entries: {', '.join(unknown)}.")
     given = dict(given)
     for name, value in given.items():
         if name.endswith("_strategy") and value is False:
             given[name] = "no"  # which YAML reads as false
         if isinstance(known[name], (int, float)) and not isinstance(value, (int, float)):
-            raise ValueError(f"`{section}.{name}` is {value!r}, but it must be a number, or true or false.")
-    return given
+            raise ValueError(f"`training.{name}` is {value!r}, but it must be a number, or true or false.")
+    return kind(**given)

@@ -18,15 +18,14 @@ from transformers import (
     set_seed,
 )
 
-from flm_data import load_tokenizer
 from trainers.checkpoints import last_whole_checkpoint
 from trainers.recipe import load_recipe
-from trainers.train import load_data
+from trainers.train import load_data, tokenizer_of
 
 
 def main() -> None:
     recipe = load_recipe(sys.argv[1], sys.argv[2:])
-    tokenizer = load_tokenizer(recipe.tokenizer)
+    tokenizer = tokenizer_of(recipe)
     known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     settings = {name: value for name, value in recipe.training.items() if name in known}
     settings |= {"output_dir": settings["output_dir"] + "-ar", "eval_strategy": "no"}
@@ -50,7 +49,7 @@ def main() -> None:
     set_seed(args.seed)
     model = GPT2LMHeadModel._from_config(config, attn_implementation="eager")  # the fastest here in bfloat16
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    data = load_data(recipe, tokenizer, config.n_positions, args.seed)
+    data = load_data(recipe, tokenizer, config.n_positions, args)
     data["data_collator"] = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     trainer = Trainer(model, args, **data)
     last = last_whole_checkpoint(args.output_dir)
