@@ -59,10 +59,11 @@ KINDS = {
         },
     ),
     "tinystories": Kind(
-        writes="Tales in the words of a small child, 128 tokens at a time",
-        data="16,929 stories of TinyStories (arXiv 2305.07759), 13.7 million characters (`examples/stories`); "
-        "byte-level BPE of 8,192 tokens.",
-        limits="Made to be trained and tried on a laptop: a demonstration of the method, nothing to rely on.",
+        writes="tales in the words of a small child, 128 tokens at a time",
+        data="16,929 stories of TinyStories (arXiv 2305.07759, licence CDLA-Sharing-1.0 as its card says), "
+        "13.7 million characters (`examples/stories`); byte-level BPE of 8,192 tokens.",
+        limits="A small model, trained on a CPU to show the method. It writes children's stories in English, with few "
+        "whole sentences in one evaluation. Not examined for bias or safety.",
         figures="`gppl ar`, `gppl ngram`: generative perplexity under a GPT-2 of 5.4 M parameters and a Kneser-Ney "
         "4-gram, both of the same stories; `words`, `pairs`: shares of words and of neighbouring words that the "
         "stories have, too; the protocol and the baselines are in `benchmarks/few_step.md`.",
@@ -77,9 +78,11 @@ KINDS = {
         writes="English like that of its corpus (addresses, Bibles, sermons, plays, novels), 128 tokens at a time",
         data="47 million characters of public-domain English (`examples/corpus`, with sources and rights); byte-level "
         "BPE of 4,096 tokens.",
-        limits="Made to be trained and tried on a laptop: a demonstration of the method, nothing to rely on.",
+        limits="A small model, trained on a CPU to show the method. Its English is that of older books, a third of it "
+        "biblical, and words that do not exist are frequent. Not examined for bias or safety.",
         figures="`gppl ar`, `gppl ngram`: generative perplexity under a GPT-2 of the same size and under a Kneser-Ney "
-        "4-gram, both of the same training text; the protocol and the baselines are in `benchmarks/few_step.md`.",
+        "4-gram, both of the same training text; the protocol and the baselines are in `benchmarks/few_step.md`. The "
+        "figures are of the weights before they were rounded to bfloat16.",
         held_out="Public-domain English",
         metrics={
             "gppl_ar": ("perplexity", "generative perplexity under a GPT-2 of the same size"),
@@ -146,7 +149,8 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         samples=[Samples(**group) for group in samples[name]],
         results=[result for row in rows for result in eval_results(row, part, sampler)],
         license="apache-2.0",
-        language="en",
+        language="en" if part in ("english", "tinystories") else None,
+        datasets=["roneneldan/TinyStories"] if part == "tinystories" else None,
         base_model=teacher,
     )
 

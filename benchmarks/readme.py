@@ -44,7 +44,9 @@ PARTS = {
 PROTOCOL = (
     f"Figures are means over {len(SEEDS)} seeds of {TEXTS} texts, {GRIDS} grids of 4x4 or {PUZZLES} puzzles, with the "
     "model's own sampler. Entropy is that of the tokens of a text, in nats; a lower perplexity at a lower entropy is "
-    "no gain. Refined: one step, and the others are refinements (`refine_steps`)."
+    "no gain. Refined: one step, and the others are refinements (`refine_steps`). Masked diffusion (MDLM, [arXiv "
+    "2406.07524](https://arxiv.org/abs/2406.07524)) starts from masks and writes some tokens in each evaluation. The "
+    "figures of `...-english-small` are of the weights before they were rounded to bfloat16."
 )
 
 
