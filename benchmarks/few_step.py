@@ -28,11 +28,11 @@ from benchmarks.request import Request, measure_models
 from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, SEEDS, Row, number, over_seeds, show, shown, table
 from evaluation.masked import sample_masked
 from evaluation.ngram import KneserNey
+from evaluation.samples import packed_rows
 from evaluation.scorers import causal_losses
 from evaluation.sudoku import is_valid
 from evaluation.text import distinct_n, self_bleu, token_entropy
 from examples.sudoku.puzzles import unique_puzzles
-from flm_data import pack
 
 RESULTS = ROOT / "benchmarks" / "few_step.json"
 STEPS = (1, 2, 4, 8, 16, 64)
@@ -185,7 +185,7 @@ class Scorers:
 
     def rows(self, split: str) -> np.ndarray:
         text = load_dataset("parquet", data_files=str(CORPUS / f"{split}.parquet"), split="train")
-        return np.array(pack(text, self.tokenizer, 128).with_format("numpy")["input_ids"][:])
+        return packed_rows(text, self.tokenizer, 128)
 
     def measure(self, ids: torch.Tensor) -> Row:
         rows = ids.numpy()

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 from benchmarks.results import ROOT, Row
 from evaluation.measures import apart
 from evaluation.ngram import KneserNey
+from evaluation.samples import packed_rows
 from evaluation.text import known_words, token_entropy
-from flm_data import DataSource, load_text, pack
+from flm_data import DataSource, load_text
 
 LENGTH = 128  # tokens of a row
 
@@ -50,7 +51,7 @@ class Stories:
         return load_text(DataSource.parse(source, "."))
 
     def _rows(self, source: str | dict) -> np.ndarray:
-        return np.array(pack(self._text(source), self.tokenizer, LENGTH).with_format("numpy")["input_ids"][:])
+        return packed_rows(self._text(source), self.tokenizer, LENGTH)
 
     def judged(self, ids: torch.Tensor) -> Row:
         """Of texts (n, length): their perplexity, entropy, and shares of known words and pairs."""

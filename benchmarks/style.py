@@ -21,8 +21,8 @@ from transformers import AutoTokenizer
 from benchmarks.few_step import load
 from benchmarks.results import CORPUS, HUB, ROOT, Row, measure_parts, over_seeds, page, shown, table
 from evaluation.ngram import KneserNey
+from evaluation.samples import packed_rows
 from evaluation.text import token_entropy
-from flm_data import pack
 
 RESULTS = ROOT / "benchmarks" / "style.json"
 RUNS = ROOT / "runs" / "style"
@@ -54,7 +54,7 @@ class Texts:
         self.judges = [KneserNey(rows[:size], len(self.tokenizer), ORDER) for rows in (judging, rest)]
 
     def rows(self, text: Dataset) -> np.ndarray:
-        return np.array(pack(text, self.tokenizer, LENGTH).with_format("numpy")["input_ids"][:])
+        return packed_rows(text, self.tokenizer, LENGTH)
 
     def measure(self, rows: np.ndarray) -> Row:
         """What the judges and the markers say of samples (n, LENGTH)."""

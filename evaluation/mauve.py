@@ -9,6 +9,8 @@ import evaluate
 from .metric import information
 from .scorers import CausalScorer
 
+SEED = 25  # of the clustering, as in the authors' package
+
 INPUTS = """
 Args:
     predictions: samples, as rows of ids of the scorer's own tokenizer, or as texts.
@@ -23,7 +25,7 @@ Returns:
 """
 
 
-def mauve_score(real_features, features, seed=25) -> tuple[float, int]:
+def mauve_score(real_features, features, seed=SEED) -> tuple[float, int]:
     """MAUVE of features (n, d) against those of real texts (m, d), computed by the authors' package; and the number of
     clusters.
 
@@ -47,7 +49,7 @@ class Mauve(evaluate.Metric):
         citation = "Pillutla et al., MAUVE: Measuring the Gap Between Neural Text and Human Text, NeurIPS 2021"
         return information(__doc__, INPUTS, citation)
 
-    def _compute(self, predictions, real, scorer, seed=25, device="cpu", trust_remote_code=False):
+    def _compute(self, predictions, real, scorer, seed=SEED, device="cpu", trust_remote_code=False):
         judge = CausalScorer(scorer, device=device, trust_remote_code=trust_remote_code)
         as_ids = judge.framed if isinstance(predictions[0], str) else list
         score, buckets = mauve_score(judge.features(as_ids(real)), judge.features(as_ids(predictions)), seed)

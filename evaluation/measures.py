@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .frontier import Point, at_entropy, interval, resamples
 from .judges import Judge, Points
-from .mauve import mauve_score
+from .mauve import SEED, mauve_score
 from .samples import Common, Corpus, Samples, documents
 from .scorers import perplexity
 from .text import (
@@ -72,7 +72,7 @@ def mauve_protocol(judge: Judge | None, total: int) -> str:
     if judge is None:
         return "not measured: it needs mauve-text and a causal scorer"
     against = f"against {total} held-out rows that are in no control"
-    return f"last hidden states of {judge.name}, {against}, {max(2, round(total / 10))} clusters, seed 25"
+    return f"last hidden states of {judge.name}, {against}, {max(2, round(total / 10))} clusters, seed {SEED}"
 
 
 def _matches(sets: list[Samples], training: np.ndarray, common: Common) -> list[list[np.ndarray]]:

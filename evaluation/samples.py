@@ -69,8 +69,13 @@ def documents(file: str) -> Dataset:
     return load_text(DataSource.parse(str(Path(file).resolve()), "."))
 
 
+def packed_rows(texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> np.ndarray:
+    """Rows (n, length) of ids, packed as for training."""
+    return np.array(pack(texts, tokenizer, length).with_format("numpy")["input_ids"][:])
+
+
 def packed(file: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Corpus:
     path = Path(file)
-    rows = np.array(pack(documents(file), tokenizer, length).with_format("numpy")["input_ids"][:])
+    rows = packed_rows(documents(file), tokenizer, length)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Corpus(file, rows, {"file": path.name, "sha256": digest, "rows": len(rows), "length": length})

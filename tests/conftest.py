@@ -1,4 +1,5 @@
-"""Settings every test runs under: no network, one thread, caches of its own, the same hypothesis examples."""
+"""Settings every test runs under: no network, one thread, caches of its own, the same hypothesis examples
+(but in test_any_arguments)."""
 
 import atexit
 import gc

@@ -49,6 +49,7 @@ def project(tmp_path_factory):
     (folder / "distil.yaml").write_text("teacher: ./runs/finished\n" + RECIPE[RECIPE.index("tokenizer:") :])
     (folder / "train.txt").write_text("\n".join(LINES))
     (folder / "validation.txt").write_text("\n".join(LINES[:30]))
+    (folder / "other.txt").write_text("\n".join(line.upper() for line in LINES))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     tokenizer.decoder = decoders.ByteLevel()
@@ -322,7 +323,6 @@ def finetune(project: Path, model: str | Path, output: Path, *more: str) -> int:
 
 @pytest.fixture(scope="module")
 def tuned(project, trained) -> Path:
-    (project / "other.txt").write_text("\n".join(line.upper() for line in LINES))
     output = project / "runs" / "tuned"
     assert finetune(project, trained, output) == 0
     return output
@@ -352,7 +352,7 @@ def test_a_fine_tuning_that_was_interrupted_goes_on_to_the_same_weights(project,
     assert same(saved(tmp_path), saved(tuned))
 
 
-def test_any_kind_of_text_and_a_held_out_file(project, trained, tuned, tmp_path):
+def test_any_kind_of_text_and_a_held_out_file(project, trained, tmp_path):
     texts, losses, ends = Dataset.from_dict({"body": [line.upper() for line in LINES], "other": LINES}), [], []
     for kind, write in (("jsonl", texts.to_json), ("csv", texts.to_csv), ("parquet", texts.to_parquet)):
         write(tmp_path / f"a.{kind}")
@@ -365,7 +365,7 @@ def test_any_kind_of_text_and_a_held_out_file(project, trained, tuned, tmp_path)
     assert same(ends[0], ends[1]) and same(ends[0], ends[2])
 
 
-def test_a_text_file_is_one_document_where_that_is_said(project, trained, tuned):
+def test_a_text_file_is_one_document_where_that_is_said(project, trained):
     """Lines of a long text shall not each end in EOS."""
     rows, given = {}, (str(trained), str(project / "other.txt"), "unused", "0")
     for documents in ("lines", "files"):
@@ -386,7 +386,7 @@ def test_the_ends_of_the_rows_are_those_of_the_model(project, tmp_path):
         assert (config.bos_token_id, config.eos_token_id) == (1, 2)
 
 
-def test_a_share_of_the_rows_is_held_out(project, trained, tuned):
+def test_a_share_of_the_rows_is_held_out(project, trained):
     recipe = finetuning_recipe(str(trained), str(project / "other.txt"), "unused", "0.25")
     tokenizer = trainers.train.load_tokenizer(recipe.tokenizer)
     data, again = (trainers.train.load_data(recipe, tokenizer, 16, arguments(project, seed=3)) for _ in range(2))
@@ -397,7 +397,7 @@ def test_a_share_of_the_rows_is_held_out(project, trained, tuned):
     assert sorted([*kept, *held]) == sorted(whole)
 
 
-def test_a_model_of_the_hub_is_the_base_of_the_card(project, trained, tuned, tmp_path, monkeypatch):
+def test_a_model_of_the_hub_is_the_base_of_the_card(project, trained, tmp_path, monkeypatch):
     snapshot = tmp_path / "cache" / "models--org--flow" / "snapshots" / ("0" * 40)
     copytree(trained, snapshot, ignore=ignore_patterns("checkpoint-*"))
     (snapshot.parents[1] / "refs").mkdir()
@@ -444,7 +444,7 @@ FINETUNING_MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", FINETUNING_MISTAKES)
-def test_a_mistake_in_fine_tuning_is_one_line(project, trained, tuned, tmp_path, mistake, capfd):
+def test_a_mistake_in_fine_tuning_is_one_line(project, trained, tmp_path, mistake, capfd):
     given, options, said = FINETUNING_MISTAKES[mistake]
     if "{larger}" in "".join(given):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(trained)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny import random_ids, tiny_config, tiny_model
+from tiny import random_ids, tiny_config, tiny_model
 
 from modeling_flm import FLMModel, FMLMModel
 from trainers.recipe import load_recipe

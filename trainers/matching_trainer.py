@@ -95,29 +95,29 @@ class MatchingTrainer(FLMTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of the map, and `auxiliary_steps` steps of the auxiliary network, each on texts of its own."""
-        ids, scored, text = inputs["input_ids"], inputs["labels"] != -100, inputs.get("attention_mask")
+        ids, scored, attention_mask = inputs["input_ids"], inputs["labels"] != -100, inputs.get("attention_mask")
         generator = torch.Generator(ids.device).manual_seed(step_seeds(inputs["noise_seed"][:1], _CHOICES)[0])
         for step in reversed(range(self.args.auxiliary_steps)):
             with torch.set_grad_enabled(step == 0):
                 seeds = step_seeds(inputs["noise_seed"], step)
-                hidden, written = self._write(model, ids, scored, text, seeds, generator)
+                hidden, written = self._write(model, ids, scored, attention_mask, seeds, generator)
             chance, share = torch.rand(2, *ids.shape, generator=generator, device=ids.device)
             masked = scored & (chance < share[:, :1])
             rest = written.masked_fill(masked, self.teacher.config.mask_token_id)
             with torch.enable_grad():
-                follows = _last_layer(self.auxiliary, rest, masked, text)
+                auxiliary = _last_layer(self.auxiliary, rest, masked, attention_mask)
             if step == 0:  # before the auxiliary network changes
                 with torch.no_grad():
-                    wanted = _last_layer(self.teacher, rest, masked, text)
-                loss = self._map_loss(hidden[masked], follows, wanted)
-            self._train_auxiliary(*follows, written[masked])
+                    teacher = _last_layer(self.teacher, rest, masked, attention_mask)
+                loss = self._map_loss(hidden[masked], auxiliary, teacher)
+            self._train_auxiliary(*auxiliary, written[masked])
         return (loss, {}) if return_outputs else loss
 
-    def _map_loss(self, hidden: Tensor, follows: "LastLayer", teacher: "LastLayer") -> Tensor:
+    def _map_loss(self, hidden: Tensor, auxiliary: "LastLayer", teacher: "LastLayer") -> Tensor:
         """The loss of the map, whose last hidden states at the masked tokens are `hidden` (tokens, d), given what the
         predictions of the auxiliary network and of the teacher there are made of."""
         with torch.no_grad():
-            cost = log_ratio(log_posterior(*follows), log_posterior(*teacher, self.args.teacher_temperature))
+            cost = log_ratio(log_posterior(*auxiliary), log_posterior(*teacher, self.args.teacher_temperature))
         weights = torch.ones(len(hidden), device=hidden.device) / max(len(hidden), 1)
         weight, bias, cap = self._writing_layer()
         return chunked_distillation_loss(hidden, weight, bias, cost, weights, cap, "expectation")[0]
@@ -133,13 +133,13 @@ class MatchingTrainer(FLMTrainer):
         model,
         ids: Tensor,
         scored: Tensor,
-        text: Tensor | None,
+        attention_mask: Tensor | None,
         seeds: list[int],
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """The last hidden states (rows, length, d) of jumps to the end, and the texts (rows, length) drawn from them.
 
-        Tokens that are not scored are given: they are those of `ids`. `text` is the attention mask, 0 at padding.
+        Tokens that are not scored are given: they are those of `ids`.
         """
         own, (rows, length) = self.flow_map, ids.shape
 
@@ -147,12 +147,12 @@ class MatchingTrainer(FLMTrainer):
             some = slice(len(state))
             state = torch.where(scored[some, :, None], state, own.embed_tokens(ids[some])).detach()
             times = dict(timesteps=start, target_timesteps=end)
-            mask = None if text is None else text[some]
+            mask = None if attention_mask is None else attention_mask[some]
             return model(inputs_embeds=state, attention_mask=mask, **times, output_logits=False).last_hidden_state
 
         def noise(seeds: list[int]) -> Tensor:
             drawn = own.embed_noise(len(seeds), length, seeds=seeds).detach()
-            return to_where_text_begins(drawn, None if text is None else text[: len(seeds)])
+            return to_where_text_begins(drawn, None if attention_mask is None else attention_mask[: len(seeds)])
 
         state, tau = noise(seeds), torch.zeros(rows, device=ids.device)
         # Rounded at random, so that the mean is exact.
@@ -212,18 +212,16 @@ class MatchingTrainer(FLMTrainer):
             self.auxiliary_optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **moments}
 
 
-LastLayer = tuple[
-    Tensor, Tensor, Tensor, float | None
-]  # hidden states (tokens, d), weight (V, d), bias (V,), soft cap
+# Hidden states (tokens, d), weight (V, d), bias (V,) and soft cap.
+LastLayer = tuple[Tensor, Tensor, Tensor, float | None]
 
 
-def _last_layer(masked_diffusion: FLMModel, ids: Tensor, wanted: Tensor, text: Tensor | None) -> LastLayer:
-    """What the predictions at the `wanted` positions of `ids` (rows, length) are made of; `text` is the attention
-    mask."""
-    own = masked_diffusion
-    state, times = own.embed_tokens(ids), torch.zeros(len(ids), device=ids.device)
-    hidden = own(inputs_embeds=state, timesteps=times, attention_mask=text, output_logits=False).last_hidden_state
-    return hidden[wanted], *own.output_layer(), own.config.final_logit_softcapping
+def _last_layer(model: FLMModel, ids: Tensor, places: Tensor, attention_mask: Tensor | None) -> LastLayer:
+    """What the predictions of masked diffusion at some `places` (rows, length) of `ids` are made of."""
+    state, times = model.embed_tokens(ids), torch.zeros(len(ids), device=ids.device)
+    arguments = dict(inputs_embeds=state, timesteps=times, attention_mask=attention_mask)
+    hidden = model(**arguments, output_logits=False).last_hidden_state
+    return hidden[places], *model.output_layer(), model.config.final_logit_softcapping
 
 
 def log_ratio(numerator: Target, denominator: Target) -> Target:
