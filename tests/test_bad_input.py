@@ -39,6 +39,7 @@ BAD_FIELDS = {size: [0, -2, 2.0, "2", True, None] for size in SIZES} | {
     "rope_theta": [0, -1.0, NAN, INF, "10000", None],
     "initializer_range": [0, -0.02, NAN, INF, "0.02", None],
     "loss_weighting": [1, "true", None],
+    "learned_positions": [1, "true", None],
     "bos_token_id": [-1, 61, 1.0, "1", True],
     "eos_token_id": [-1, 61, 1.0, [1, 61], [1, "2"], [], True],
     "pad_token_id": [-1, 61, 1.0, "1", True],

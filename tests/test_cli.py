@@ -18,7 +18,7 @@ from training import arguments, same, weights
 from transformers import PreTrainedTokenizerFast
 
 import trainers.train
-from benchmarks.results import HUB, ROOT
+from benchmarks.results import BASELINES, HUB, ROOT
 from command.generate import shown
 from command.main import main
 from hub_cards.push import NEEDED, to_upload
@@ -437,6 +437,12 @@ FINETUNING_MISTAKES = {
     "a share of more than all": ([], {"--validation": "1.5"}, "`data.validation_share` is 1.5, but it must lie"),
     "a column that is not there": ([], {"--text-column": "body"}, "There is no column `body`"),
     "another width": (["{model}", "model.hidden_size=64"], {}, "entries that `from` settles: hidden_size"),
+    "another kind of model": ([str(BASELINES / "ar-english-small")], {}, "is a GPT2Model, not a flow language model"),
+    "nothing to hold out": (
+        ["{model}"],
+        {"--data": "{one_row}"},
+        "fills 1 row of 16 tokens: there is nothing to hold",
+    ),
     "another tokenizer": (["{model}", "tokenizer={larger}"], {}, "the tokenizer has 79 tokens, but "),
     "an unknown entry": (["{model}", "training.max_stepz=3"], {}, "max_stepz"),
     "an unknown way to read": (["{model}", "data.documents=lots"], {}, "`data.documents` is 'lots', but"),
@@ -451,7 +457,9 @@ def test_a_mistake_in_fine_tuning_is_one_line(project, trained, tmp_path, mistak
         tokenizer.add_tokens(["one", "two", "three", "four"])
         tokenizer.save_pretrained(tmp_path / "larger")
     given = [word.format(model=trained, larger=tmp_path / "larger") for word in given or ["{model}"]]
+    (tmp_path / "one_row.txt").write_text("\n".join(LINES[:2]))
     options = {"--data": str(project / "other.txt"), "--output": str(tmp_path / "out")} | options
+    options = {name: value.format(one_row=tmp_path / "one_row.txt") for name, value in options.items()}
     assert main(["finetune", *given, *(word for pair in options.items() for word in pair)]) == 1
     line = one_line(capfd, bars=True)
     assert line.startswith("flm: ") and said in line

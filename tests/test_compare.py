@@ -251,6 +251,11 @@ def test_models_of_transformers(tmp_path):
     with pytest.raises(ValueError, match="headless is GPT2Model, which does not say how it writes: .* masked:"):
         open_writer(str(tmp_path / "headless"))
     assert open_writer(f"causal:{tmp_path / 'gpt'}").kind == "causal"
+    for name, token in (("gpt", "bos_token"), ("bert", "mask_token")):
+        writer = open_writer(str(tmp_path / name))
+        setattr(writer.tokenizer, token, None)
+        with pytest.raises(ValueError, match=f"the tokenizer of {name} has no .* to begin with: set `{token}`"):
+            writer.write(writer.settings(Sweep())[0], 1, [0], 16)
 
 
 class Twins(torch.nn.Module):

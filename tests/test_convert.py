@@ -208,6 +208,11 @@ def truncated(folder):
     return folder
 
 
+def no_json(folder):
+    (export(folder) / "config.json").write_text('{"algo": ')
+    return folder
+
+
 def without_weights(folder):
     (export(folder) / "model.safetensors").unlink()
     return folder
@@ -238,6 +243,7 @@ DAMAGED = {
         "output_layer.linear.weight has entries that are not finite",
     ),
     "truncated": (truncated, "model.safetensors is damaged"),
+    "configuration cut off": (no_json, "config.json is no JSON"),
     "no weights": (without_weights, "has no model.safetensors"),
     "wrong vocabulary": (damaged_config(lambda c: c.update(vocab_size=38)), "says vocab_size 38, .* have 37"),
     "no vocabulary": (damaged_config(lambda c: c.pop("vocab_size")), "has no vocab_size"),

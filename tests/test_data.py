@@ -354,6 +354,7 @@ def test_hub_names_pass_through():
         ("./empty", "empty holds no .csv, .json, .jsonl, .parquet, .txt file"),
         ({"path": "org/corpus", "subset": "en"}, r"Unknown keys \['subset'\] in a data source; the keys are \['path'"),
         ({"name": "en"}, "needs a `path`"),
+        ("some.txt", "`some.txt` in a data source is a file by its end: a path begins with"),
         ("", "needs a `path`"),
         ({"path": "org/corpus", "split": 3}, "`split` of a data source must be a string, not 3"),
         ({"path": ["a", "b"]}, r"`path` of a data source must be a string, not \['a', 'b'\]"),
@@ -371,6 +372,12 @@ def test_sources_refused(files, value, message):
 def test_a_part_of_a_split_is_not_streamed():
     with pytest.raises(ValueError, match=r"Only a whole split can be streamed.*train\[-10:\]"):
         load_text(DataSource("org/corpus", split="train[-10:]"), streaming=True)
+
+
+def test_whole_files_are_txt(files):
+    (files / "rows.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(ValueError, match="Whole files are documents where they are .txt, but here are others"):
+        load_text(DataSource.parse("./rows.jsonl", files), whole_files=True)
 
 
 # -- What the repository ships
