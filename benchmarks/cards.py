@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult
 
 from benchmarks.few_step import GRIDS, LARGE_GRIDS, PUZZLES, RESULTS
-from benchmarks.results import HUB, SEEDS, Row, number, table
+from benchmarks.results import HUB, SEEDS, Row, table
 from examples.sudoku import make_puzzles
 from hub_cards.folder import drawn, size
 from trainers.model_card import Samples, model_card
@@ -203,8 +203,8 @@ def eval_results(row: Row, part: str, sampler: str) -> list[EvalResult]:
             dataset_name=KINDS[part].held_out,
             metric_type=metric_type,
             metric_name=metric_name,
-            metric_value=round(number(row[metric]), 4),
-            metric_args=settings | {"standard_deviation": round(number(row[f"{metric}_sd"]), 4)},
+            metric_value=round(row[metric], 4),
+            metric_args=settings | {"standard_deviation": round(row[f"{metric}_sd"], 4)},
         )
         for metric, (metric_type, metric_name) in KINDS[part].metrics.items()
     ]

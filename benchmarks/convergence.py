@@ -28,7 +28,7 @@ from trainers import FLMTrainer, fmlm_trainer
 from trainers.recipe import load_recipe
 from trainers.train import build_distiller, build_trainer
 
-from .results import HUB, ROOT, SEEDS, Row, measure_parts, number, page, section, shown
+from .results import HUB, ROOT, SEEDS, Row, measure_parts, page, section, shown
 from .timing import in_turn
 
 RESULTS = ROOT / "benchmarks" / "convergence.json"
@@ -126,15 +126,15 @@ def curves(results: dict[str, list[Row]], what: str, measure: str) -> dict[str, 
     found: dict[str, dict[int, np.ndarray]] = {}
     for estimator in ESTIMATORS:
         rows = [row for seed in SEEDS for row in results.get(f"{what}-{estimator}-{seed}", []) if measure in row]
-        steps = sorted({int(number(row["step"])) for row in rows})
+        steps = sorted({int(row["step"]) for row in rows})
         if rows:
-            found[estimator] = {n: np.array([number(r[measure]) for r in rows if r["step"] == n]) for n in steps}
+            found[estimator] = {n: np.array([r[measure] for r in rows if r["step"] == n]) for n in steps}
     return found
 
 
 def draw(results: dict[str, list[Row]]) -> None:
     """Loss against steps and against seconds, of flows and maps; the band is the range over the seeds."""
-    pace = {(row["of"], row["estimator"]): number(row["seconds a step"]) for row in results.get("seconds", [])}
+    pace = {(row["of"], row["estimator"]): row["seconds a step"] for row in results.get("seconds", [])}
     drawn = [what for what in STEPS if curves(results, what, "loss")]
     figure = Figure(figsize=(10, 3.5 * len(drawn)), layout="constrained")
     for what, axes in zip(drawn, figure.subplots(len(drawn), 2, squeeze=False), strict=True):

@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.baselines import mdlm
 from benchmarks.request import Request, measure_models
-from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, SEEDS, Row, number, over_seeds, show, shown, table
+from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, SEEDS, Row, over_seeds, show, shown, table
 from evaluation.masked import sample_masked
 from evaluation.ngram import KneserNey
 from evaluation.samples import packed_rows
@@ -268,14 +268,14 @@ def matched(rows: list[Row], data: str, steps: int = 8) -> Iterator[tuple[Row, d
     """Of each few-step map its row, the perplexities of masked diffusion at `steps` steps at the map's entropy, by
     interpolation, and whether that entropy lies within the sweep of the latter."""
     curve = [row for row in rows if row["model"] == f"mdlm-{data}" and row["steps"] == steps]
-    curve.sort(key=lambda row: number(row["entropy"]))
-    entropies = [number(row["entropy"]) for row in curve]
+    curve.sort(key=lambda row: row["entropy"])
+    entropies = [row["entropy"] for row in curve]
     for row in rows:
-        if row["model"] != f"fmlm-{data}" or number(row["steps"]) > 8:
+        if row["model"] != f"fmlm-{data}" or row["steps"] > 8:
             continue
-        entropy = number(row["entropy"])
+        entropy = row["entropy"]
         at = {
-            k: float(np.exp(np.interp(entropy, entropies, [np.log(number(point[k])) for point in curve])))
+            k: float(np.exp(np.interp(entropy, entropies, [np.log(point[k]) for point in curve])))
             for k in ("gppl_ar", "gppl_ngram")
         }
         yield row, at, entropies[0] <= entropy <= entropies[-1]

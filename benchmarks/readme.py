@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.few_step import GRIDS, PUZZLES, RESULTS, TEXT, TEXTS, matched
-from benchmarks.results import BASELINES, HUB, ROOT, SEEDS, Row, number
+from benchmarks.results import BASELINES, HUB, ROOT, SEEDS, Row
 from hub_cards.folder import size
 
 README = ROOT / "README.md"
@@ -36,9 +36,9 @@ PARTS = {
     "sudoku": (
         "9x9 Sudoku grids",
         "puzzles of 40 clues solved, refined",
-        lambda row: f"{number(row['solved, 40 clues']):.1%}",
+        lambda row: f"{row['solved, 40 clues']:.1%}",
     ),
-    "shidoku": ("4x4 Sudoku grids", "valid grids from nothing", lambda row: f"{number(row['valid']):.1%}"),
+    "shidoku": ("4x4 Sudoku grids", "valid grids from nothing", lambda row: f"{row['valid']:.1%}"),
 }
 
 PROTOCOL = (
@@ -52,7 +52,7 @@ PROTOCOL = (
 
 def _quality(row: Row) -> tuple[str, str]:
     """Perplexity and entropy."""
-    return f"{number(row['gppl_ar']):.0f}", f"{number(row['entropy']):.2f}"
+    return f"{row['gppl_ar']:.0f}", f"{row['entropy']:.2f}"
 
 
 def models(results: dict[str, list[Row]]) -> str:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 HUB, BASELINES, CORPUS = ROOT / "hub_cards", ROOT / "benchmarks" / "baselines", ROOT / "examples" / "corpus"
 SEEDS = (1, 2, 3)
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def over_seeds(measure: Callable[[int], Row], seeds: Sequence[int] = SEEDS) -> Row:
@@ -19,15 +20,11 @@ def over_seeds(measure: Callable[[int], Row], seeds: Sequence[int] = SEEDS) -> R
     rows = [measure(seed) for seed in seeds]
     measured: Row = {}
     for name in rows[0]:
-        values = [number(row[name]) for row in rows]
+        values = [row[name] for row in rows]
         measured[name] = float(np.mean(values))
         if len(seeds) > 1:
             measured[f"{name}_sd"] = float(np.std(values, ddof=1))
     return measured
-
-
-def number(value: object) -> float:
-    return float(str(value))
 
 
 def show(row: Row) -> None:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks import few_step
 from benchmarks.few_step import GRIDS, Scorers, StoryScorers, load, solved, unconditional
 from benchmarks.request import Request, measure_models
-from benchmarks.results import HUB, ROOT, Row, number, over_seeds, page, section, shown
+from benchmarks.results import HUB, ROOT, Row, over_seeds, page, section, shown
 
 RESULTS = ROOT / "benchmarks" / "samplers.json"
 PICTURES = {data: RESULTS.with_name(f"samplers-{data}.png") for data in ("tinystories", "english-small")}
@@ -145,8 +145,8 @@ def frontier(rows: list[Row], data: str, picture: Path) -> None:
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     for marker, (name, points) in zip(cycle("os^vD<>pPX*hd"), curves.items(), strict=False):
-        points = sorted(points, key=lambda row: number(row["entropy"]))
-        x, y = ([number(row[key]) for row in points] for key in ("entropy", "gppl_ar"))
+        points = sorted(points, key=lambda row: row["entropy"])
+        x, y = ([row[key] for row in points] for key in ("entropy", "gppl_ar"))
         axes.plot(x, y, marker=marker, label=name)
     axes.set(yscale="log", xlabel="token entropy per sample (nats)", ylabel="perplexity under the GPT-2 baseline")
     axes.legend(fontsize="small")

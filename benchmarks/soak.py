@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from modeling_flm import FLMModel, FMLMModel
 from modeling_flm.guidance_flm import Lookahead
 
-from .results import HUB, ROOT, Row, measure_parts, number, page, table
+from .results import HUB, ROOT, Row, measure_parts, page, table
 from .timing import machine, resident
 
 RESULTS = ROOT / "benchmarks" / "soak.json"
@@ -85,7 +85,7 @@ def held() -> Row:
 
 def trend(rows: list[Row], measure: str) -> Row:
     """Of the rows after the first quarter of the time: level, extent, and a straight line's rise per hour."""
-    minutes, values = (np.array([number(row[name]) for row in rows]) for name in ("minute", measure))
+    minutes, values = (np.array([row[name] for row in rows]) for name in ("minute", measure))
     warm = minutes > minutes[-1] / 4
     minutes, values = minutes[warm], values[warm]
     figures = {"first": values[0], "least": values.min(), "most": values.max(), "last": values[-1]}
@@ -97,7 +97,7 @@ def report(results: dict[str, list[Row]]) -> str:
     rows = results["soak"]
     last = rows[-1]
     about = f"""
-`python -m benchmarks.soak`: {number(last["minute"]):.0f} minutes, {last["calls"]:,} calls of
+`python -m benchmarks.soak`: {last["minute"]:.0f} minutes, {last["calls"]:,} calls of
 `generate` in {last["shapes"]:,} shapes of output, one process. What it held, noted once a minute after
 the first quarter of the time; the rise is that of a straight line through it.
 """
@@ -107,9 +107,9 @@ the first quarter of the time; the rise is that of a straight line through it.
 
 def draw(rows: list[Row]) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
-    minutes = [number(row["minute"]) for row in rows]
+    minutes = [row["minute"] for row in rows]
     for measure, axes in zip(MEASURES, figure.subplots(2, 2, sharex=True).flat, strict=True):
-        axes.plot(minutes, [number(row[measure]) for row in rows])
+        axes.plot(minutes, [row[measure] for row in rows])
         axes.set(title=measure, ylim=(0, None))
     figure.supxlabel("minutes")
     figure.savefig(PICTURE, dpi=100)

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from benchmarks.few_step import CLUES, LARGE_GRIDS, PUZZLES, load, solved, unconditional
-from benchmarks.results import ROOT, SEEDS, Row, number, page, shown, table
+from benchmarks.results import ROOT, SEEDS, Row, page, shown, table
 
 RESULTS = ROOT / "benchmarks" / "solving.json"
 EVALUATIONS = (1, 4)  # of puzzles, refined after the first
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", type=Path, help="folders checkpoint-N")
     earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     by_step = {row["step"]: row for row in earlier + shown(map(measure, parser.parse_args().checkpoints))}
-    rows = sorted(by_step.values(), key=lambda row: number(row["step"]))
+    rows = sorted(by_step.values(), key=lambda row: row["step"])
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
     RESULTS.with_suffix(".md").write_text(report(rows))
 
