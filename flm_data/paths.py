@@ -23,6 +23,16 @@ def is_path(name: str) -> bool:
     return Path(name).suffix in _SUFFIXES or not _ON_THE_HUB.fullmatch(name)
 
 
+def begins_as_path(name: str) -> bool:
+    """Whether `name` is a path in a recipe, where the folder that it is seen from makes "data/train" no path."""
+    return name.startswith(("./", "../", "/"))
+
+
+def is_repository(name: str) -> bool:
+    """Whether `name` has the form of a repository on the Hub, "organisation/name"."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
 def check_path(name: str) -> None:
     """Raise a `ValueError` if `name` is a path (see [`is_path`]) that does not exist."""
     if is_path(name) and not Path(name).exists():

@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset, load_dataset, load_dataset_builde
 from datasets.arrow_writer import SchemaInferenceError
 from datasets.exceptions import DatasetGenerationError
 
-from .paths import reading
+from .paths import begins_as_path, reading
 
 # The builder of `datasets` for each suffix. In a text file each line is a document, unless `whole_files` is true.
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
@@ -60,7 +60,7 @@ class DataSource:
         for key in ("path", "name", "split", "revision"):
             if not isinstance(fields.get(key, ""), str):
                 raise ValueError(f"`{key}` of a data source must be a string, not {fields[key]!r}.")
-        if fields["path"].startswith(("./", "../", "/")):
+        if begins_as_path(fields["path"]):
             fields = _local(fields, Path(base_dir))
         elif Path(fields["path"]).suffix in BUILDERS and "://" not in fields["path"]:
             raise ValueError(

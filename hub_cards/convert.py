@@ -6,7 +6,6 @@ of the model is filled. Then the written folder is loaded in a fresh process, an
 """
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from flm_data.paths import reading
+from flm_data.paths import is_repository, reading
 from modeling_flm import FLMModel, FMLMConfig, FMLMModel
 from trainers.model_card import model_card
 
@@ -219,7 +218,7 @@ def convert(
 def _card(source: Source, model: FLMModel, name: str, difference: float) -> str:
     config = model.config
     cap = config.final_logit_softcapping
-    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source.name) is not None
+    on_hub = is_repository(source.name)
     return model_card(
         name=name,
         model_type=config.model_type,

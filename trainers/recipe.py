@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from flm_data.paths import check_path
+from flm_data.paths import begins_as_path, check_path
 
 SECTIONS = {"model", "teacher", "tokenizer", "data", "training"}
 CHOICES = {"packing": ("wrap", "rows"), "documents": ("lines", "files")}
@@ -238,7 +238,7 @@ def _data(data: Any) -> DataRecipe:
 
 def _located(name: str, folder: Path) -> str:
     """A Hub name as it is, a path seen from the recipe's folder."""
-    return str(folder / name) if name.startswith(("./", "../", "/")) else name
+    return str(folder / name) if begins_as_path(name) else name
 
 
 def _apply(content: dict, override: str) -> None:

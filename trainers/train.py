@@ -1,12 +1,11 @@
 """A recipe, run: tokenizer, packed data, model, trainer."""
 
 import dataclasses
-import re
 
 from transformers import AutoModel, PreTrainedTokenizerBase, TrainingArguments, default_data_collator, set_seed
 
 from flm_data import DataSource, load_text, load_tokenizer, one_row_each, pack
-from flm_data.paths import reading
+from flm_data.paths import is_repository, reading
 from modeling_flm import FLMConfig, FLMModel, FMLMConfig, FMLMModel
 
 from .checkpoints import last_whole_checkpoint
@@ -180,7 +179,7 @@ def run_training(trainer: FLMTrainer, resume: bool = False) -> None:
 def hub_datasets(recipe: Recipe) -> list[str]:
     """The data sets on the Hub, "organisation/name", that a recipe trains on: none for local files."""
     path = DataSource.parse(recipe.data.train, recipe.folder).path
-    return [path] if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else []
+    return [path] if is_repository(path) else []
 
 
 def load_data(recipe: Recipe, tokenizer, length: int, args: TrainingArguments) -> dict:
