@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,35 +85,34 @@ def page(title: str, columns: Sequence[Column], tokenizer: PreTrainedTokenizerBa
             and `given`, (length,), True at tokens of the prompt. An id is None where a draft has no token yet.
         tokenizer (`PreTrainedTokenizerBase`): the tokenizer of all columns.
     """
-    shown = [
-        column | {"samples": [_with_texts(sample, tokenizer) for sample in column["samples"]]} for column in columns
-    ]
+    decode = cache(lambda ids: str(tokenizer.decode(list(ids))))
+    shown = [column | {"samples": [_with_texts(sample, decode) for sample in column["samples"]]} for column in columns]
     data = json.dumps({"title": title, "columns": shown}, ensure_ascii=False)
     # Within a script element only "</" and "<!" mean anything to HTML, so it is enough to escape "<".
     return TEMPLATE.read_text(encoding="utf-8").replace("DATA", data.replace("<", "\\u003c"), 1)
 
 
-def _with_texts(sample: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
+def _with_texts(sample: dict, decode: Callable[[tuple[int, ...]], str]) -> dict:
     """A sample with the texts of its tokens in place of their ids."""
     more = {name: value for name, value in sample.items() if name != "ids"}
-    return more | {"texts": [texts_of_tokens(draft, tokenizer) for draft in sample["ids"]]}
+    return more | {"texts": [texts_of_tokens(draft, decode) for draft in sample["ids"]]}
 
 
-def texts_of_tokens(ids: Sequence[int | None], tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
+def texts_of_tokens(ids: Sequence[int | None], decode: Callable[[tuple[int, ...]], str]) -> list[str | None]:
     """The text of each token, None where there is none. A character that is made of several tokens, as bytes of it
-    are, is the text of the last of them."""
+    are, is the text of the last of them. `decode` makes a text of ids."""
     texts: list[str | None] = []
-    begun: list[int] = []
+    begun: tuple[int, ...] = ()
     for place, token in enumerate(ids):
         if token is None:
             texts.append(None)
             continue
-        begun.append(token)
-        text = str(tokenizer.decode(begun))
+        begun += (token,)
+        text = decode(begun)
         goes_on = place + 1 < len(ids) and ids[place + 1] is not None and len(begun) < MOST_BYTES
         if text.endswith("\ufffd") and goes_on:
             texts.append("")
         else:
             texts.append(text)
-            begun = []
+            begun = ()
     return texts

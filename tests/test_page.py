@@ -53,10 +53,10 @@ def test_the_page_holds_every_draft(tmp_path):
 
 def test_a_character_of_several_tokens_is_shown_whole():
     text = "a\u00e9\u20ac\U0001f600b"
-    shown = texts_of_tokens(list(text.encode()), Bytes())
+    shown = texts_of_tokens(list(text.encode()), Bytes().decode)
     assert shown == ["a", "", "\u00e9", "", "", "\u20ac", "", "", "", "\U0001f600", "b"]
     broken = [*b"a", 0xE2, None, *b"b", *[0x80] * 5]  # no character: what there is, after four bytes at most
-    assert texts_of_tokens(broken, Bytes()) == ["a", "\ufffd", None, "b", "", "", "", "\ufffd" * 4, "\ufffd"]
+    assert texts_of_tokens(broken, Bytes().decode) == ["a", "\ufffd", None, "b", "", "", "", "\ufffd" * 4, "\ufffd"]
 
 
 def test_columns_share_their_seeds_and_tokens_are_no_markup(tmp_path):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from functools import cache
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -30,6 +31,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.results import BASELINES, HUB, ROOT
 from command.main import main
 from evaluation.sudoku import is_valid
+from hub_cards.page import texts_of_tokens
 from hub_cards.push import to_upload
 from hub_cards.space import app
 
@@ -63,17 +65,19 @@ def columns_of(page: str) -> list[dict]:
 
 def test_the_page_plays_what_both_models_write(flow, gpt2):
     left, right = columns_of(app.write(flow, gpt2, " Once upon a time\n", 3, "flow_map", 1.0, 7))
+    decode = cache(lambda ids: flow.tokenizer.decode(list(ids)))
     ids = flow.tokenizer("Once upon a time", return_tensors="pt").input_ids
     out = flow.model.generate(ids, num_steps=3, seed=7, output_trajectory=True)
     assert (left["name"], left["steps"]) == ("Flow map", 3) and left["seconds"] > 0
-    assert left["samples"][0]["ids"] == out.trajectory[:, 0].tolist()
+    assert left["samples"][0]["texts"] == [texts_of_tokens(ids, decode) for ids in out.trajectory[:, 0].tolist()]
 
     given = ids.shape[1]
     torch.manual_seed(7)
     written = gpt2.model.generate(ids, attention_mask=torch.ones_like(ids))[0].tolist()
     assert (right["name"], right["steps"]) == ("Autoregressive", 128 - given) and right["seconds"] > 0
     (sample,) = right["samples"]
-    assert sample["ids"] == [written[:n] + [None] * (128 - n) for n in range(given + 1, 129)]
+    drafts = [written[:n] + [None] * (128 - n) for n in range(given + 1, 129)]
+    assert sample["texts"] == [texts_of_tokens(draft, decode) for draft in drafts]
     assert sample["given"] == [True] * given + [False] * (128 - given)
     for place in (given, 100, 127):  # the probability of a token, from a forward pass over what stands before it
         with torch.no_grad():
@@ -89,8 +93,8 @@ def test_blanks_are_filled_in_and_the_rest_is_kept(flow, gpt2):
     (sample,) = left["samples"]
     assert len(sample["given"]) == 1 + len(said) + 3 + len(dog)
     assert sample["given"] == [True] * (1 + len(said)) + [False] * 3 + [True] * len(dog)
-    for draft in sample["ids"]:
-        assert draft[1 : 1 + len(said)] == said and draft[-len(dog) :] == dog
+    for draft in sample["texts"]:
+        assert "".join(draft[1 : 1 + len(said)]) == "He said" and "".join(draft[-len(dog) :]) == " the dog."
     assert right["samples"][0]["given"] == [True] * (1 + len(said)) + [False] * (3 + len(dog))
 
 
