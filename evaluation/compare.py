@@ -89,18 +89,16 @@ def compare(
     _check_request(scorers, reference, training_text, num_samples, seeds)
     sweep, total = sweep or Sweep(), num_samples * len(seeds)
     writers, common, length = _opened(models, length, total, device, trust_remote_code)
+    planned = [(writer, settings) for writer in writers for settings in _settings(writer, sweep)]
     training = packed(training_text, common.tokenizer, length) if training_text else None
     real = packed(reference, common.tokenizer, length)
     others, sets = _held_out(real, training, total, seeds[0], common)
     judges = open_judges(scorers, common, training, device, trust_remote_code)
     _check_names([judge.name for judge in judges])
 
-    for writer in writers:
-        if not (ways := writer.settings(sweep)):
-            raise ValueError(f"{writer.name} is no flow map: it writes with none of {', '.join(sweep.samplers)}.")
-        for settings in ways:
-            sets.append(_written(writer, settings, num_samples, seeds, length, common))
-            say(f"{sets[-1].title}: {total} samples in {sets[-1].row['seconds']} s")
+    for writer, settings in planned:
+        sets.append(_written(writer, settings, num_samples, seeds, length, common))
+        say(f"{sets[-1].title}: {total} samples in {sets[-1].row['seconds']} s")
     points = scored(judges, sets, say)
     feature_judge = next((judge for judge in judges if judge.features and _version("mauve-text")), None)
     measure(sets, others, training, common, judges, points, feature_judge)
@@ -167,6 +165,13 @@ def _opened(
     alike = Common(first.tokenizer, shared=True)
     shared = all(w.tokenizer is not None and alike.has_vocabulary_of(w.tokenizer) for w in writers)
     return writers, Common(first.tokenizer, shared), length
+
+
+def _settings(writer: Writer | FileWriter, sweep: Sweep) -> list[dict]:
+    """The settings of a writer, which has some."""
+    if not (found := writer.settings(sweep)):
+        raise ValueError(f"{writer.name} is no flow map: it writes with none of {', '.join(sweep.samplers)}.")
+    return found
 
 
 def _check_names(names: list[str]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from modeling_flm import FLMModel
 from modeling_flm.losses_flm import chunked_cross_entropy
-from modeling_flm.noise_flm import as_seeds, step_seeds, to_where_text_begins, white_noise
+from modeling_flm.noise_flm import as_seeds, step_seeds, white_noise
 from modeling_flm.vocabulary_flm import expected_embedding
 
 Denoised = Callable[[Tensor, float], Tensor]  # D of states u (batch, length, r) at m
@@ -190,8 +190,7 @@ def probed_trace(seeds: Sequence[int], num_probes: int, longest: int, attention_
         total = torch.zeros(len(u), dtype=torch.float64)
         for probe in range(num_probes):
             own = step_seeds(seeds, 1 + node * num_probes + probe)
-            white, _ = white_noise(own, u.shape[1], u.shape[2], u.device, longest)
-            white = to_where_text_begins(white, attention_mask)
+            white, _ = white_noise(own, u.shape[1], u.shape[2], u.device, longest, attention_mask)
             signs = torch.where(white < 0, -1.0, 1.0).to(u.dtype)
             (product,) = torch.autograd.grad(slope, u, signs, retain_graph=probe + 1 < num_probes)
             total += (product * signs).sum((1, 2)).cpu()
@@ -249,11 +248,10 @@ class _Flow:
 def _log_weights(flow: _Flow, seeds: list[int], m: float, num_steps: int, num_probes: int | None) -> Tensor:
     """log w of one draw of q(u | ids) at m for each sequence: (batch,) float64."""
     table, free, longest = flow.basis.left, flow.free[..., None], flow.model.config.max_position_embeddings
-    noise = white_noise(seeds, flow.ids.shape[1], table.shape[1], table.device, longest)[0]
-    noise = to_where_text_begins(noise, flow.attention_mask) * free
+    mask = flow.attention_mask
+    noise = white_noise(seeds, flow.ids.shape[1], table.shape[1], table.device, longest, mask)[0] * free
     u = m * table[flow.ids] * free + noise
     moving = flow.free.any(0).nonzero().flatten().tolist()
-    mask = flow.attention_mask
     trace = exact_trace(moving) if num_probes is None else probed_trace(seeds, num_probes, longest, mask)
     # Where clamped, u, its start and the noise are 0: that cancels between the two normal densities.
     return flow_log_density(flow.denoised, u, m, num_steps, trace) + flow.decoded(u, m) - log_normal(noise)

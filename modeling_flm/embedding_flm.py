@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .checks_flm import check_ids, checkable
 from .matrices_flm import matrix_of, table_of
-from .noise_flm import NoiseLaw, as_seeds, embedded_noise, to_where_text_begins, white_noise
+from .noise_flm import NoiseLaw, as_seeds, embedded_noise, white_noise
 from .vocabulary_flm import expected_embedding, softcap
 
 
@@ -82,8 +82,8 @@ class EmbeddedSpace:
             if generator is not None:
                 raise ValueError("give seeds (`noise_seed`) or `generator`, not both.")
             seeds = as_seeds("noise_seed", seeds, batch_size)
-            noise, uniform = white_noise(seeds, length, size, device, self.config.max_position_embeddings)
-            noise = to_where_text_begins(noise, attention_mask)
+            longest = self.config.max_position_embeddings
+            noise, uniform = white_noise(seeds, length, size, device, longest, attention_mask)
         else:
             noise = torch.randn(batch_size, length, size, generator=generator, device=device)
             spread = torch.arange(batch_size, device=device) / batch_size

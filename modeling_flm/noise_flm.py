@@ -59,12 +59,18 @@ def _mix(number: int) -> int:
 
 
 def white_noise(
-    seeds: Sequence[int], length: int, width: int, device: torch.device, longest: int | None = None
+    seeds: Sequence[int],
+    length: int,
+    width: int,
+    device: torch.device,
+    longest: int | None = None,
+    attention_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw from each seed standard normal noise (batch, length, width) and a uniform number (batch,), both float32.
 
     Each sequence has a generator of its own, so that its noise does not depend on the batch. With `longest`, that many
-    positions are drawn and the first `length` of them kept, so that it does not depend on the padding either.
+    positions are drawn and the first `length` of them kept, so that it does not depend on the padding either. With
+    `attention_mask` the noise of a seed begins at the first token that is not padding.
     """
     noise = torch.empty(len(seeds), length, width, device=device)
     uniform = torch.empty(len(seeds), device=device)
@@ -74,7 +80,7 @@ def white_noise(
         generator.manual_seed(seed)
         row.copy_(drawn.normal_(generator=generator)[:length])
         number.uniform_(generator=generator)
-    return noise, uniform
+    return to_where_text_begins(noise, attention_mask), uniform
 
 
 def to_where_text_begins(x: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from modeling_flm import FLMModel
 from modeling_flm.flow_flm import interpolate
 from modeling_flm.losses_flm import chunked_cross_entropy, chunked_distillation_loss
 from modeling_flm.modeling_flm import FLMOutput
-from modeling_flm.noise_flm import NoiseLaw, embedded_noise, to_where_text_begins, white_noise
+from modeling_flm.noise_flm import NoiseLaw, embedded_noise, white_noise
 
 from .flm_trainer import FLMTrainer
 from .flow_map_times import draw_time_pairs
@@ -256,8 +256,7 @@ def shared_noise(
     width = sum(table.shape[1] for table in tables)
     with torch.autocast(device.type, enabled=False):
         dense = vocab_size <= width
-        white, _ = white_noise(seeds, length, vocab_size if dense else width, device, longest)
-        white = to_where_text_begins(white, attention_mask)
+        white, _ = white_noise(seeds, length, vocab_size if dense else width, device, longest, attention_mask)
         return [white @ table for table in tables] if dense else list(embedded_noise(white, *tables, law=law))
 
 
