@@ -4,9 +4,10 @@
     python -m benchmarks.ingredients flow-lr-3e-3 --training-seeds 42     # one part; the others stay as they were
     python -m benchmarks.ingredients --train ./stories.parquet --validation ./held-out.parquet    # on other files
 
-A part is `recipes/tinystories.yaml` with some entries changed, for a flow, for masked diffusion (`baselines/mdlm.py`)
-or for a GPT-2 (`baselines/ar.py`), each on the same rows. Runs are kept in runs/ingredients: one that was stopped goes
-on, one that has ended is only measured. They compute in bfloat16, with compiled blocks, for cores with units for it.
+A part is `recipes/tinystories.yaml` with a short training's schedule and some entries of its own, for a flow, for
+masked diffusion (`baselines/mdlm.py`) or for a GPT-2 (`baselines/ar.py`), each on the same rows. Runs are kept in
+runs/ingredients: one that was stopped goes on, one that has ended is only measured. They compute in bfloat16, with
+compiled blocks, for cores with units for it.
 """
 
 import argparse
@@ -39,6 +40,12 @@ STEPS = (8, 64)  # evaluations of a flow and of masked diffusion
 TAUS = (0.2, 0.6, 0.99)
 SEED = 1_000_000  # of the first text
 FAST = ["training.bf16=true", "training.torch_compile=true"]
+SHORT = [  # entries of the recipe, which is that of a longer training
+    "training.learning_rate=1e-3",
+    "training.conditioning_rate=0.1",
+    "training.warmup_steps=200",
+    'training.lr_scheduler_kwargs={"num_decay_steps": 400}',
+]
 
 
 @dataclass
@@ -73,8 +80,9 @@ class Variant:
         """
         folder = output.with_name(output.name + self.suffix)
         if not (folder / "model.safetensors").exists():
-            overrides = [f"training.output_dir={output}", "training.num_samples=0", *overrides, *FAST, *self.overrides]
-            subprocess.run([sys.executable, "-m", *self._command(str(recipe)), *overrides], check=True, cwd=ROOT)
+            changed = [f"training.output_dir={output}", "training.num_samples=0", *overrides, *FAST, *SHORT]
+            command = [*self._command(str(recipe)), *changed, *self.overrides]
+            subprocess.run([sys.executable, "-m", *command], check=True, cwd=ROOT)
         return folder
 
     def _command(self, recipe: str) -> list[str]:
@@ -99,8 +107,8 @@ VARIANTS = {
     **_rates("flow", "1e-3", "3e-3"),
     **_rates("masked", "1e-3", "2e-3", "4e-3"),
     **_rates("gpt2", "1e-3", "2e-3", "4e-3"),
-    "flow-from-masked": Variant("flow", masked="masked-lr-2e-3"),  # the learning rate is the recipe's, 1e-3
-    # A part of a sequence clean, uniform in [0, 1], in that share of the sequences; the recipe has a tenth.
+    "flow-from-masked": Variant("flow", masked="masked-lr-2e-3"),  # the learning rate is that of SHORT
+    # A part of a sequence clean, uniform in [0, 1], in that share of the sequences; the others have a tenth.
     "flow-clean-0": Variant("flow", [*BEST_RATE, "training.conditioning_rate=0"]),
     "flow-clean-0.5": Variant("flow", [*BEST_RATE, "training.conditioning_rate=0.5"]),
     # Width and depth with as many multiplications a token as the recipe's 192 and 4 blocks.
@@ -213,16 +221,16 @@ def report(results: dict[str, list[Row]]) -> str:
         "# Ingredients",
         "",
         "`python -m benchmarks.ingredients`: flows, masked diffusion and GPT-2 on TinyStories, rows of 128 tokens,",
-        f"{TRAINING_STEPS:,} steps of 24 rows each ({TRAINING_STEPS * 24 * LENGTH / 1e6:.1f} M tokens), with an entry",
-        "of `recipes/tinystories.yaml` changed. `flow-from-masked` has the weights of masked diffusion after",
-        f"{MASKED:,} of the steps, and learns as a flow in the others. Means over trainings of different seeds,",
-        f"± standard deviation where there are several. {TEXTS} texts of each model, at temperature 1, flows",
-        f"by Euler's scheme. Tokens are a byte-level BPE of {VOCABULARY:,}, in which all are judged: texts of other",
-        f"tokens are encoded anew, and at most the first {LENGTH} tokens of each count.",
+        f"{TRAINING_STEPS:,} steps of 24 rows each ({TRAINING_STEPS * 24 * LENGTH / 1e6:.1f} M tokens). A model has the",
+        "recipe `recipes/tinystories.yaml`, but a short training's schedule, and what its name says. `flow-from-masked`",
+        f"has the weights of masked diffusion after {MASKED:,} of the steps, and learns as a flow in the others. Means over",
+        f"trainings of different seeds, ± standard deviation where there are several. {TEXTS} texts of each model, at",
+        f"temperature 1, flows by Euler's scheme. Tokens are a byte-level BPE of {VOCABULARY:,}, in which all are judged:",
+        f"texts of other tokens are encoded anew, and at most the first {LENGTH} tokens of each count.",
         "",
-        "The learning rate of flows from scratch is 3e-3 if the name has no other, of those from masked diffusion the",
-        "recipe's 1e-3. With 4,096 and 8,192 tokens a step costs 1.2 and 1.5 times the multiplications. All trainings",
-        "compute in bfloat16, with compiled blocks.",
+        "The learning rate of flows from scratch is 3e-3 if the name has no other, of those from masked diffusion 1e-3.",
+        "A tenth of the rows of flows have tokens given, if the name says nothing else. With 4,096 and 8,192 tokens a step",
+        "costs 1.2 and 1.5 times the multiplications. All trainings compute in bfloat16, with compiled blocks.",
         "",
         "* `gppl ngram`: perplexity under a Kneser-Ney 4-gram of the training text; `entropy`: of a text's tokens.",
         "* `words`, `pairs`: shares of words and of neighbouring words that the training text has, too.",

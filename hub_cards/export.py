@@ -23,7 +23,6 @@ are `given`, and the step (1, 0, 0, 0, 0), which asks for the denoiser.
 `examples/onnx_generate.py` is a complete program.
 """
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import modeling_flm  # noqa: F401  registers the model types
+from evaluation.scorers import weights_sha256
 from modeling_flm import FMLMModel
 from modeling_flm.flow_flm import beyond
 from modeling_flm.generation_config_flm import REFINE_FRACTION
@@ -252,9 +252,6 @@ def _metadata(
     config = model.config
     readme = folder / "README.md"
     card = ModelCard.load(readme) if readme.is_file() else None
-    digest = hashlib.sha256()
-    for file in weights(folder):
-        digest.update(file.read_bytes())
     return {
         "model_type": config.model_type,
         "dtype": dtype,
@@ -269,6 +266,6 @@ def _metadata(
         "tokenizer": "tokenizer.json",
         "license": (card.data.license if card else None) or "not stated",
         "source": source,
-        "source_sha256": digest.hexdigest(),
+        "source_sha256": weights_sha256(folder),
         "made_by": f"flow-language-models {version('flow-language-models')}",
     }
