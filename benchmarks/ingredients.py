@@ -80,7 +80,7 @@ class Variant:
         """
         folder = output.with_name(output.name + self.suffix)
         if not (folder / "model.safetensors").exists():
-            changed = [f"training.output_dir={output}", "training.num_samples=0", *overrides, *FAST, *SHORT]
+            changed = [f"training.output_dir={output}", "training.num_samples=0", *overrides, *FAST]
             command = [*self._command(str(recipe)), *changed, *self.overrides]
             subprocess.run([sys.executable, "-m", *command], check=True, cwd=ROOT)
         return folder
@@ -157,7 +157,7 @@ def train(stories: Stories, name: str, seed: int, steps: int = TRAINING_STEPS) -
     if variant.masked is not None:
         masked = str(train(stories, variant.masked, seed, MASKED))
         steps -= MASKED
-    overrides = [f"training.max_steps={steps}", f"training.seed={seed}", f"model.masked={masked}"]
+    overrides = [*SHORT, f"training.max_steps={steps}", f"training.seed={seed}", f"model.masked={masked}"]
     overrides.append("training.eval_strategy=no")
     overrides += [f"data.{split}={_as_yaml(getattr(stories, split))}" for split in ("train", "validation")]
     overrides.append(f"tokenizer={tokenizer_of(variant.vocabulary, stories)}")

@@ -71,7 +71,7 @@ class SelfConditioned(FLMModel):
     """A denoiser that is told its own last prediction of the same text (arXiv 2208.04202).
 
     In a quarter of the training steps the prediction is that for the same state, made in a pass of its own; otherwise
-    there is none. In generation it is that of the step before.
+    there is none. In generation it is that of the evaluation before.
     """
 
     config_class = SelfConditionedConfig
@@ -84,12 +84,14 @@ class SelfConditioned(FLMModel):
         self.post_init()
 
     def denoise(self, state: Tensor, timesteps: Tensor, *args) -> Tensor:
-        if not torch.is_grad_enabled() and not timesteps.any():
-            self.last = None  # a new text
         last = torch.zeros_like(state) if self.last is None else self.last
         hidden = super().denoise(state + self.previous(last), timesteps, *args)
         self.last = None if torch.is_grad_enabled() else self.embed_prediction(hidden)
         return hidden
+
+    def generate(self, *args, **kwargs):
+        self.last = None  # new texts
+        return super().generate(*args, **kwargs)
 
     @functools.wraps(FLMModel.forward)  # whose arguments the Trainer looks for in the data
     def forward(self, *args, labels: Tensor | None = None, noise_seed=None, **kwargs):

@@ -135,6 +135,8 @@ def _check_request(
     """Refuse a request that lacks something, before anything is loaded."""
     if not scorers or num_samples < 2 or not seeds:
         raise ValueError("a comparison takes a scorer or more, a seed or more, and two samples or more for each.")
+    if _version("sacrebleu") is None:
+        raise ValueError("self-BLEU needs sacrebleu: pip install 'flow-language-models[evaluation]'.")
     for name in scorers:
         check_path(name)
     for file in (reference, *([training_text] if training_text else [])):
@@ -162,9 +164,9 @@ def _opened(
                 f"{writer.name} writes up to {writer.length} tokens, not {length}: ask for a lower `length`."
             )
     _check_names([writer.name for writer in writers])
-    alike = Common(first.tokenizer, shared=True)
+    alike = Common(first.tokenizer, shared=True, length=length)
     shared = all(w.tokenizer is not None and alike.has_vocabulary_of(w.tokenizer) for w in writers)
-    return writers, Common(first.tokenizer, shared), length
+    return writers, Common(first.tokenizer, shared, length), length
 
 
 def _settings(writer: Writer | FileWriter, sweep: Sweep) -> list[dict]:

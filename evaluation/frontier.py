@@ -81,7 +81,8 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def at_entropy(points: Sequence[Point], entropy: float, seed: int = 0) -> Crossing:
     """The perplexity at `entropy`, in nats, of a sweep whose points are in the order of the setting that varies.
 
-    The interval is a percentile bootstrap over samples. The samples of each point are drawn independently.
+    The interval is a percentile bootstrap over samples. A resample has the same samples of each point: those with the
+    same number come from the same seed, so they may be alike.
 
     Raises:
         ValueError: there are fewer than two points.
@@ -90,7 +91,7 @@ def at_entropy(points: Sequence[Point], entropy: float, seed: int = 0) -> Crossi
         raise ValueError(f"a sweep has two points or more, but there are {len(points)}.")
     places = np.array([point.place() for point in points])
     here = interpolate(places[:, 0], places[:, 1], entropy)
-    drawn = np.array([point.place(resamples(len(point.losses), seed + i)) for i, point in enumerate(points)])
+    drawn = np.array([point.place(resamples(len(point.losses), seed)) for point in points])
     found = [interpolate(drawn[:, 0, i], drawn[:, 1, i], entropy) for i in range(RESAMPLES)]
     reached = np.array([y for y in found if y is not None and np.isfinite(y)])
     return Crossing(

@@ -15,7 +15,8 @@ INPUTS = """
 Args:
     predictions: samples, as rows of ids of the scorer's own tokenizer, or as texts.
     real: real texts in the same form and number. Give hundreds at least: with few, MAUVE is noisy and biased.
-    scorer: folder or Hub name of a causal language model, whose last hidden state at the last token is the feature.
+    scorer: folder or Hub name of a causal language model, whose last hidden state at the last token is the feature;
+        EOS and padding at the end, and what is longer than its context less one token, are left out.
     seed: seed of the clustering, default 25.
     device: where the scorer runs, default "cpu".
     trust_remote_code: whether to run code that comes with the scorer, default False.

@@ -21,7 +21,7 @@ from .text import (
     memorised,
     pool_entropy,
     repetition,
-    self_bleu_scores,
+    self_bleu,
     token_entropy,
 )
 
@@ -131,7 +131,7 @@ def _variety(rows: Rows) -> dict[str, dict]:
         "entropy": _mean(token_entropy(rows)),
         "pool entropy": _plain(pool_entropy(rows)),
         "distinct 2": _plain(distinct_n(rows, 2)),
-        "self-BLEU": _mean(self_bleu_scores(rows)),
+        "self-BLEU": _plain(self_bleu(rows)),
         "repetition 4": _mean(repetition(rows, 4)),
     }
 

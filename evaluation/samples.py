@@ -32,10 +32,12 @@ class Samples:
 @dataclass(frozen=True)
 class Common:
     """The tokenizer that all samples are compared by, and whether all models share its vocabulary. If they do not,
-    samples are compared as texts without special tokens, which this tokenizer tokenizes anew."""
+    samples are compared as texts without special tokens, which this tokenizer tokenizes anew and cuts to `length`
+    tokens."""
 
     tokenizer: PreTrainedTokenizerBase
     shared: bool
+    length: int
 
     def samples(self, row: dict, ids: Rows) -> Samples:
         """A set of samples from ids of this tokenizer."""
@@ -44,7 +46,11 @@ class Common:
 
     def samples_of_texts(self, row: dict, texts: list[str]) -> Samples:
         """A set of samples from texts."""
-        return Samples(row, self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], texts)
+        whole = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        rows = [ids[: self.length] for ids in whole]
+        cut = [self.tokenizer.decode(ids) for ids in rows]
+        kept = [text if len(ids) <= self.length else short for text, ids, short in zip(texts, whole, cut, strict=True)]
+        return Samples(row, rows, kept)
 
     @property
     def described(self) -> str:

@@ -140,22 +140,34 @@ class CausalScorer:
 
     @torch.no_grad()
     def features(self, rows: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
-        """The last hidden state at the last token of each row of ids, cut to the context: (n, hidden size), float32.
+        """The last hidden state at the last token of each row of ids, EOS and padding at its end left out: (n, hidden
+        size), float32.
+
+        Rows are cut to one token less than the context. A model that was trained on rows of its context has learnt
+        nothing at the last position, where no token was left to predict.
 
         Raises:
             ValueError: a row is empty.
         """
+        rows = [self._ended(row) for row in rows]
         features: dict[int, Tensor] = {}
         for length, places in groupby(sorted(range(len(rows)), key=lambda i: len(rows[i])), lambda i: len(rows[i])):
             alike = list(places)  # of one length: no padding
             if not length:
                 raise ValueError(f"sample {alike[0]} is empty: it has no hidden state.")
-            at_once = max(TOKENS_AT_ONCE // min(length, self.context), 1)
+            at_once = max(TOKENS_AT_ONCE // length, 1)
             for some in (alike[start : start + at_once] for start in range(0, len(alike), at_once)):
-                ids = torch.stack([torch.as_tensor(rows[i])[: self.context] for i in some]).to(self.model.device)
+                ids = torch.stack([torch.as_tensor(rows[i]) for i in some]).to(self.model.device)
                 states = self.model(ids, output_hidden_states=True).hidden_states[-1][:, -1].float().cpu()
                 features |= zip(some, states, strict=True)
         return torch.stack([features[i] for i in range(len(rows))]).numpy()
+
+    def _ended(self, row: Sequence[int] | np.ndarray) -> Sequence[int] | np.ndarray:
+        ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
+        length = min(len(row), self.context - 1)
+        while length > 1 and int(row[length - 1]) in ends:
+            length -= 1
+        return row[:length]
 
 
 def perplexity(losses: np.ndarray, tokens: np.ndarray) -> float:

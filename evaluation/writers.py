@@ -54,6 +54,8 @@ class Sweep:
             raise ValueError(f"temperatures must be > 0, but are {', '.join(map(str, self.temperatures))}.")
         if any(steps < 1 for steps in self.num_steps):
             raise ValueError(f"numbers of steps must be >= 1, but are {', '.join(map(str, self.num_steps))}.")
+        if any(not 0 <= gamma <= 1 for gamma in self.gammas):
+            raise ValueError(f"gammas must be in [0, 1], but are {', '.join(map(str, self.gammas))}.")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Writer(ABC):
 
     kind: str
     auto_class: type = AutoModel
+    begins_with: str | None = None  # the special token that a sample is begun with: its name in the tokenizer
 
     def __init__(self, name: str, folder: Path, commit: str | None, device: str, trust_remote_code: bool):
         self.name = name
@@ -80,6 +83,9 @@ class Writer(ABC):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} cannot be loaded: {error}") from error
+        if self.begins_with is not None and getattr(self.tokenizer, self.begins_with) is None:
+            what = self.begins_with.replace("_", " ")
+            raise ValueError(f"the tokenizer of {name} has no {what} to begin with: set `{self.begins_with}`.")
         self.model = model.eval().to(device)
         self.length = getattr(model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         self.description = {
@@ -153,6 +159,7 @@ class CausalWriter(Writer):
 
     kind = "causal"
     auto_class = AutoModelForCausalLM
+    begins_with = "bos_token"
 
     def load(self, folder: Path, trust_remote_code: bool) -> PreTrainedModel:
         model = super().load(folder, trust_remote_code)
@@ -165,8 +172,6 @@ class CausalWriter(Writer):
         return [{"temperature": temperature} for temperature in sweep.temperatures or [1.0]]
 
     def batch(self, settings: dict, count: int, seed: int, length: int) -> tuple[list[list[int]], int]:
-        if self.tokenizer.bos_token_id is None:
-            raise ValueError(f"the tokenizer of {self.name} has no BOS to begin with: set `bos_token`.")
         torch.manual_seed(seed)
         start = torch.full((count, 1), self.tokenizer.bos_token_id, device=self.model.device)
         ids = self.model.generate(
@@ -191,6 +196,7 @@ class MaskedWriter(Writer):
     """Masked diffusion: see [`sample_masked`]. That of this package is one of its own models."""
 
     kind = "masked"
+    begins_with = "mask_token"
 
     def load(self, folder: Path, trust_remote_code: bool) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -203,8 +209,6 @@ class MaskedWriter(Writer):
 
     def batch(self, settings: dict, count: int, seed: int, length: int) -> tuple[list[list[int]], int]:
         mask = self.tokenizer.mask_token_id
-        if mask is None:
-            raise ValueError(f"the tokenizer of {self.name} has no mask token to begin with: set `mask_token`.")
         ids = sample_masked(self.model, torch.full((count, length), mask), mask, **settings, seed=seed)
         return ids.tolist(), settings["num_steps"]
 
@@ -236,7 +240,7 @@ class FileWriter:
             )
 
     def write(self, settings: dict, count: int, seeds: Sequence[int], length: int) -> Written:
-        """The first `count` texts for each of `seeds`, whole."""
+        """The first `count` texts for each of `seeds`. They are cut to `length` when they are tokenized."""
         return Written(None, self.texts[: count * len(seeds)], None)
 
 

@@ -161,7 +161,7 @@ def test_known_words_are_those_of_whole_documents_and_special_tokens_part_words(
     parts = tokenizer(["It is done", "In the house"], add_special_tokens=False)["input_ids"]
     row = np.array([tokenizer.bos_token_id, *parts[0], tokenizer.eos_token_id, *parts[1], tokenizer.eos_token_id])
     for shared, words in ((True, 1), (False, 2 / 3)):  # of a text nothing says where the special tokens were
-        common = Common(tokenizer, shared)
+        common = Common(tokenizer, shared, length=32)
         sets = [common.samples({}, rows) for rows in ([row, row[:1]], [row, row])]
         known = _known(sets, str(project / "words.jsonl"), common)
         assert known["known words"] == pytest.approx(np.array([[words, 0], [words, words]]))
@@ -252,10 +252,11 @@ def test_models_of_transformers(tmp_path):
         open_writer(str(tmp_path / "headless"))
     assert open_writer(f"causal:{tmp_path / 'gpt'}").kind == "causal"
     for name, token in (("gpt", "bos_token"), ("bert", "mask_token")):
-        writer = open_writer(str(tmp_path / name))
-        setattr(writer.tokenizer, token, None)
+        lacking = AutoTokenizer.from_pretrained(tmp_path / name)
+        setattr(lacking, token, None)
+        lacking.save_pretrained(tmp_path / name)
         with pytest.raises(ValueError, match=f"the tokenizer of {name} has no .* to begin with: set `{token}`"):
-            writer.write(writer.settings(Sweep())[0], 1, [0], 16)
+            open_writer(str(tmp_path / name))
 
 
 class Twins(torch.nn.Module):
@@ -321,6 +322,8 @@ def test_the_settings_of_a_sweep_are_those_that_apply():
         Sweep(temperatures=[0.0])
     with pytest.raises(ValueError, match="numbers of steps must be >= 1, but are 0"):
         Sweep(num_steps=[0])
+    with pytest.raises(ValueError, match="gammas must be in \\[0, 1\\], but are 0.5, 1.5"):
+        Sweep(gammas=[0.5, 1.5])
 
 
 def test_a_flow_ends_its_texts_where_it_pads_them():

@@ -65,11 +65,15 @@ def test_a_self_conditioned_model_is_told_its_last_prediction():
     state = model.embed_noise(2, 12, seeds=[1, 2])
     with torch.no_grad():
         first = model.denoise(state, torch.zeros(2))
-        told = state + model.previous(model.embed_prediction(first))
-        expected = FLMModel.denoise(model, told, torch.full((2,), 0.5))
+        shown = state + model.previous(model.embed_prediction(first))
+        expected = FLMModel.denoise(model, shown, torch.full((2,), 0.5))
         after = model.denoise(state, torch.full((2,), 0.5))
         torch.testing.assert_close(after, expected)
-        torch.testing.assert_close(model.denoise(state, torch.zeros(2)), first)  # a new text
+    told: list[bool] = []
+    model.previous.register_forward_pre_hook(lambda layer, inputs: told.append(bool(inputs[0].any())))
+    for _ in range(2):  # also in refinement; each text begins without
+        model.generate(num_steps=2, refine_steps=2, seed=0)
+    assert told == 2 * [False, True, True, True]
     model.train()
     losses = [model(labels=torch.arange(12)[None], noise_seed=[seed]).loss for seed in (4, 5)]
     assert all(loss.requires_grad for loss in losses)  # told, and not told

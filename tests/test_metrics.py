@@ -111,6 +111,16 @@ def test_mauve_is_its_authors_own_on_our_features(scorer, capfd):
         scorer.features([[1], []])
 
 
+def test_features_are_of_a_position_that_was_trained(scorer):
+    """Where a row ends with EOS, or with the context, the state there predicts nothing."""
+    bos, eos = scorer.tokenizer.bos_token_id, scorer.tokenizer.eos_token_id
+    row = torch.randint(4, 4096, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    rows = [[bos, *row[:126], eos], [bos, *row[:126]], row, row[:127], [bos, eos], [bos]]
+    features = scorer.features(rows)
+    for ended, plain in ((0, 1), (2, 3), (4, 5)):
+        assert features[ended] == pytest.approx(features[plain], abs=1e-4)
+
+
 def test_what_is_no_scorer_is_refused():
     with pytest.raises(ValueError, match="no/such is no folder, and cannot be had from the Hub"):
         locate("no/such")
