@@ -43,21 +43,28 @@ def measure_models(
     parser.add_argument("--models", nargs="+", metavar="MODEL", help="these only; rows of other models stay")
     options = parser.parse_args()
     request = Request(Stories(options.train, options.validation), options.models)
+    found: set[str] = set()
 
-    def measured(name: str) -> list[Row]:
-        rows = parts[name](request)
-        return rows if request.models is None else _beside_others(rows, name, request.models, results_file)
+    def before(part: str) -> list[Row]:
+        return json.loads(results_file.read_text()).get(part, []) if results_file.exists() else []
+
+    def measured(part: str) -> list[Row]:
+        if request.models is not None and not before(part):
+            sys.exit(f"{part} was not measured yet, so there are no rows of other models to keep: leave out --models.")
+        rows = parts[part](request)
+        found.update(str(row.get("model")) for row in rows)
+        return rows if request.models is None else _beside_others(rows, before(part))
 
     measure_parts({name: partial(measured, name) for name in parts}, results_file, report, options.parts)
+    if unknown := {*(request.models or ())} - found:
+        sys.exit(f"no model {', '.join(sorted(unknown))} in {', '.join(options.parts or parts)}.")
 
 
-def _beside_others(rows: list[Row], part: str, models: Collection[str], results_file: Path) -> list[Row]:
-    """The rows of `models` that were measured now, at their places among those of a part that were measured before."""
-    if unknown := {*models} - {str(row.get("model")) for row in rows}:
-        sys.exit(f"no model {', '.join(sorted(unknown))} in {part}.")
+def _beside_others(rows: list[Row], before: list[Row]) -> list[Row]:
+    """The rows that were measured now, at the places of their models among those that were measured before."""
     by_model: dict[str, list[Row]] = {}
-    for row in json.loads(results_file.read_text())[part]:
+    for row in before:
         by_model.setdefault(str(row.get("model")), []).append(row)
-    for model in models:
-        by_model[model] = [row for row in rows if row["model"] == model]
+    for model in {str(row.get("model")): None for row in rows}:
+        by_model[model] = [row for row in rows if str(row.get("model")) == model]
     return [row for rows in by_model.values() for row in rows]

@@ -135,8 +135,11 @@ def frontier(rows: list[Row], data: str, picture: Path) -> None:
     references = json.loads(few_step.RESULTS.read_text())[data.split("-")[0]]
     curves: dict[str, list[Row]] = {}
     for row in rows:
-        what = str(row["settings"]).split(" ")[0] or "steps"
-        curves.setdefault(f"{row['model']}, {row['sampler']}, {what}", []).append(row)
+        first, *fixed = str(row["settings"]).split(", ")
+        varied = first.split(" ")[0] or "steps"
+        if varied not in ("steps", "refine_steps"):
+            fixed.append(f"{row['evaluations']} evaluations")
+        curves.setdefault(", ".join([row["model"], row["sampler"], varied, *fixed]), []).append(row)
     for row in references:
         if row["model"] == f"mdlm-{data}" and row["steps"] == 8:
             curves.setdefault("masked diffusion, 8 steps, temperature", []).append(row)

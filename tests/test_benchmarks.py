@@ -48,5 +48,11 @@ def test_unknown_parts_and_models_are_refused(command):
         command("tails")
     with pytest.raises(SystemExit, match="no model masked in tales."):
         command("tales", "--models", "map", "masked")
+    assert [row["run"] for row in command("numbers")["tales"]] == [1, 1, 2]  # what was measured is kept
     with pytest.raises(SystemExit, match="no model map in numbers."):
         command("numbers", "--models", "map")
+
+
+def test_rows_of_one_model_go_beside_others(command):
+    with pytest.raises(SystemExit, match="tales was not measured yet, so .*: leave out --models."):
+        command("tales", "--models", "map")

@@ -1,9 +1,11 @@
 """The ingredients of training: what each prototype changes, and that nothing else does; how texts are judged."""
 
+import pytest
 import torch
 from tiny import SIZES, randomise
 from transformers import AutoModel
 
+from benchmarks import ingredients, sudoku_ingredients
 from benchmarks.ingredients import in_tokens_of
 from benchmarks.prototypes import (
     Focal,
@@ -17,6 +19,7 @@ from benchmarks.prototypes import (
 from benchmarks.stories import LENGTH
 from examples.train_tokenizer import train_tokenizer
 from modeling_flm import FLMModel
+from trainers.recipe import load_recipe
 
 
 def unit_rows(**changes) -> UnitRows:
@@ -77,6 +80,28 @@ def test_a_self_conditioned_model_is_told_its_last_prediction():
     model.train()
     losses = [model(labels=torch.arange(12)[None], noise_seed=[seed]).loss for seed in (4, 5)]
     assert all(loss.requires_grad for loss in losses)  # told, and not told
+
+
+GRIDS = {name: variant for name, (_, variant) in sudoku_ingredients.VARIANTS.items()}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "variants"),
+    [(ingredients.RECIPE, ingredients.VARIANTS), (sudoku_ingredients.RECIPE, GRIDS)],
+    ids=["stories", "sudoku"],
+)
+def test_a_variant_changes_what_it_says_and_nothing_else(recipe, variants, monkeypatch, tmp_path):
+    of_every_run = {"training.output_dir", "training.num_samples", "training.bf16", "training.torch_compile"}
+    commands: list[list[str]] = []
+    monkeypatch.setattr("subprocess.run", lambda command, **_: commands.append(command))
+    plain = load_recipe(recipe)
+    for name, variant in variants.items():
+        variant.train(recipe, tmp_path / name, [])
+        told = load_recipe(recipe, [word for word in commands.pop() if "=" in word])
+        changed = {f"model.{k}" for k, v in told.model.items() if v != plain.model.get(k)}
+        changed |= {f"training.{k}" for k, v in told.training.items() if v != plain.training.get(k)}
+        says = {override.split("=")[0] for override in variant.overrides}
+        assert changed - of_every_run <= says, name
 
 
 def test_focal_weights_leave_what_is_known():

@@ -18,6 +18,7 @@ from benchmarks import (
     deploy,
     few_step,
     generation,
+    ingredients,
     likelihood,
     samplers,
     scaling,
@@ -26,6 +27,7 @@ from benchmarks import (
     startup,
     step_options,
     style,
+    sudoku_ingredients,
     training_step,
 )
 from benchmarks.cards import card, shipped
@@ -77,6 +79,7 @@ BENCHMARKS = [
     deploy,
     few_step,
     generation,
+    ingredients,
     likelihood,
     samplers,
     soak,
@@ -84,6 +87,7 @@ BENCHMARKS = [
     startup,
     step_options,
     style,
+    sudoku_ingredients,
     training_step,
 ]
 
