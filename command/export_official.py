@@ -21,11 +21,13 @@ def add(commands) -> None:
 def run(options: argparse.Namespace) -> int:
     from transformers import AutoModel
 
-    import modeling_flm  # noqa: F401  registers the model types
+    import modeling_flm
     from hub_cards.convert import export_official
 
     with reading(options.model):
         model = AutoModel.from_pretrained(options.model)
+    if not isinstance(model, modeling_flm.FLMModel):
+        raise ValueError(f"{options.model} is a {type(model).__name__}, no flow language model.")
     export_official(model, Path(options.output))
     print(f"{options.output} is in the official form.")
     return 0

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from .options import check_device, integers
 
@@ -64,7 +65,9 @@ def run(options: argparse.Namespace) -> int:
 
     from flm_data.paths import reading
     from modeling_flm import DraftStreamer, prompt_ids
+    from trainers.start import check_flow
 
+    _check(options)
     check_device(options.device)
     logging.disable_progress_bar()
     trust = options.trust_remote_code
@@ -74,6 +77,9 @@ def run(options: argparse.Namespace) -> int:
             tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=trust)
         except ValueError as error:
             raise ValueError(f"{options.model} cannot be loaded: {error}") from error
+    if not hasattr(model, "generate"):
+        raise ValueError(f"{options.model} is a {type(model).__name__}, no flow language model.")
+    check_flow(model.config, options.model)
     logging.enable_progress_bar()
     prompt = prompt_ids(options.prompt, tokenizer) if options.prompt else None
     steps = options.num_steps
@@ -83,8 +89,6 @@ def run(options: argparse.Namespace) -> int:
         from hub_cards.page import write_page
 
         ids = write_page(options.html, model, tokenizer, steps, prompt, **settings)
-    elif len(steps) > 1:
-        raise ValueError("several --num-steps are for --html, which shows them side by side.")
     else:
         streamer = DraftStreamer(tokenizer, skip_special_tokens=True) if options.watch else None
         bar = sys.stderr.isatty() and streamer is None
@@ -93,6 +97,18 @@ def run(options: argparse.Namespace) -> int:
     for text in tokenizer.batch_decode(ids, skip_special_tokens=True):
         print(shown(text.strip()), end="\n\n")
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, options that contradict each other."""
+    if options.html and options.watch:
+        raise ValueError("--watch shows drafts in the terminal, --html in a page: choose one.")
+    if options.html and not Path(options.html).resolve().parent.is_dir():
+        raise ValueError(f"there is no folder {Path(options.html).parent} for the page.")
+    if options.html and options.window_overlap is not None:
+        raise ValueError("--html shows one window: leave out --window-overlap, and a longer --max-length with it.")
+    if not options.html and len(options.num_steps) > 1:
+        raise ValueError("several --num-steps are for --html, which shows them side by side.")
 
 
 def shown(text: str) -> str:

@@ -48,7 +48,7 @@ class Common:
         """A set of samples from texts."""
         whole = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         rows = [ids[: self.length] for ids in whole]
-        cut = [self.tokenizer.decode(ids) for ids in rows]
+        cut = self.tokenizer.batch_decode(rows)
         kept = [text if len(ids) <= self.length else short for text, ids, short in zip(texts, whole, cut, strict=True)]
         return Samples(row, rows, kept)
 

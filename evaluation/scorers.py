@@ -149,18 +149,18 @@ class CausalScorer:
         Raises:
             ValueError: a row is empty.
         """
-        rows = [self._ended(row) for row in rows]
+        kept = [self._ended(row) for row in rows]
         features: dict[int, Tensor] = {}
-        for length, places in groupby(sorted(range(len(rows)), key=lambda i: len(rows[i])), lambda i: len(rows[i])):
+        for length, places in groupby(sorted(range(len(kept)), key=lambda i: len(kept[i])), lambda i: len(kept[i])):
             alike = list(places)  # of one length: no padding
             if not length:
                 raise ValueError(f"sample {alike[0]} is empty: it has no hidden state.")
             at_once = max(TOKENS_AT_ONCE // length, 1)
             for some in (alike[start : start + at_once] for start in range(0, len(alike), at_once)):
-                ids = torch.stack([torch.as_tensor(rows[i]) for i in some]).to(self.model.device)
+                ids = torch.stack([torch.as_tensor(kept[i]) for i in some]).to(self.model.device)
                 states = self.model(ids, output_hidden_states=True).hidden_states[-1][:, -1].float().cpu()
                 features |= zip(some, states, strict=True)
-        return torch.stack([features[i] for i in range(len(rows))]).numpy()
+        return torch.stack([features[i] for i in range(len(kept))]).numpy()
 
     def _ended(self, row: Sequence[int] | np.ndarray) -> Sequence[int] | np.ndarray:
         ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}

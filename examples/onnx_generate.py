@@ -94,7 +94,8 @@ class FlowMap:
             tokens, state, confidence = run(row, state, ids, kept)
         free = (~kept).sum(1, keepdims=True)
         for number in range(refine_steps):
-            count = np.ceil(free * np.float32(self.refine_fraction * (1 - number / refine_steps)))
+            share = np.float32(self.refine_fraction * (1 - number / refine_steps))
+            count = np.ceil(free.astype(np.float32) * share)  # in float32, as torch does
             order = np.where(kept, np.inf, confidence).argsort(1, kind="stable").argsort(1)
             again = (order < count) & ~kept
             tokens, _, new = run([1, 0, 0, 0, 0], nothing, tokens, ~again)

@@ -273,7 +273,8 @@ def _compare(source: Source, config, folder: Path) -> float:
         arguments = [sys.executable, "-P", "-c", _RELOAD, str(folder.resolve()), str(given), str(found)]
         done = subprocess.run(arguments, cwd=between, capture_output=True, text=True)
         if done.returncode:
-            raise ValueError(f"what was written to {folder} does not load: {done.stderr.strip().splitlines()[-1]}")
+            said = done.stderr.strip().splitlines() or [f"its process ended with status {done.returncode}"]
+            raise ValueError(f"what was written to {folder} does not load: {said[-1]}")
         difference = (load_file(found)["logits"] - expected).abs().max().item()
     if not difference < 1e-4:
         raise ValueError(f"what was written to {folder} has other logits than the source, by up to {difference:.2g}.")

@@ -229,8 +229,11 @@ def _converted(graph, dtype: str):
     if dtype == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        # Angles and time features stay in float32: float16 rounds the fourth digit, which matters near tau = 1.
-        return convert_float_to_float16(graph, keep_io_types=True, op_block_list=["Cos", "Sin", "Range", "Pow"])
+        # Angles and times stay in float32: float16 rounds the fourth digit, which matters far on and near tau = 1.
+        kept = _before(graph.graph, ("Cos", "Sin"))
+        graph = convert_float_to_float16(graph, keep_io_types=True, node_block_list=[node.name for node in kept])
+        _take_back_rounding(graph.graph)
+        return graph
     if dtype == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
         from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -243,6 +246,36 @@ def _converted(graph, dtype: str):
             quantize_dynamic(folded, quantised, weight_type=QuantType.QInt8, per_channel=True)
             return onnx.load(quantised)
     return graph
+
+
+def _before(graph, kinds: Sequence[str]) -> list:
+    """The nodes of these kinds, and all from which they are computed."""
+    makers = {output: node for node in graph.node for output in node.output}
+    found: dict[str, onnx.NodeProto] = {}
+    waiting = [node for node in graph.node if node.op_type in kinds]
+    while waiting:
+        node = waiting.pop()
+        if node.name not in found:
+            found[node.name] = node
+            waiting += [makers[name] for name in node.input if name in makers]
+    return list(found.values())
+
+
+def _take_back_rounding(graph) -> None:
+    """Where float32 is made float16 and float32 again, take what there was before."""
+    casts = {node.output[0]: (node.input[0], _cast_to(node)) for node in graph.node if node.op_type == "Cast"}
+    before = {}
+    for name, (rounded, kind) in casts.items():
+        exact, between = casts.get(rounded, ("", None))
+        if (between, kind) == (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT):
+            before[name] = exact
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = before.get(name, name)
+
+
+def _cast_to(node) -> int:
+    return next(attribute.i for attribute in node.attribute if attribute.name == "to")
 
 
 def _metadata(

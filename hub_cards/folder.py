@@ -20,7 +20,7 @@ import modeling_flm
 from modeling_flm import FlowGenerationConfig
 from trainers.model_card import Samples, is_stock, listed, model_card, training_results
 
-from .push import card_in, weights
+from .push import OLD_CARD, card_in, weights
 
 CODE = Path(modeling_flm.__file__).parent
 SAMPLES = 2
@@ -66,8 +66,8 @@ def complete(folder: Path) -> list[str]:
 def write_card(folder: Path, name: str | None = None, datasets: Sequence[str] = (), license: str | None = None) -> str:
     """Write the model card of a complete folder (see [`complete`]), or add to the card that it has.
 
-    A folder without a card, or with the blank one of transformers, gets a new card, made of what the folder tells. Any
-    other card is changed only in what the arguments give.
+    A folder without a card, or with one of transformers that still has blanks, gets a new card, made of what the
+    folder tells; the old one is kept as `README.old.md`. Any other card is changed only in what the arguments give.
 
     Args:
         folder (`Path`): the model folder.
@@ -87,12 +87,15 @@ def write_card(folder: Path, name: str | None = None, datasets: Sequence[str] = 
         known.license = license
     if not readme.is_file() or is_stock(old.text):
         card = _card(folder, name or folder.resolve().name, known)
+        kept = f"; {readme.replace(folder / OLD_CARD).name} is that of transformers" if readme.is_file() else ""
         readme.write_text(card, encoding="utf-8")
-        return "a card of what the folder tells"
+        return f"a card of what the folder tells{kept}"
+    if not (datasets or license or name):
+        return "nothing: it has a card already"
     readme.write_text(str(old), encoding="utf-8")
     if name:
         readme.write_text(card_in(folder, name), encoding="utf-8")
-    return "its card's metadata" if datasets or license or name else "nothing: it has a card already"
+    return "its card's metadata"
 
 
 def _card(folder: Path, name: str, known: Any) -> str:

@@ -100,6 +100,8 @@ def convert_config(
     for name in ("vocab_embed.embedding", "sigma_map.mlp.0.weight", "blocks.0.mlp.0.weight"):
         if name not in weights:
             raise ValueError(f"the weight {name} is missing.")
+    if COMPUTED in weights:
+        _check_angles(weights[COMPUTED], weights["vocab_embed.embedding"].shape[1], model["n_heads"])
     config_class = FMLMConfig if any(name.startswith("sigma_map_prime.") for name in weights) else FLMConfig
     vocab_size, hidden_size = weights["vocab_embed.embedding"].shape
     conditioning_size, time_embedding_size = weights["sigma_map.mlp.0.weight"].shape
@@ -123,6 +125,20 @@ def convert_config(
         hidden_dropout=model["dropout"],
         loss_weighting=any(name.startswith("learnable_loss_weighting.") for name in weights),
     )
+
+
+def _check_angles(frequencies: Tensor, hidden_size: int, num_heads: int) -> None:
+    """Only the rotary frequencies tell the number of heads: all other shapes fit any."""
+    half = hidden_size // num_heads // 2
+    if len(frequencies) != half:
+        raise ValueError(
+            f"the official configuration says n_heads {num_heads}, but the weights have "
+            f"{hidden_size / 2 / len(frequencies):g}."
+        )
+    if not torch.allclose(frequencies.float(), 10000 ** (-torch.arange(half) / half), rtol=1e-2):
+        raise ValueError(
+            "the rotary frequencies of the weights are not those of the base 10,000, which the model has."
+        )
 
 
 @torch.no_grad()

@@ -102,17 +102,19 @@ def texts_of_tokens(ids: Sequence[int | None], decode: Callable[[tuple[int, ...]
     """The text of each token, None where there is none. A character that is made of several tokens, as bytes of it
     are, is the text of the last of them. `decode` makes a text of ids."""
     texts: list[str | None] = []
+    before: tuple[int, ...] = ()  # the tokens of the text before: some decoders put a space between words alone
     begun: tuple[int, ...] = ()
     for place, token in enumerate(ids):
         if token is None:
             texts.append(None)
+            before = ()
             continue
         begun += (token,)
-        text = decode(begun)
+        text = decode(before + begun)[len(decode(before)) :]
         goes_on = place + 1 < len(ids) and ids[place + 1] is not None and len(begun) < MOST_BYTES
         if text.endswith("\ufffd") and goes_on:
             texts.append("")
         else:
             texts.append(text)
-            begun = ()
+            before, begun = begun, ()
     return texts

@@ -28,7 +28,8 @@ SPACE_TAKES = (
 )
 STATIC_NEEDED = ("README.md", "index.html")
 MANIFEST = "models/manifest.json"  # by `make space-static`: the checksum of every file that it made
-LEFT_OUT = (".*", *PICKLED)
+OLD_CARD = "README.old.md"  # where `flm card` keeps a card that it replaces
+LEFT_OUT = (".*", OLD_CARD, *PICKLED)
 LARGE = 5 * 10**9  # bytes
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 

@@ -161,7 +161,7 @@ class Predictor:
         for step in itertools.count(1):
             seeds = step_seeds(self.seeds, step)
             white = self._white(seeds, self.white_width + 1)
-            yield self._widen(white[..., :-1], seeds) @ factor, torch.special.ndtr(white[..., -1])
+            yield _product(self._widen(white[..., :-1], seeds), factor), torch.special.ndtr(white[..., -1])
 
     def predict(self, state: Tensor, tau: Tensor, target: Tensor | None = None) -> Prediction:
         """The prediction for a state (batch, length, width) at the scalar time tau; with `target`, a scalar in
@@ -290,7 +290,8 @@ class ModelGuided(Guided):
         return [model.vocabulary_table().float() for model in (self.model, self.weak)]
 
     def _start(self) -> Tensor:
-        return self._widen(self._white(self.seeds, self.white_width), self.seeds) @ self._noise_factor()
+        white = self._widen(self._white(self.seeds, self.white_width), self.seeds)
+        return _product(white, self._noise_factor())
 
     def _widen(self, white: Tensor, seeds: list[int]) -> Tensor:
         # The factor of the joint noise is triangular, so the model's own part is the same as without the weak model.
@@ -314,10 +315,17 @@ class ModelGuided(Guided):
         return self.weak, self._hidden(self.weak.denoise, own, tau, target)
 
 
+def _product(white: Tensor, factor: Tensor) -> Tensor:
+    """Noise of a factor, in the precision that it has under autocast, too: states are float32."""
+    with torch.autocast(white.device.type, enabled=False):
+        return white @ factor
+
+
 @contextmanager
 def _dropout(model, rate: float, drawn: Sequence[tuple[int, int]]) -> Iterator[None]:
-    """A context in which all dropout layers of `model` drop at `rate`. `drawn` has a (seed, length) per sequence: its
-    padding beyond that length draws no random numbers, so that the rest of it is the same as without padding."""
+    """A context in which the dropout layers of `model` itself, not those of adapters, drop at `rate`. `drawn` has a
+    (seed, length) per sequence: its padding beyond that length draws no random numbers, so that the rest of it is the
+    same as without padding."""
     generators = [(torch.Generator(model.device).manual_seed(seed), length) for seed, length in drawn]
 
     def drop(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -327,7 +335,7 @@ def _dropout(model, rate: float, drawn: Sequence[tuple[int, int]]) -> Iterator[N
             row[:length] = torch.rand(shape, generator=generator, device=output.device) >= rate
         return output * kept / (1 - rate)
 
-    hooks = [module.register_forward_hook(drop) for module in model.modules() if isinstance(module, nn.Dropout)]
+    hooks = [block.dropout.register_forward_hook(drop) for block in model.layers]
     try:
         yield
     finally:
@@ -375,8 +383,10 @@ def reward_gradient(
     `grad_e E^T table`, which is exact and needs no state over the vocabulary.
 
     Raises:
-        ValueError: if the reward is not a differentiable tensor (batch,).
+        ValueError: if the reward is not a differentiable tensor (batch,), or gradients are switched off for good.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("`reward_fn` needs gradients: call `generate` outside of torch.inference_mode().")
     model = predictor.model
     with torch.enable_grad():
         own = state[..., : model.config.hidden_size].detach().requires_grad_()

@@ -116,7 +116,7 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         with torch.autocast(device, enabled=False):
             h, w, b = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
-            losses = torch.empty(len(h), device=h.device)
+            losses = torch.empty(len(h), device=h.device, dtype=torch.float32)
             if with_gradient:
                 grad_hidden = torch.empty_like(h)
                 grad_weight = torch.zeros_like(weight, dtype=torch.float32)

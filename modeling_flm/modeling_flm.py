@@ -294,6 +294,13 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
             TypeError: if an argument is unknown.
         """
         check_unknown(type(self).__name__, kwargs)
+        if getattr(self, "_is_replica", False):
+            raise ValueError(
+                "nn.DataParallel is not supported: run one process per GPU (torchrun), or show it one GPU alone "
+                "(CUDA_VISIBLE_DEVICES)."
+            )
+        if labels is not None and hasattr(self.embed_tokens, "neftune_noise_alpha"):
+            raise ValueError("`neftune_noise_alpha` must be None: a flow brings its own noise to the embeddings.")
         if labels is None and num_items_in_batch is not None:
             raise ValueError(
                 "the Trainer kept the `labels`, which are to be noised here, to itself: leave out "
@@ -387,7 +394,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
             of_labels = count.clamp(min=1) / (labels != -100).sum().clamp(min=1)
             divisor = num_items_in_batch * of_labels
             # A mean over nothing is NaN. A Trainer leaves it out of an evaluation; in training the loss is 0 instead.
-            count = divisor.where(count > 0, 1) if self.training else divisor
+            count = divisor.where(count > 0, 1 if self.training else torch.nan)
         elif checkable(labels) and count == 0:
             raise ValueError(
                 "there is no position to score: all `labels` are -100, padding (attention_mask 0) or conditioning."

@@ -72,9 +72,9 @@ def white_noise(
     positions are drawn and the first `length` of them kept, so that it does not depend on the padding either. With
     `attention_mask` the noise of a seed begins at the first token that is not padding.
     """
-    noise = torch.empty(len(seeds), length, width, device=device)
-    uniform = torch.empty(len(seeds), device=device)
-    drawn = torch.empty(max(length, longest or 0), width, device=device)
+    noise = torch.empty(len(seeds), length, width, device=device, dtype=torch.float32)
+    uniform = torch.empty(len(seeds), device=device, dtype=torch.float32)
+    drawn = torch.empty(max(length, longest or 0), width, device=device, dtype=torch.float32)
     generator = torch.Generator(device)
     for row, number, seed in zip(noise, uniform, seeds, strict=True):
         generator.manual_seed(seed)

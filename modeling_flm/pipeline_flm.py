@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Pipeline
@@ -49,7 +50,7 @@ class FLMPipeline(Pipeline):
         if isinstance(inputs, list) and not inputs:
             return []
         seed, count = (self._forward_params | kwargs).get("seed"), len(inputs) if isinstance(inputs, list) else 1
-        if isinstance(inputs, list | _Text) and isinstance(seed, Sequence | torch.Tensor):
+        if isinstance(inputs, list | _Text) and _is_list(seed):
             wanted = count * self._per_text(self._forward_params | kwargs)
             if len(seed) != wanted:
                 raise ValueError(f"`seed` has {len(seed)} entries for {wanted} sequences: one each is needed.")
@@ -79,10 +80,10 @@ class FLMPipeline(Pipeline):
 
     def _forward(self, model_inputs: dict[str, torch.Tensor], **generate_kwargs) -> dict[str, torch.Tensor]:
         numbers, count = model_inputs.pop("number").tolist(), self._per_text(generate_kwargs)
-        seed = generate_kwargs.get("seed")
+        seed: Any = generate_kwargs.get("seed")
         if isinstance(seed, Integral) and not isinstance(seed, bool):
             generate_kwargs["seed"] = [int(seed) + number * count + i for number in numbers for i in range(count)]
-        elif isinstance(seed, Sequence | torch.Tensor):
+        elif _is_list(seed):
             generate_kwargs["seed"] = [x for number in numbers for x in seed[number * count : (number + 1) * count]]
         settings = {"tokenizer": self.tokenizer} | generate_kwargs | {"return_dict_in_generate": True}
         out = self.model.generate(**model_inputs, **settings)
@@ -120,6 +121,11 @@ class _NumberedDataset(Dataset):
 
     def __getitem__(self, number: int) -> _Text:
         return _Text(number, self.texts[number])
+
+
+def _is_list(seed: Any) -> bool:
+    """Whether these are seeds, one for each sequence."""
+    return isinstance(seed, Sequence) or (isinstance(seed, torch.Tensor | np.ndarray) and seed.ndim > 0)
 
 
 def _numbered(texts: Any):

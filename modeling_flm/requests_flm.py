@@ -189,7 +189,7 @@ class FlowRequests:
             for name, mask in masks.items():
                 if mask is not None:
                     raise ValueError(f"`{name}` is that of the prompts, but there are no `input_ids`.")
-            ids = torch.empty(batch_size or 1, 0, dtype=torch.long)
+            ids = torch.empty(batch_size or 1, 0, dtype=torch.long, device="cpu")
             return ids, ids.bool(), ids.sum(1)
         is_ids = isinstance(input_ids, Tensor) and not input_ids.is_floating_point() and input_ids.dtype != torch.bool
         if not is_ids or input_ids.ndim != 2 or len(input_ids) == 0:
@@ -197,7 +197,7 @@ class FlowRequests:
         if batch_size is not None and batch_size != len(input_ids):
             raise ValueError(f"`batch_size` is {batch_size}, but there are {len(input_ids)} prompts.")
         for name, mask in masks.items():
-            if mask is not None and getattr(mask, "shape", None) != input_ids.shape:
+            if mask is not None and not (isinstance(mask, Tensor) and mask.shape == input_ids.shape):
                 raise ValueError(f"`{name}` must be a tensor as `input_ids`, of shape {tuple(input_ids.shape)}.")
         ids = input_ids.to("cpu", torch.long)
         check_ids(self.config, "input_ids", ids)
@@ -241,7 +241,7 @@ class FlowRequests:
         lengths = self._output_lengths(lengths, keep, config, self._blank(tokenizer))
         length = int(lengths.max())
         prompts, keep = (F.pad(x, (0, length - x.shape[1])) for x in (prompts, keep))
-        text = torch.arange(length) < lengths[:, None]
+        text = torch.arange(length, device=lengths.device) < lengths[:, None]
         if not text.all():
             prompts = prompts.where(text, self._padding(config))
         copies = config.num_return_sequences or 1

@@ -5,6 +5,8 @@ import re
 import tempfile
 from typing import Any
 
+from .generation_config_flm import FlowGenerationConfig
+
 
 class LoadingAndSaving:
     """`from_pretrained` and `save_pretrained` of flow language models, which wrap those of `PreTrainedModel`."""
@@ -31,6 +33,9 @@ class LoadingAndSaving:
             raise ValueError(f"the weights of {name} are damaged ({error}): download or write them again.") from error
         if any(key.startswith("target_time_embedding.") for key in loaded[1]["unexpected_keys"]):
             raise ValueError(f"{name} is a flow map (FMLM), and {cls.__name__} is no class for it: use AutoModel.")
+        started = any(key.startswith("target_time_embedding.") for key in loaded[1]["missing_keys"])
+        if started and kwargs.get("generation_config") is None:  # a flow's files, whose settings are those of a flow
+            loaded[0].generation_config = FlowGenerationConfig.from_model_config(loaded[0].config)
         return loaded if with_info else loaded[0]
 
     def save_pretrained(

@@ -49,9 +49,9 @@ class _ExpectedEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, table, cap):
         tokens = len(hidden)
-        total = torch.zeros(tokens, 1, device=hidden.device)
-        mean = torch.zeros(tokens, table.shape[1], device=hidden.device)
-        highest = torch.full((tokens, 1), -torch.inf if cap is None else 0.0, device=hidden.device)
+        total = torch.zeros(tokens, 1, device=hidden.device, dtype=torch.float32)
+        mean = torch.zeros(tokens, table.shape[1], device=hidden.device, dtype=torch.float32)
+        highest = torch.full_like(total, -torch.inf if cap is None else 0.0)
         for block in _vocabulary_blocks(hidden, len(weight)):
             scores = softcap_(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
             if cap is None:
@@ -72,7 +72,7 @@ class _ExpectedEmbedding(torch.autograd.Function):
     def backward(ctx, gradient):
         hidden, weight, bias, table, mean, normaliser = ctx.saved_tensors
         along_mean = (mean * gradient).sum(1, keepdim=True)
-        of_hidden = torch.zeros(hidden.shape, device=hidden.device)
+        of_hidden = torch.zeros(hidden.shape, device=hidden.device, dtype=torch.float32)
         for block in _vocabulary_blocks(hidden, len(weight)):
             scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), ctx.cap)
             change = (scores - normaliser).exp() * (gradient @ table[block].float().T - along_mean)
@@ -109,7 +109,7 @@ def most_likely_of_mixture(
     _, first, vocabulary, _, _ = parts[0]
 
     def mixture(block: slice) -> Tensor:
-        entries = torch.zeros(len(first), block.stop - block.start, device=first.device)
+        entries = torch.zeros(len(first), block.stop - block.start, device=first.device, dtype=torch.float32)
         for (share, hidden, weight, bias, cap), normaliser in zip(parts, normalisers, strict=True):
             scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
             entries.add_((scores - normaliser[:, None]).exp_(), alpha=share)
@@ -121,7 +121,7 @@ def most_likely_of_mixture(
 def _argmax_by_blocks(entries: Callable[[slice], Tensor], hidden: Tensor, vocab_size: int) -> Tensor:
     """The token with the largest entry, (tokens,); -1 where it is not finite. `entries` gives those of a block of the
     vocabulary, for all `hidden` states (tokens, d)."""
-    best = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+    best = torch.full((len(hidden),), -torch.inf, device=hidden.device, dtype=torch.float32)
     token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     for block in _vocabulary_blocks(hidden, vocab_size):
         value, index = entries(block).max(dim=1)
@@ -140,7 +140,7 @@ def token_probability(hidden: Tensor, token: Tensor, weight: Tensor, bias: Tenso
 
 def _log_normaliser(hidden: Tensor, weight: Tensor, bias: Tensor, cap: float | None) -> Tensor:
     """`logsumexp(softcap(hidden W^T + b))`, float32 (tokens,), summed block by block of the vocabulary."""
-    normaliser = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+    normaliser = torch.full((len(hidden),), -torch.inf, device=hidden.device, dtype=torch.float32)
     for block in _vocabulary_blocks(hidden, len(weight)):
         scores = softcap(torch.addmm(bias[block], hidden, weight[block].T).float(), cap)
         normaliser = torch.logaddexp(normaliser, scores.logsumexp(1))

@@ -234,6 +234,7 @@ GENERATE = [
     case("a blank is not known: `config.mask_token_id` is not set", input_ids=IDS),
     case("13 ids are asked for", input_ids=IDS, attention_mask=PADDING, max_new_tokens=8),
     case("`conditioning_mask` must be a tensor as `input_ids`", input_ids=IDS, conditioning_mask=IDS[:, :3]),
+    case("`attention_mask` must be a tensor as `input_ids`", input_ids=IDS, attention_mask=IDS.numpy()),
     case("`conditioning_mask` is that of the prompts", conditioning_mask=IDS),
     case("the prompt has 13 ids and the output 12", input_ids=random_ids(1, 13)),
     case("the prompt has 4 ids and the output 3.*raise max_length", input_ids=PROMPT, max_length=3),

@@ -17,7 +17,7 @@ from benchmarks.cards import SAMPLES, card, draw, shipped
 from benchmarks.few_step import RESULTS
 from benchmarks.results import HUB
 from command.main import main
-from hub_cards.push import card_in, remarks
+from hub_cards.push import card_in, remarks, to_upload
 from trainers import FLMTrainer
 from trainers.model_card import END, Samples, in_repository, model_card
 
@@ -68,7 +68,9 @@ def test_a_trainer_writes_the_card_beside_the_model(tmp_path):
     assert card.data.datasets == ["org/rows"] and card.data.base_model is None
     for line in ("Trained from: fresh weights.", "Data: org/rows (8 rows).", "rows per step: 4", "seed: 7"):
         assert f"* {line}\n" in card.text
-    assert re.search(r"\* loss: \d\.\d{4}", card.text) and str(Path.home()) not in card.text
+    assert re.search(r"Loss of the training, its own objective: \d\.\d{4}\.\n", card.text)
+    assert re.search(r"\* eval loss: \d\.\d{4}", card.text) and str(Path.home()) not in card.text
+    assert "* trainer: FLMTrainer\n" in card.text and "* max steps: 2\n" in card.text and "epochs" not in card.text
 
 
 # -- the name of the repository ---------------------------------------------------------------------------------------
@@ -207,7 +209,7 @@ def test_the_log_is_that_of_the_weights(plain, tmp_path, capsys):
     bare = shutil.copytree(plain, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoint-*"))
     assert main(["card", str(bare)]) == 0
     text = (bare / "README.md").read_text()
-    assert "Its training is not recorded in this folder." in text and "None was measured." in text
+    assert "Its training is not recorded in this folder." in text and "No held-out loss was measured." in text
     assert ModelCard(text).data.eval_results is None
     for name in ("recipe.yaml", "README.md"):
         (bare / name).unlink(missing_ok=True)
@@ -224,11 +226,12 @@ def test_flm_card_keeps_a_text_that_somebody_wrote_and_what_transformers_knew(pl
     assert main(["push", str(folder), "me/model", "--dry-run"]) == 0
     assert "that of transformers, with blanks" in capsys.readouterr().err
     assert main(["card", str(folder)]) == 0
+    assert stock in (folder / "README.old.md").read_text() and "README.old.md" not in to_upload(folder)
     card = ModelCard.load(folder / "README.md")
     assert (card.data.license, card.data.base_model, card.data.datasets) == ("mit", "me/flow", ["me/rows"])
     assert "More information needed" not in card.text and "generated_from_trainer" not in card.data.tags
     with open(folder / "README.md", "a") as file:
-        file.write("\nBy hand.\n")
+        file.write(f"\nBy hand.\n<!-- {stock} -->\n")  # without blanks it is somebody's
     before = (folder / "README.md").read_text()
     assert main(["card", str(folder)]) == 0 and (folder / "README.md").read_text() == before
     assert main(["card", str(folder), "--license", "apache-2.0", "--name", "me/model"]) == 0

@@ -184,6 +184,7 @@ MISTAKES = {
     "data.text_column=body": "body",
     "tokenizer=./missing": "missing",
     "training.max_steps": "training.max_steps",
+    "training.max_steps=10.5": "`training.max_steps` is 10.5, but it must be a whole number",
 }
 
 
@@ -288,6 +289,12 @@ def test_no_evaluation_can_be_asked_for(project, tmp_path):
 def test_training_anew_where_a_run_left_checkpoints_is_refused(project, trained, capsys):
     assert train(project, trained) == 1
     assert "checkpoint-4 is of an earlier run: resume it (--resume)" in one_line(capsys)
+
+
+def test_a_streamed_corpus_that_fills_no_row_is_refused(project, tmp_path, capfd):
+    (project / "short.txt").write_text("the cat\n")
+    assert train(project, tmp_path, "data.streaming=true", "data.train=./short.txt", "training.max_steps=1e3") == 1
+    assert "The corpus is too small" in one_line(capfd, bars=True)
 
 
 def test_a_streamed_corpus_is_read_again_and_again_and_resumed_in_any_pass(project, tmp_path):
@@ -511,6 +518,28 @@ def test_watching_shows_every_step(trained, capsys):
     shown = written(capsys, trained, "--seed", "7", "--watch")
     assert [text for text in shown if text.startswith("step ")] == [f"step {n}" for n in (1, 2, 3, 4)]
     assert shown[-1] == plain[0] == shown[-2].strip()
+
+
+def test_what_is_no_flow_is_named(project, tmp_path, capfd):
+    masked, out = BASELINES / "mdlm-tinystories", str(tmp_path / "out")
+    assert finetune(project, masked, tmp_path / "tuned") == 1
+    assert "is a masked diffusion model, no flow" in one_line(capfd, bars=True)
+    for command, said in (
+        (["generate", str(masked)], "is a masked diffusion model, no flow"),
+        (["generate", str(BASELINES / "ar-tinystories")], "is a GPT2Model, no flow language model"),
+        (["export-official", str(BASELINES / "ar-tinystories"), "--output", out], "is a GPT2Model, no flow"),
+    ):
+        assert main(command) == 1 and said in one_line(capfd, bars=True)
+
+
+def test_a_page_that_cannot_be_is_refused_before_the_work(trained, tmp_path, capsys):
+    page = str(tmp_path / "page.html")
+    for options, said in (
+        (["--html", str(tmp_path / "nowhere" / "page.html")], "there is no folder"),
+        (["--html", page, "--watch"], "--watch shows drafts in the terminal, --html in a page"),
+        (["--html", page, "--max-length", "99", "--window-overlap", "4"], "--html shows one window"),
+    ):
+        assert main(["generate", str(trained), *options]) == 1 and said in one_line(capsys)
 
 
 @pytest.mark.parametrize(

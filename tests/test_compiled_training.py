@@ -25,6 +25,7 @@ def test_compiled_training_is_plain_training(kind, tmp_path):
     compiled = make(kind, tmp_path / "compiled", torch_compile=True, torch_compile_backend="aot_eager")
     # Each step has seeds of its own: none may be taken for a constant, or every step would be compiled anew. A map's
     # forward is compiled with gradients and without, and for any batch.
+    torch._dynamo.utils.counters.clear()
     with config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
         compiled.train()
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0

@@ -247,6 +247,8 @@ DAMAGED = {
     "no weights": (without_weights, "has no model.safetensors"),
     "wrong vocabulary": (damaged_config(lambda c: c.update(vocab_size=38)), "says vocab_size 38, .* have 37"),
     "no vocabulary": (damaged_config(lambda c: c.pop("vocab_size")), "has no vocab_size"),
+    "other heads": (damaged_config(lambda c: c["model"].update(n_heads=8)), "says n_heads 8, .* have 4"),
+    "other angles": (damaged_weights(lambda w: w["rotary_emb.inv_freq"].pow_(2)), "not those of the base 10,000"),
     "no heads": (damaged_config(lambda c: c["model"].pop("n_heads")), "has no n_heads"),
     "no such source": (lambda folder: folder / "nothing.ckpt", "is neither a folder"),
     "pickle with code": (checkpoint(callbacks=Attack()), "without running code"),

@@ -112,6 +112,13 @@ def test_a_dataset_given_later_or_by_name_is_evaluated_alike(tmp_path, trained):
     trainer = make_trainer(tmp_path, trained, eval_dataset=None)
     assert losses_of(trainer.evaluate(rows)) == expected
     assert losses_of(trainer.evaluate(list(rows))) == expected
+    tensors = [{"input_ids": torch.tensor(ids)} for ids in rows["input_ids"]]  # and stay what a collator gets
+
+    def stacked(examples: list[dict]) -> dict:
+        batch = {"input_ids": torch.stack([example["input_ids"] for example in examples])}
+        return batch | {name: torch.tensor([e[name] for e in examples]) for name in ("noise_seed", "timesteps")}
+
+    assert evaluate(tmp_path, trained, tensors, data_collator=stacked) == expected
     named = evaluate(tmp_path, trained, {"a": rows, "b": padded_rows(9)})
     assert {name.replace("eval_a", "eval"): named[name] for name in named if "eval_a" in name} == expected
     assert named["eval_b_loss"] != named["eval_a_loss"]

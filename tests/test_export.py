@@ -24,7 +24,7 @@ from command.main import main
 from examples import onnx_generate
 from examples.onnx_generate import FlowMap, step_seed, white_noise
 from examples.sudoku.puzzles import unique_puzzles
-from hub_cards.export import _converted, export, load_map, step_table
+from hub_cards.export import _before, _cast_to, _converted, export, load_map, step_table
 from modeling_flm.generation_flm import prompt_ids
 from modeling_flm.noise_flm import step_seeds
 from modeling_flm.noise_flm import white_noise as torch_noise
@@ -92,6 +92,16 @@ def test_other_precisions(name, dtype, share, exported, tmp_path):
     same = FlowMap(tmp_path, 1).generate(SEEDS) == FlowMap(source, 1).generate(SEEDS)
     print(name, dtype, same.mean())
     assert share <= same.mean()
+
+
+def test_angles_stay_in_float32(exported):
+    """Rounded to float16, the angle of place 1,000 would be wrong by up to a quarter."""
+    graph = _converted(onnx.load(exported["fmlm-english-small"] / "model.onnx"), "float16").graph
+    kept, kinds = _before(graph, ("Cos", "Sin")), {weight.name: weight.data_type for weight in graph.initializer}
+    assert {"Cos", "Sin", "Range", "Mul"} <= {node.op_type for node in kept}
+    used = {name for node in kept for name in node.input}
+    assert "step" in used and onnx.TensorProto.FLOAT16 not in {kinds.get(name) for name in used}
+    assert onnx.TensorProto.FLOAT16 not in {_cast_to(node) for node in kept if node.op_type == "Cast"}
 
 
 def test_the_noise_is_torchs():

@@ -225,6 +225,12 @@ def test_a_bad_argument_is_refused_by_name(tmp_path, name, value):
         arguments(tmp_path, **{name: value})
 
 
+def test_a_loss_of_some_times_is_better_if_it_is_less(tmp_path):
+    chosen = dict(metric_for_best_model="eval_loss_tau_0.8_1.0")
+    assert arguments(tmp_path, **chosen).greater_is_better is False
+    assert arguments(tmp_path, **chosen, greater_is_better=True).greater_is_better is True
+
+
 def test_a_schedule_free_optimiser_averages_by_itself(tmp_path):
     with pytest.raises(ValueError, match="`ema_decay` is 0.9, but it must be 0 with a schedule-free optimiser"):
         arguments(tmp_path, optim="schedule_free_adamw")

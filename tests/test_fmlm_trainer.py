@@ -12,6 +12,8 @@ from training import (
     counting_rows,
     fresh_model,
     history,
+    make_distiller,
+    make_trainer,
     padding_on,
     rows_of_different_lengths,
     same,
@@ -215,12 +217,27 @@ def test_bad_arguments(changes, message, tmp_path):
         distil_arguments(tmp_path, **changes)
 
 
+@pytest.mark.parametrize("make", [make_trainer, lambda folder, **more: make_distiller(folder, 0, **more)])
+def test_labels_of_another_kind_of_language_model_are_refused(make, tmp_path):
+    """Also where no forward pass sees them: a distillation takes them for what is given and what is scored."""
+
+    def masking(examples: list[dict]) -> dict:
+        ids = torch.tensor([example["input_ids"] for example in examples])
+        masked = torch.arange(ids.shape[1]) % 3 == 0
+        return {"input_ids": ids.masked_fill(masked, 60), "labels": ids.masked_fill(~masked, -100)}
+
+    with pytest.raises(ValueError, match="neither shifted nor masked.* needs `mlm=False`"):
+        make(tmp_path, data_collator=masking).train()
+
+
 def test_bad_networks(teacher, tmp_path):
-    args, own = distil_arguments(tmp_path), student()
+    args, own, masked = distil_arguments(tmp_path), student(), fresh_model()
+    masked.config.masked_diffusion = True
     for model, taught_by, given, message in (
         (fresh_model(), teacher, args, "`model` must be a two-time model"),
-        (student(vocab_size=62), teacher, args, f"vocabulary of {VOCABULARY} tokens and the student of 62"),
+        (student(vocab_size=62), teacher, args, f"vocabulary of {VOCABULARY} tokens and the map of 62"),
         (own, own, args, "`teacher` is the student itself"),
+        (student(), masked, args, "`teacher` is a masked diffusion model, no flow.*objective: distribution_matching"),
         (student(num_hidden_layers=3), teacher, args, "the teacher's weights do not fit"),
         (student(rope_theta=9.0, attn_logit_softcapping=None), teacher, args, "in rope_theta, attn_logit_softcapping"),
         (student(), teacher, arguments(tmp_path), "`args` must be FMLMTrainingArguments"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from exact_models import exact_denoiser
+from peft import LoraConfig, get_peft_model
 from spy import spy
 from tiny import random_ids, tiny_model
 from training import arguments, fresh_model
@@ -233,6 +234,18 @@ def test_forbidden_tokens_share_their_probability_among_the_others():
 
 
 GUIDED = {"guidance_dropout": 0.3, "guidance_scale": 3}
+
+
+def test_dropout_of_an_adapter_is_not_that_of_the_guidance():
+    model, asked = tiny_model(), GUIDED | dict(num_steps=2, num_return_sequences=2, seed=0)
+    expected = model.generate(**asked)
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", lora_dropout=0.5)).eval()
+    assert torch.equal(adapted.generate(**asked), expected)  # a new adapter adds nothing
+
+
+def test_a_reward_needs_gradients():
+    with torch.inference_mode(), pytest.raises(ValueError, match="`reward_fn` needs gradients: .*inference_mode"):
+        tiny_model().generate(num_steps=2, reward_fn=lambda ahead: ahead.embedding.sum((1, 2)))
 
 
 @pytest.mark.parametrize("settings", [{}, {"sampler": "bridge"}, {"refine_steps": 2}, GUIDED], ids=str)

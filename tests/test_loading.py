@@ -127,7 +127,9 @@ def test_an_fmlm_that_starts_from_the_files_of_an_flm_is_an_fmlm(tmp_path):
     assert all(key.startswith("target_time_embedding.") for key in loading["missing_keys"])
     assert not loading["unexpected_keys"]
     assert torch.equal(fmlm(**given, target_timesteps=torch.tensor([0.9, 0.7])).logits, flm(**given).logits)
-    assert fmlm.generate(num_steps=1, sampler="flow_map").shape == (1, 12)
+    asked = dict(num_steps=1, num_return_sequences=8, seed=0)
+    assert torch.equal(fmlm.generate(**asked), fmlm.generate(**asked, sampler="flow_map"))
+    assert (fmlm.generation_config.sampler, fmlm.generation_config.num_steps) == ("flow_map", 1)
 
     fmlm.save_pretrained(tmp_path / "fmlm")
     config = AutoConfig.from_pretrained(tmp_path / "fmlm")

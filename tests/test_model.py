@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_ids, tiny_config, tiny_model
+from transformers.integrations.neftune import activate_neftune
 
 from modeling_flm import FLMModel, FMLMModel
 from modeling_flm.attention_flm import SOFTCAP_ATTENTION
@@ -207,13 +208,23 @@ def test_num_items_in_batch_divides():
         torch.testing.assert_close(divided.loss, plain.loss * 36 / 72)
         assert torch.equal(divided.token_losses, plain.token_losses)
     nothing = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}
-    assert model(**nothing, num_items_in_batch=72).loss == 0
-    assert model(**nothing, num_items_in_batch=torch.tensor(0)).loss.isnan(), "a Trainer leaves it out"
+    for items in (72, torch.tensor(0)):
+        assert model(**nothing, num_items_in_batch=items).loss.isnan(), "a Trainer leaves it out"
     model.train()
     for items in (0, 72):
         loss = model(**nothing, num_items_in_batch=torch.tensor(items)).loss
         loss.backward()
         assert loss == 0 and all(not p.grad.any() for p in model.parameters())
+
+
+def test_what_the_plain_trainer_may_do_to_a_model_is_refused():
+    model = tiny_model()
+    replica = model._replicate_for_data_parallel()  # as nn.DataParallel makes them on two GPUs or more
+    with pytest.raises(ValueError, match="nn.DataParallel is not supported: run one process per GPU"):
+        replica(**NOISED)
+    activate_neftune(model, 5.0)
+    with pytest.raises(ValueError, match="`neftune_noise_alpha` must be None"):
+        model.train()(**NOISED)
 
 
 def test_labels_that_are_not_scored_do_not_divide():

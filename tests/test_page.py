@@ -9,6 +9,7 @@ import subprocess
 import pytest
 import torch
 from tiny import random_ids, tiny_model
+from tokenizers.decoders import WordPiece
 
 from hub_cards.page import texts_of_tokens, write_page
 
@@ -57,6 +58,12 @@ def test_a_character_of_several_tokens_is_shown_whole():
     assert shown == ["a", "", "\u00e9", "", "", "\u20ac", "", "", "", "\U0001f600", "b"]
     broken = [*b"a", 0xE2, None, *b"b", *[0x80] * 5]  # no character: what there is, after four bytes at most
     assert texts_of_tokens(broken, Bytes().decode) == ["a", "\ufffd", None, "b", "", "", "", "\ufffd" * 4, "\ufffd"]
+
+
+def test_words_of_tokenizers_that_put_spaces_between_tokens_are_apart():
+    pieces, decoder = ["the", "cat", "##s", "."], WordPiece()
+    shown = texts_of_tokens([0, 1, 2, 3, None, 1], lambda ids: decoder.decode([pieces[i] for i in ids]))
+    assert shown == ["the", " cat", "s", ".", None, "cat"]
 
 
 def test_columns_share_their_seeds_and_tokens_are_no_markup(tmp_path):

@@ -119,6 +119,15 @@ def test_seeds_are_those_of_the_global_generator_without_one(write):
     assert written[0] == written[1]
 
 
+def test_seeds_may_be_arrays(write):
+    asked = dict(num_steps=1, max_new_tokens=4)
+    expected = write(PROMPTS, seed=list(range(len(PROMPTS))), **asked)
+    for seeds in (np.arange(len(PROMPTS)), torch.arange(len(PROMPTS))):
+        assert write(PROMPTS, seed=seeds, **asked) == expected
+    with pytest.raises(ValueError, match="`seed` must be"):
+        write("Once", seed=torch.tensor(3))
+
+
 def test_blanks_and_what_follows(write):
     mask = write.tokenizer.mask_token
     (filled,) = write(f"He said{mask}{mask} the king.", num_steps=4, max_length=12, seed=0)

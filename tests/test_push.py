@@ -95,7 +95,7 @@ for strategy, finish in ways.items():
 card = open(hf_hub_download("org/every_save", "README.md")).read()
 head = yaml.safe_load(card.split("---")[1])
 assert head["datasets"] == ["org/grids"] and head["tags"] == ["flow-language-model", "flm", "flow-matching"]
-assert "steps taken: 2" in card and "ema decay" in card and "loss: " in card and "Trained from: " in card
+assert "steps taken: 2" in card and "ema decay" in card and "Loss of the training" in card and "Trained from: " in card
 
 # A later push by hand, to a repository that no argument names.
 args = FLMTrainingArguments("by-hand", use_cpu=True, report_to="none", hub_token="any")

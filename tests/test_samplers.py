@@ -233,6 +233,18 @@ def test_a_float64_model_writes_with_every_sampler(vocab_size):
     assert doubled.embed_noise(1, 12, seeds=[0]).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_the_default_dtype_changes_nothing(dtype):
+    model, asked = tiny_model("fmlm"), dict(num_steps=3, num_return_sequences=4, seed=0)
+    for sampler in SAMPLERS:
+        expected = model.generate(sampler=sampler, **asked)
+        torch.set_default_dtype(dtype)
+        try:
+            assert torch.equal(model.generate(sampler=sampler, **asked), expected), sampler
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
 def test_the_noise_of_the_steps_is_drawn_anew():
     """Of its law tells `test_joint_noise_is_the_models_own_and_has_the_joint_law`."""
     source = predictor_of(tiny_model(), 12, list(range(400))).fresh_noise()

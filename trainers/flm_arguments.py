@@ -17,7 +17,8 @@ class FLMTrainingArguments(TrainingArguments):
         ema_decay (`float`): decay of the exponential moving average of the weights, in [0, 1); 0 for no average. At
             step n the decay is at most (1 + n) / (10 + n), so that the initial weights are soon forgotten.
         learned_loss_weighting (`bool`): weight the training loss by a learned function w of the time tau: a loss l at
-            tau becomes exp(-w(tau)) l + w(tau). Evaluation losses stay unweighted.
+            tau becomes exp(-w(tau)) l + w(tau). Evaluation losses stay unweighted. A model that has such a weight
+            keeps it without this argument, too.
         conditioning_rate (`float`): share of the sequences, in [0, 1], that are trained with given tokens, as prompts
             and infilling need it. Of such a sequence a random share of the positions, uniform in [0, 1], is kept
             clean and carries no loss.
@@ -61,6 +62,8 @@ class FLMTrainingArguments(TrainingArguments):
                 "DeepSpeed is not supported: it keeps weights, optimiser and checkpoints in its own engine, where "
                 "neither the average nor the exact resumption would reach them. Use `fsdp=True` to shard a model."
             )
+        if self.greater_is_better is None and "loss_tau_" in (self.metric_for_best_model or ""):
+            self.greater_is_better = False  # a loss, though its name does not end so
         super().__post_init__()
         if not (is_number(self.ema_decay) and 0 <= self.ema_decay < 1):
             raise ValueError(f"`ema_decay` is {self.ema_decay!r}, but it must lie in [0, 1); 0 for no average.")

@@ -22,7 +22,7 @@ from modeling_flm.noise_flm import to_where_text_begins
 from .checkpoints import RAW_WEIGHTS, discard, is_whole, last_whole_checkpoint
 from .ema import EMA
 from .flm_arguments import FLMTrainingArguments
-from .noise import draw_conditioning, draw_times_and_seeds, with_fixed_noise
+from .noise import WithFixedNoise, draw_conditioning, draw_times_and_seeds, with_fixed_noise
 from .publishing import PublishingMixin
 from .sharding import sharded_by_blocks, whole
 from .training_card import training_card
@@ -43,7 +43,7 @@ class FLMTrainer(PublishingMixin, Trainer):
 
     * **Noise.** The time and the noise of an example depend only on the run's seed, the step and the example's place
       in the global batch (see [`draw_times_and_seeds`]). So gradient accumulation, several processes and a resumed
-      run give the losses of the plain run.
+      run give the losses of the plain run, unless there is dropout, which only a resumed run repeats.
     * **Average.** An exponential moving average of the weights is evaluated, saved and pushed. A checkpoint folder is
       a model with the averaged weights; the raw weights, optimiser and random states, from which training resumes,
       lie beside it. With a PEFT model only the adapter is averaged and saved.
@@ -58,12 +58,12 @@ class FLMTrainer(PublishingMixin, Trainer):
     The arguments are those of [`~transformers.Trainer`], without `compute_loss_func`: override `compute_loss` instead.
     Data sets have a column `input_ids` and, optionally, `labels` (the ids by default; -100 where nothing is scored),
     `attention_mask` (0 at padding) and `conditioning_mask` (1 at given tokens). A collator may drop examples, but must
-    not make several rows of one.
+    not make several rows of one. For rows of different lengths it pads all columns: the one by default pads no labels.
 
     Raises:
-        ValueError: if `args` is of another class, `compute_loss_func` is given, a PEFT adapter sits where it cannot be
-            trained or a collator makes more rows than it got examples; when training starts, if the model is a flow
-            map, which [`FMLMTrainer`] trains, or cannot be sharded as asked (see [`sharded_by_blocks`]).
+        ValueError: if `args` is of another class, `compute_loss_func` is given, a collator makes more rows than it got
+            examples, or masks or shifts the labels; when training starts, if the model is a flow map, which
+            [`FMLMTrainer`] trains, or cannot be sharded as asked (see [`sharded_by_blocks`]).
         FloatingPointError: if a loss or a weight is not finite. The message names the step and the last whole
             checkpoint.
     """
@@ -85,6 +85,7 @@ class FLMTrainer(PublishingMixin, Trainer):
         super().__init__(model=model, args=args, eval_dataset=eval_dataset, **kwargs)
         self._name_blank(self.model)
         self.ema: EMA | None = None
+        self._labels_checked = False
         self._first_bad: torch.Tensor | None = None  # the first step whose loss is not finite, or inf
         self._evaluated: list[tuple[torch.Tensor, ...]] = []  # by batch: each row's summed loss, count and time
         self.trained_on: list[str] = []  # Hub names of the data sets, for the model card
@@ -114,6 +115,9 @@ class FLMTrainer(PublishingMixin, Trainer):
         global_batch_size = self.args.gradient_accumulation_steps * processes * per_device
         for micro, batch in enumerate(islice(epoch_iterator, num_batches)):
             batch = _with_labels(batch)
+            if not self._labels_checked:  # of one batch: on an accelerator the host waits for it
+                _check_labels(batch)
+                self._labels_checked = True
             first = (micro * processes + self.accelerator.process_index) * per_device
             rows = _at_most(per_device, batch)
             yield self._draw(batch, first + np.arange(rows), global_batch_size)
@@ -158,7 +162,8 @@ class FLMTrainer(PublishingMixin, Trainer):
         if not _internal_call and self.is_world_process_zero():
             folder = Path(output_dir or self.args.output_dir)
             name = self.hub_model_id or folder.resolve().name
-            (folder / "README.md").write_text(training_card(self, name, datasets=self.trained_on))
+            card = training_card(self, name, datasets=self.trained_on)
+            (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -309,7 +314,7 @@ class FLMTrainer(PublishingMixin, Trainer):
                 continue
             texts = ids.tolist() if self.processing_class is None else self.processing_class.batch_decode(ids)
             record = {"step": self.state.global_step, "num_steps": steps, "samples": texts}
-            with open(Path(self.args.output_dir, "samples.jsonl"), "a") as file:
+            with open(Path(self.args.output_dir, "samples.jsonl"), "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             for text in texts:
                 print(f"\n[after {self.state.global_step} training steps, {steps} sampling steps] {text}", flush=True)
@@ -356,8 +361,18 @@ def _fixed(dataset) -> Dataset | IterableDataset | torch.utils.data.IterableData
     if isinstance(dataset, (IterableDataset, torch.utils.data.IterableDataset)):
         return dataset
     if not isinstance(dataset, Dataset):
-        dataset = Dataset.from_list([dataset[i] for i in range(len(dataset))])
+        return WithFixedNoise(dataset)
     return dataset if "noise_seed" in (dataset.column_names or []) else with_fixed_noise(dataset)
+
+
+def _check_labels(batch: dict) -> None:
+    """Refuse labels that are not the ids, such as a collator of masked or of shifted language models makes."""
+    labels, ids = batch["labels"], batch["input_ids"]
+    if ((labels != ids) & (labels != -100)).any():
+        raise ValueError(
+            "`labels` must be the `input_ids` or -100 (neither shifted nor masked): the data is noised here. "
+            "DataCollatorForLanguageModeling needs `mlm=False`."
+        )
 
 
 def _at_most(examples: int, batch: dict) -> int:

@@ -16,7 +16,7 @@ from .fmlm_arguments import FMLMTrainingArguments
 from .networks import Network, States
 from .objectives import OBJECTIVES, Jumps, Objective
 from .sharding import in_autocast, whole, within_forward
-from .start import USES_OF_WEIGHTS, differing
+from .start import USES_OF_WEIGHTS, check_flow, check_map, differing
 
 COUNTED = ("loss_diagonal", "loss_off_diagonal", "loss_given", "projected")
 
@@ -40,8 +40,9 @@ class FMLMTrainer(FLMTrainer):
         args (`FMLMTrainingArguments`): how.
 
     Raises:
-        ValueError: the student has one time only, or is its own teacher, the vocabularies differ, the teacher's
-            weights do not fit it, or it has a PEFT adapter and `initialize_from_teacher` or `ema_target` is set.
+        ValueError: the student has one time only, or is its own teacher, the vocabularies differ, the teacher is one
+            of masked diffusion, its weights do not fit the student, or that has a PEFT adapter and
+            `initialize_from_teacher` or `ema_target` is set.
     """
 
     args: FMLMTrainingArguments
@@ -56,15 +57,11 @@ class FMLMTrainer(FLMTrainer):
     ):
         if not isinstance(args, FMLMTrainingArguments):
             raise ValueError(f"`args` must be FMLMTrainingArguments, but are {type(args).__name__}.")
-        if model is None or not getattr(model.config, "two_times", False):
-            raise ValueError("`model` must be a two-time model (FMLM): only it can be a flow map.")
+        check_map(model, teacher)
         if teacher is model:
             raise ValueError("`teacher` is the student itself: leave it out for self-distillation, or give a copy.")
-        if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
-            raise ValueError(
-                f"the teacher has a vocabulary of {teacher.config.vocab_size} tokens and the student of "
-                f"{model.config.vocab_size}: they must be the same."
-            )
+        if teacher is not None:
+            check_flow(teacher.config, "`teacher`")
         begins_anew = teacher is not None and args.initialize_from_teacher
         if hasattr(model, "peft_config") and (begins_anew or args.ema_target):
             raise ValueError(

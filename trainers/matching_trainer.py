@@ -17,6 +17,7 @@ from modeling_flm.vocabulary_flm import draw_token
 from .checkpoints import AUXILIARY
 from .flm_trainer import FLMTrainer
 from .matching_arguments import MatchingTrainingArguments
+from .start import check_map
 
 LARGEST_COST = 10.0  # nats
 # Numbers of draws beyond any number of auxiliary steps: those of choices, of fresh noise and of a share's rounding.
@@ -65,17 +66,11 @@ class MatchingTrainer(FLMTrainer):
     def __init__(self, model=None, teacher: FLMModel | None = None, args=None, **kwargs):
         if not isinstance(args, MatchingTrainingArguments):
             raise ValueError(f"`args` must be MatchingTrainingArguments, but are {type(args).__name__}.")
-        if model is None or not getattr(model.config, "two_times", False):
-            raise ValueError("`model` must be a two-time model (FMLM): only it can be a flow map.")
         if teacher is None or not getattr(teacher.config, "masked_diffusion", False):
             raise ValueError(
                 "`teacher` must be a masked diffusion model, with `masked_diffusion` in its configuration."
             )
-        if teacher.config.vocab_size != model.config.vocab_size:
-            raise ValueError(
-                f"the teacher has a vocabulary of {teacher.config.vocab_size} tokens and the map of "
-                f"{model.config.vocab_size}: they must be the same."
-            )
+        check_map(model, teacher)
         if args.world_size > 1:
             raise ValueError(
                 "distribution matching runs in one process: its auxiliary network is trained in it alone."

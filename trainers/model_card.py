@@ -22,6 +22,7 @@ LOSS = re.compile("eval_((?P<name>.+)_)?loss")
 
 # What transformers says in the cards that it writes: for a Trainer, and for `push_to_hub`.
 STOCK = ("model card has been generated automatically", "model card has been automatically generated")
+BLANK = "more information needed"
 
 
 @dataclass
@@ -139,8 +140,9 @@ def training_results(log: Iterable[Mapping], datasets: Sequence[str]) -> tuple[s
     measured: dict[str, float] = {}
     for entry in log:
         measured |= {name: value for name, value in entry.items() if name == "loss" or LOSS.match(name)}
+    own = [f"Loss of the training, its own objective: {measured.pop('loss'):.4f}."] if "loss" in measured else []
     lines = [f"* {name.replace('_', ' ')}: {value:.4f}" for name, value in measured.items()]
-    quality = "Losses in nats per token, of the denoiser at uniform tau: no bound of a perplexity.\n\n"
+    head = "Held-out losses in nats per token, of the denoiser at uniform tau: no bound of a perplexity.\n\n"
     results = [
         EvalResult(
             task_type="text-generation",
@@ -154,18 +156,19 @@ def training_results(log: Iterable[Mapping], datasets: Sequence[str]) -> tuple[s
         for name, value in measured.items()
         if (found := LOSS.fullmatch(name))
     ]
-    return quality + ("\n".join(lines) or "None was measured."), results
+    held_out = [head + "\n".join(lines)] if lines else ["No held-out loss was measured."]
+    return "\n\n".join(own + held_out), results
 
 
 def is_stock(card: str) -> bool:
     """Whether transformers wrote this card, with blanks in it for somebody to fill."""
-    return any(words in card for words in STOCK)
+    return BLANK in card.lower() and any(words in card for words in STOCK)
 
 
 def _template() -> Template:
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["fenced"] = _fenced
-    return environment.from_string(TEMPLATE.read_text())
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _names(name: str, num_steps: int | None, bases: Sequence[str], adapter_of: str | None) -> dict:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 
 
@@ -58,6 +59,20 @@ def with_fixed_noise(dataset: Dataset) -> Dataset:
     model derives time and noise from the ids in evaluation (see `FLMModel.forward`).
     """
     return dataset.map(_fixed_noise, with_indices=True, batched=True)
+
+
+class WithFixedNoise(torch.utils.data.Dataset):
+    """A data set of torch, or a list, with the times and the noise of [`with_fixed_noise`]."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        seeds, times = _fixed_noise({}, [index]).values()
+        return {"noise_seed": seeds[0], "timesteps": times[0]} | self.dataset[index]
 
 
 def _fixed_noise(batch: Mapping[str, list], indices: list[int]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class PublishingMixin:
                 language=language,
                 license=license,
             )
-            Path(self.args.output_dir, "README.md").write_text(text)
+            Path(self.args.output_dir, "README.md").write_text(text, encoding="utf-8")
 
     def push_to_hub(
         self,

@@ -48,6 +48,34 @@ def start_from_masked(model: FLMModel, masked: FLMModel) -> None:
     last.weight.zero_()
 
 
+def check_flow(config, what: str) -> None:
+    """Refuse masked diffusion where a flow is needed: its network is the same, and nothing else would tell.
+
+    Raises:
+        ValueError: the configuration says that it is one of masked diffusion. `what` names the model.
+    """
+    if getattr(config, "masked_diffusion", False):
+        raise ValueError(
+            f"{what} is a masked diffusion model, no flow. A flow can start from its weights (`model.masked`), a map "
+            "be matched to it (`objective: distribution_matching`), and `flm evaluate` writes with it."
+        )
+
+
+def check_map(model, teacher) -> None:
+    """Check that a student can be a flow map, of the vocabulary of its teacher, if there is one.
+
+    Raises:
+        ValueError: the student has one time only, or the vocabularies differ.
+    """
+    if model is None or not getattr(model.config, "two_times", False):
+        raise ValueError("`model` must be a two-time model (FMLM): only it can be a flow map.")
+    if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
+        raise ValueError(
+            f"the teacher has a vocabulary of {teacher.config.vocab_size} tokens and the map of "
+            f"{model.config.vocab_size}: they must be the same."
+        )
+
+
 @torch.no_grad()
 def deepened(model: FLMModel, num_hidden_layers: int | None = None, num_loops: int | None = None) -> FLMModel:
     """A model of more blocks or loops that computes what `model` does.

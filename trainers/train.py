@@ -16,7 +16,7 @@ from .fmlm_trainer import FMLMTrainer
 from .matching_arguments import MatchingTrainingArguments
 from .matching_trainer import MatchingTrainer
 from .recipe import DEPTH, Recipe
-from .start import deepened, start_from_masked
+from .start import check_flow, deepened, start_from_masked
 
 MATCHING = "distribution_matching"  # the objective that has a trainer of its own
 # The kinds of models that `model.type` of a recipe can name.
@@ -38,6 +38,8 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
     tokenizer = tokenizer_of(recipe)
     if "from" in recipe.model:
         model = _first_model(recipe, tokenizer)
+        if trainer_class is FLMTrainer:
+            check_flow(model.config, recipe.model["from"])
         if model.config.two_times:
             raise ValueError(
                 f"{recipe.model['from']} is a flow map, whose jumps this would leave behind: fine-tune its flow, then "
@@ -49,6 +51,7 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
         model = build_model(fields, tokenizer, args.seed)
         if masked is not None:
             start_from_masked(model, load_model(masked, None, tokenizer))
+            model.config._name_or_path = masked  # which the card tells
     trainer = trainer_class(model, args, **load_data(recipe, tokenizer, model.config.max_position_embeddings, args))
     trainer.trained_on = hub_datasets(recipe)
     return trainer
@@ -202,6 +205,8 @@ def _load_data(recipe: Recipe, tokenizer, length: int, seed: int) -> dict:
     if validation is not None and data.max_validation_rows is not None:
         validation = validation.take(data.max_validation_rows)
     if data.streaming:
+        if next(iter(train), None) is None:  # which an endless repetition would not show
+            raise ValueError(f"The corpus is too small: it does not fill a row of {length} tokens.")
         # One endless pass: a run can only be resumed within a pass over a stream.
         train = train.repeat(None).shuffle(seed=seed, buffer_size=data.shuffle_buffer)
     return dict(
@@ -238,7 +243,7 @@ def _arguments(kind, given: dict):
     """The training arguments of this kind that a recipe gives.
 
     Raises:
-        ValueError: an entry is unknown, or no number where one is needed.
+        ValueError: an entry is unknown, or no number, or no whole one, where such a one is needed.
     """
     known = {f.name: f.default for f in dataclasses.fields(kind) if f.init}
     if unknown := sorted(given.keys() - known.keys()):
@@ -249,4 +254,9 @@ def _arguments(kind, given: dict):
             given[name] = "no"  # which YAML reads as false
         if isinstance(known[name], (int, float)) and not isinstance(value, (int, float)):
             raise ValueError(f"`training.{name}` is {value!r}, but it must be a number, or true or false.")
+        # YAML reads 1e3 as a float. Below 1 it is a share of the steps.
+        if type(known[name]) is int and isinstance(value, float) and value >= 1:
+            if not value.is_integer():
+                raise ValueError(f"`training.{name}` is {value!r}, but it must be a whole number.")
+            given[name] = int(value)
     return kind(**given)

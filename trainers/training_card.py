@@ -11,8 +11,9 @@ from .model_card import Samples, model_card, training_results
 
 # Arguments of a training that a card states, where the trainer has them.
 _STATED = (
-    *("max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "seed"),
-    *("ema_decay", "conditioning_rate", "objective", "loss_type", "diagonal_fraction", "boundary_prob", "ema_target"),
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "seed", "ema_decay", "conditioning_rate"),
+    *("objective", "loss_type", "diagonal_fraction", "boundary_prob", "ema_target", "gamma", "second_step_fraction"),
+    *("teacher_temperature", "writing_temperature", "auxiliary_steps", "auxiliary_learning_rate"),
 )
 logger = logging.get_logger(__name__)
 
@@ -39,7 +40,8 @@ def training_card(
     config, args = trainer.model.config, trainer.args
     teacher = getattr(trainer, "teacher", None)
     teacher_name = "" if teacher is None else teacher.config._name_or_path
-    base = base_model or config._name_or_path or teacher_name
+    starts = getattr(args, "initialize_from_teacher", False)
+    base = base_model or config._name_or_path or (teacher_name if starts else "")
     shown = _shown(base)
     on_hub = bool(base) and not Path(base).exists()
     if base and not on_hub and "/" in model_name:
@@ -49,7 +51,9 @@ def training_card(
         )
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     stated = {name: getattr(args, name) for name in _STATED if getattr(args, name, None) is not None}
-    stated = {"rows per step": batch, "steps taken": trainer.state.global_step} | stated
+    wanted = {"max steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
+    taken = {"trainer": type(trainer).__name__, "rows per step": batch, "steps taken": trainer.state.global_step}
+    stated = taken | wanted | stated
     quality, results = training_results(trainer.state.log_history, datasets)
     rows = trainer.train_dataset
     size = f"{len(rows):,} rows" if hasattr(rows, "__len__") else "a stream of rows"
@@ -99,7 +103,7 @@ def _drawn(trainer: Trainer) -> list[Samples]:
 
 def _records(file: Path) -> Iterator[dict]:
     """The lines of a JSONL file; one that an interruption cut off is left out."""
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(line)
         except ValueError:

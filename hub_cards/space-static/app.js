@@ -240,9 +240,9 @@ class SudokuDesk extends Desk {
       for (const other of this.cells) other.tabIndex = other === input ? 0 : -1;
       input.select();
     });
-    input.addEventListener("input", () => {
-      const digit = Number(input.value.slice(-1));
-      this.puzzle[cell] = digit || 0;
+    input.addEventListener("input", (event) => {
+      const typed = (event.data ?? input.value).slice(-1); // nothing where the digit was deleted
+      if (/^[0-9.]?$/.test(typed)) this.puzzle[cell] = Number(typed) || 0;
       this.clear();
       this.remember();
       input.select();
@@ -334,15 +334,25 @@ function fail(error) {
 }
 
 let manifest;
+const coming = new Map(); // of each task whose model is on its way: the bytes that have come, and all
 
 /** The model of a task, whose way here the page shows. */
 async function load(task) {
-  const bar = element("progress");
-  element("loading").hidden = false;
+  function show() {
+    const sums = [...coming.values()].reduce(([done, all], of) => [done + of[0], all + of[1]], [0, 0]);
+    Object.assign(element("progress"), { max: sums[1] || 1, value: sums[0] });
+    element("loading").hidden = !coming.size;
+  }
+  coming.set(task, [0, 0]);
+  show();
   try {
-    return await loadModel(manifest, task, (done, all) => Object.assign(bar, { max: all, value: done }));
+    return await loadModel(manifest, task, (...bytes) => {
+      coming.set(task, bytes);
+      show();
+    });
   } finally {
-    element("loading").hidden = true;
+    coming.delete(task);
+    show();
   }
 }
 

@@ -151,8 +151,11 @@ def write(
     settings: dict[str, Any] = {"num_steps": steps, "sampler": sampler, "seed": seed}
     if sampler == "bridge":
         settings["temperature"] = temperature
+    if ids is None and gpt2.tokenizer.bos_token_id is None:
+        raise ValueError("the models' tokenizer has no BOS, with which GPT-2 would begin: set `bos_token`.")
     before = torch.tensor([[gpt2.tokenizer.bos_token_id]]) if ids is None else ids
-    blanks = before[0] == flow.tokenizer.mask_token_id
+    mask = flow.tokenizer.mask_token_id
+    blanks = before[0] == (-1 if mask is None else mask)
     if blanks.any():
         settings["max_length"] = before.shape[1]  # a text with blanks ends where the prompt ends
         # An autoregressive model cannot fill in blanks: it continues what stands before the first one.
