@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 # What the demo needs; with ARGS=--web the page, too. Neither takes the tools of development, which $(READY) has.
 DEMO_READY := $(VENV)/$(if $(findstring --web,$(ARGS)),.web-ready,.demo-ready)
+NEW_ENOUGH := 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, but {sys.executable} \
+	is {sys.version.split()[0]}. Name another: make clean, then make demo PYTHON=python3.12")'
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 .PHONY: demo test shidoku docs space-static lint constraints clean
@@ -56,7 +58,8 @@ lint: $(READY)
 # build there is, with gigabytes of CUDA libraries. Packages already there are brought to the versions asked for, not
 # reinstalled. pip shows its progress in a terminal; in a log the lines before it have to do.
 define install
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || { $(PYTHON) -c $(NEW_ENOUGH) && $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -c $(NEW_ENOUGH)
 	@echo "Installing $(TORCH): 200 MB as the CPU's build, some gigabytes as that for CUDA; minutes, once."
 	@test -t 1 || quiet=-q; $(PIP) install $$quiet -c constraints.txt $(TORCH)
 	@echo "Installing $(2)."
