@@ -33,6 +33,7 @@ class Kind:
     figures: str  # what the columns of the measurements are
     held_out: str  # the name of the data that the figures are about
     metrics: dict[str, tuple[str, str]]  # the measures that go to the Hub: the type and the name of each there
+    distilled_from: str = "its flow, `{}`"
 
 
 KINDS = {
@@ -48,7 +49,10 @@ KINDS = {
     "sudoku": Kind(
         writes="Sudoku grids of 9x9, as 81 digits",
         data="200,000 grids made at random (`examples/sudoku/make_grids.py`); there are 6.7e21.",
-        limits="A demonstration of the method: Sudoku has far better solvers.",
+        limits="A demonstration of the method: Sudoku has far better solvers. Puzzles are solved, and grids made from "
+        'nothing, by refinements: `ids = tokenizer([puzzle], return_tensors="pt").input_ids` of 81 characters, dots '
+        "for empty cells, then `model.generate(ids, num_steps=1, refine_steps=7)`. From nothing one step alone makes "
+        "no valid grid.",
         figures=f"`valid`, `distinct`: of {LARGE_GRIDS} grids per seed; `solved`: share of {PUZZLES} puzzles with so "
         "many clues and one solution that are solved; `steps`: evaluations of the network; refined: one step, and the "
         "others are refinements (`refine_steps`).",
@@ -62,8 +66,9 @@ KINDS = {
         writes="tales in the words of a small child, 128 tokens at a time",
         data="16,929 stories of TinyStories (arXiv 2305.07759, licence CDLA-Sharing-1.0 as its card says), "
         "13.7 million characters (`examples/stories`); byte-level BPE of 8,192 tokens.",
-        limits="A small model, trained on a CPU to show the method. It writes children's stories in English, with few "
-        "whole sentences in one evaluation. Not examined for bias or safety.",
+        limits="A small model, trained on a CPU to show the method. It writes children's stories in English; whole "
+        "sentences are few. Rows of training are cut from joined stories, so that a text may begin and end within a "
+        "sentence, and another story may begin in it. Not examined for bias or safety.",
         figures="`gppl ar`, `gppl ngram`: generative perplexity under a GPT-2 of 5.4 M parameters and a Kneser-Ney "
         "4-gram, both of the same stories; `words`, `pairs`: shares of words and of neighbouring words that the "
         "stories have, too; the protocol and the baselines are in `benchmarks/few_step.md`.",
@@ -73,6 +78,7 @@ KINDS = {
             "gppl_ngram": ("perplexity", "generative perplexity under a Kneser-Ney 4-gram"),
             "entropy": ("entropy", "unigram entropy of a sample, nats"),
         },
+        distilled_from="an earlier version of `{}` (1,500 steps from the weights of masked diffusion)",
     ),
     "english": Kind(
         writes="English like that of its corpus (addresses, Bibles, sermons, plays, novels), 128 tokens at a time",
@@ -116,22 +122,27 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         raise ValueError(f"{name} is not in benchmarks/samples.json: python -m benchmarks.cards")
     recipe = load_recipe(folder / "recipe.yaml")
     sampler = json.loads((folder / "generation_config.json").read_text())["sampler"]
-    sampled = "" if "sampler" in rows[0] else f" Sampler: {sampler}, with its default settings."
+    sampled = "" if "sampler" in rows[0] else f" Sampler, if none is named: {sampler}, with its default settings."
     measured = f"{kind.figures} Mean over {len(SEEDS)} seeds ± standard deviation.{sampled} Measured by `python -m "
     measured += f"benchmarks.few_step {part}`."
     teacher = f"flm-{name.split('-', 1)[1]}" if is_map(folder) else None
     if teacher is None:
-        method = "Method: cross entropy of the denoiser, on the clock of the decoding error."
+        method = "Method: trained by cross entropy to predict the text from noised forms of it. The noise levels are "
+        method += "even in tau, the scale of the decoding error: 0 is noise, 1 is text."
         if recipe.model.get("masked"):
             method += " It started from the weights of masked diffusion of the same sizes."
     else:
         objective = recipe.training["objective"]
         how = f"with the {objective} objective"
         if objective == MATCHING:
-            how = "then matched to masked diffusion by its own texts (distribution matching)"
+            of_teacher, of_texts = (recipe.training.get(f"{whose}_temperature", 1) for whose in ("teacher", "writing"))
+            how = (
+                "then matched to masked diffusion by its own texts (distribution matching; temperatures in training: "
+            )
+            how += f"{of_teacher} of the teacher, {of_texts} of its own texts)"
         elif recipe.training.get("unique_completion"):
             how += "; with given tokens trained on the data itself, since these decide the others"
-        method = f"Method: distilled from its flow, `{teacher}`, {how}."
+        method = f"Method: distilled from {kind.distilled_from.format(teacher)}, {how}."
         own, flows = (config(some)["num_hidden_layers"] for some in (folder, folder.with_name(teacher)))
         if own != flows:
             method += f" It has {own} blocks, the flow {flows}."
@@ -193,7 +204,7 @@ def eval_results(row: Row, part: str, sampler: str) -> list[EvalResult]:
     """The measures of a row for the Hub. `sampler` is the model's own, unless the row names one."""
     settings = (
         {"sampler": sampler}
-        | {k: row[k] for k in ("sampler", "settings", "steps") if row.get(k)}
+        | {k: row[k] for k in ("sampler", "settings", "steps", "temperature") if row.get(k)}
         | {"seeds": len(SEEDS)}
     )
     return [

@@ -32,6 +32,7 @@ from evaluation.samples import packed_rows
 from evaluation.scorers import causal_losses
 from evaluation.sudoku import is_valid
 from evaluation.text import distinct_n, self_bleu, token_entropy
+from evaluation.writers import SEED_STRIDE
 from examples.sudoku.puzzles import unique_puzzles
 
 RESULTS = ROOT / "benchmarks" / "few_step.json"
@@ -58,8 +59,9 @@ SOLVERS: list[tuple[str, str, str, tuple[int, ...]]] = [  # model, sampler, way 
 MASKED_SOLVERS: list[tuple[str, tuple[int, ...]]] = [("in random order", (8, 64)), ("by confidence", (4, 8, 16, 64))]
 MDLM_TEMPERATURES = {  # of masked diffusion, by number of steps; 1 at others
     "english-small": {8: (0.7, 0.8, 0.9, 1.0)},
-    "tinystories": {8: (0.6, 0.7, 0.8, 0.9, 1.0), 64: (0.8, 0.9, 1.0)},
+    "tinystories": {8: (0.6, 0.7, 0.8, 0.9, 1.0), 64: (0.8, 0.9, 1.0, 1.1)},
 }
+BRIDGE_TEMPERATURES = {"flm-tinystories": {64: (0.6, 0.7, 0.8)}}  # of the bridge sampler, besides the model's own
 
 
 def load(folder: Path):
@@ -128,7 +130,7 @@ def from_nothing_and_clues(
 
 def unconditional(model, sampler: str, steps: int, count: int, seed: int, **settings) -> Row:
     """Share of valid grids among `count`, and how many different ones they are; `settings` are those of `generate`."""
-    seeds = 1_000_000 * seed + np.arange(count)
+    seeds = SEED_STRIDE * seed + np.arange(count)
     draw = partial(model.generate, num_steps=steps, sampler=sampler, **settings)
     grids = torch.cat([draw(num_return_sequences=len(s), seed=s.tolist()) for s in _parts(seeds)])
     return _valid(grids)
@@ -137,7 +139,7 @@ def unconditional(model, sampler: str, steps: int, count: int, seed: int, **sett
 def solved(model, sampler: str, steps: int, clues: int, count: int, seed: int, **settings) -> Row:
     """Share of the puzzles with `clues` clues and one solution that are solved."""
     puzzles = torch.from_numpy(unique_puzzles(clues, count, seed))
-    seeds = 1_000_000 * seed + np.arange(len(puzzles))
+    seeds = SEED_STRIDE * seed + np.arange(len(puzzles))
     draw = partial(model.generate, num_steps=steps, sampler=sampler, **settings)
     parts = zip(_parts(puzzles), _parts(seeds), strict=True)
     return _solved(torch.cat([draw(p, seed=s.tolist()) for p, s in parts]), clues)
@@ -210,8 +212,7 @@ class StoryScorers(Scorers):
         self.held_out = self.stories.held_out.numpy()
 
     def measure(self, ids: torch.Tensor) -> Row:
-        judged = self.stories.judged(ids)
-        return super().measure(ids) | {name: judged[name] for name in ("words", "pairs")}
+        return super().measure(ids) | self.stories.known(ids)
 
 
 def text_models(scorers: Scorers) -> list[Row]:
@@ -241,6 +242,10 @@ def text_models(scorers: Scorers) -> list[Row]:
         model = load(HUB / name)
         for steps in STEPS:
             add(name, steps, partial(write, model, steps))
+        for steps, temperatures in BRIDGE_TEMPERATURES.get(name, {}).items():
+            for temperature in temperatures:
+                settings = {"sampler": "bridge", "temperature": temperature}
+                add(name, steps, partial(write, model, steps, **settings), **settings)
     model = load(BASELINES / f"mdlm-{data}")
     for steps in STEPS:
         for temperature in MDLM_TEMPERATURES[data].get(steps, (1.0,)):
@@ -257,8 +262,8 @@ def tinystories(request: Request) -> list[Row]:
     return text_models(StoryScorers(request))
 
 
-def write(model, steps: int, seed: int) -> torch.Tensor:
-    return model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=1_000_000 * seed)
+def write(model, steps: int, seed: int, **settings) -> torch.Tensor:
+    return model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=SEED_STRIDE * seed, **settings)
 
 
 # -- report -----------------------------------------------------------------------------------------------------------

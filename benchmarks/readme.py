@@ -21,21 +21,32 @@ BEGIN_STORIES = "<!-- Stories of seeds 0 to 9: written by `python -m benchmarks.
 END_STORIES = "<!-- End of the stories. -->"
 STEPS = (1, 8, 64)
 
+
+def _quality(row: Row) -> tuple[str, str]:
+    """Perplexity and entropy."""
+    return f"{row['gppl_ar']:.0f}", f"{row['entropy']:.2f}"
+
+
+def _perplexity(row: Row) -> str:
+    """Perplexity, and the entropy in brackets."""
+    return "{} ({})".format(*_quality(row))
+
+
 # Of each part of the measurements: what its models write, what the table shows of them, and in which words.
 PARTS = {
     "tinystories": (
         "stories, 128 tokens",
         "perplexity (entropy)",
-        lambda row: "{} ({})".format(*_quality(row)),
+        _perplexity,
     ),
     "english": (
         "English, 128 tokens",
         "perplexity (entropy)",
-        lambda row: "{} ({})".format(*_quality(row)),
+        _perplexity,
     ),
     "sudoku": (
         "9x9 Sudoku grids",
-        "puzzles of 40 clues solved, refined",
+        "puzzles of 40 clues solved (one step, then refinements)",
         lambda row: f"{row['solved, 40 clues']:.1%}",
     ),
     "shidoku": ("4x4 Sudoku grids", "valid grids from nothing", lambda row: f"{row['valid']:.1%}"),
@@ -44,21 +55,18 @@ PARTS = {
 PROTOCOL = (
     f"Figures are means over {len(SEEDS)} seeds of {TEXTS} texts, {GRIDS} grids of 4x4 or {PUZZLES} puzzles, with the "
     "model's own sampler. Entropy is that of the tokens of a text, in nats; a lower perplexity at a lower entropy is "
-    "no gain. Refined: one step, and the others are refinements (`refine_steps`). Masked diffusion (MDLM, [arXiv "
+    "no gain. Refinements (`refine_steps`) write the least certain tokens again. Masked diffusion (MDLM, [arXiv "
     "2406.07524](https://arxiv.org/abs/2406.07524)) starts from masks and writes some tokens in each evaluation. The "
     "figures of `...-english-small` are of the weights before they were rounded to bfloat16."
 )
 
 
-def _quality(row: Row) -> tuple[str, str]:
-    """Perplexity and entropy."""
-    return f"{row['gppl_ar']:.0f}", f"{row['entropy']:.2f}"
-
-
 def models(results: dict[str, list[Row]]) -> str:
     """The table, and what its figures are to be compared with."""
     lines = [
-        "| model | writes | parameters | measured | " + " | ".join(f"{n} step{'s' * (n > 1)}" for n in STEPS) + " |",
+        "| model | writes | parameters | measured | "
+        + " | ".join(f"{n} evaluation{'s' * (n > 1)}" for n in STEPS)
+        + " |",
         "| --- | --- | --- | --- |" + " --- |" * len(STEPS),
     ]
     for part, (writes, measure, words) in PARTS.items():
@@ -81,19 +89,15 @@ def _compared(rows: list[Row], data: str) -> str:
     eight = next(
         row for row in rows if row["model"] == f"mdlm-{data}" and (row["steps"], row["temperature"]) == (8, 1)
     )
-    gpt2 = by_model[f"ar-{data}"]
+    gpt2, held_out = by_model[f"ar-{data}"], by_model["held-out text"]
     perplexity, entropy = _quality(one_step)
     of_gpt2, of_mdlm = (f"{size(BASELINES / f'{kind}-{data}') / 1e6:.1f} M" for kind in ("ar", "mdlm"))
     return (
-        f"`...-{data}`: perplexity is under a GPT-2 of {of_gpt2} parameters, trained on the same data. Held-out text "
-        f"has {_words(by_model['held-out text'])}, that GPT-2 itself {_words(gpt2)} in {gpt2['steps']} evaluations, "
-        f"masked diffusion of {of_mdlm} in 8 evaluations {_words(eight)}. At the entropy of the map's texts in one "
-        f"evaluation, {entropy}, masked diffusion in 8 has {of_masked['gppl_ar']:.0f} where the map has {perplexity}."
+        f"`...-{data}`: perplexity is under a GPT-2 of {of_gpt2} parameters, trained on the same data. To compare: "
+        f"held-out text {_perplexity(held_out)}, that GPT-2 {_perplexity(gpt2)} in {gpt2['steps']} evaluations, "
+        f"masked diffusion of {of_mdlm} {_perplexity(eight)} in 8. At equal entropy, {entropy}, masked diffusion in 8 "
+        f"evaluations has perplexity {of_masked['gppl_ar']:.0f}, the map in one {perplexity}."
     )
-
-
-def _words(row: Row) -> str:
-    return "{} ({})".format(*_quality(row))
 
 
 def updated(readme: str) -> str:

@@ -19,6 +19,8 @@ from benchmarks import few_step
 from benchmarks.few_step import GRIDS, Scorers, StoryScorers, load, solved, unconditional
 from benchmarks.request import Request, measure_models
 from benchmarks.results import HUB, ROOT, Row, over_seeds, page, section, shown
+from evaluation.report import MARKERS
+from evaluation.writers import SEED_STRIDE
 
 RESULTS = ROOT / "benchmarks" / "samplers.json"
 PICTURES = {data: RESULTS.with_name(f"samplers-{data}.png") for data in ("tinystories", "english-small")}
@@ -126,7 +128,7 @@ def grid(request: Request) -> list[Row]:
 
 
 def written(model, sampler: str, steps: int, scorers: Scorers, seed: int, **settings) -> Row:
-    draw = partial(model.generate, num_return_sequences=TEXTS, seed=1_000_000 * seed)
+    draw = partial(model.generate, num_return_sequences=TEXTS, seed=SEED_STRIDE * seed)
     return scorers.measure(draw(num_steps=steps, sampler=sampler, **settings))
 
 
@@ -147,7 +149,7 @@ def frontier(rows: list[Row], data: str, picture: Path) -> None:
             curves[str(row["model"])] = [row]
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
-    for marker, (name, points) in zip(cycle("os^vD<>pPX*hd"), curves.items(), strict=False):
+    for marker, (name, points) in zip(cycle(MARKERS), curves.items(), strict=False):
         points = sorted(points, key=lambda row: row["entropy"])
         x, y = ([row[key] for row in points] for key in ("entropy", "gppl_ar"))
         axes.plot(x, y, marker=marker, label=name)

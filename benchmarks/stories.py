@@ -55,13 +55,15 @@ class Stories:
 
     def judged(self, ids: torch.Tensor) -> Row:
         """Of texts (n, length): their perplexity, entropy, and shares of known words and pairs."""
-        words, pairs = known_words(apart(ids.tolist(), self.tokenizer), self.documents)
         return {
             "gppl_ngram": float(np.exp(self.judge.token_losses(ids.numpy()).mean())),
             "entropy": float(token_entropy(ids.numpy()).mean()),
-            "words": float(np.mean(words)),
-            "pairs": float(np.mean(pairs)),
-        }
+        } | self.known(ids)
+
+    def known(self, ids: torch.Tensor) -> Row:
+        """Of texts (n, length): their shares of known words and pairs."""
+        words, pairs = known_words(apart(ids.tolist(), self.tokenizer), self.documents)
+        return {"words": float(np.mean(words)), "pairs": float(np.mean(pairs))}
 
 
 def add_stories(parser: argparse.ArgumentParser) -> None:

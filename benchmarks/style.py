@@ -23,6 +23,7 @@ from benchmarks.results import CORPUS, HUB, ROOT, Row, measure_parts, over_seeds
 from evaluation.ngram import KneserNey
 from evaluation.samples import packed_rows
 from evaluation.text import token_entropy
+from evaluation.writers import SEED_STRIDE
 
 RESULTS = ROOT / "benchmarks" / "style.json"
 RUNS = ROOT / "runs" / "style"
@@ -133,7 +134,7 @@ def measure(name: str, folder_of: Callable[[Texts], Path]) -> list[Row]:
     losses = {"loss_style": denoising_loss(model, texts.style), "loss_rest": denoising_loss(model, texts.rest[:256])}
 
     def written(steps: int, seed: int) -> Row:
-        ids = model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=1_000_000 * seed)
+        ids = model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=SEED_STRIDE * seed)
         return texts.measure(ids.numpy())
 
     return shown(

@@ -22,7 +22,11 @@ def add(commands) -> None:
         "masked: before it says what it is, where its configuration does not",
     )
     command.add_argument(
-        "--against", nargs="+", default=[], metavar="OTHER", help="other models, or files of samples (.txt, .parquet)"
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="OTHER",
+        help="other models, or files of samples (.txt, .parquet, .csv, .jsonl)",
     )
     command.add_argument("--output", required=True, metavar="DIR", help="the folder to write")
     command.add_argument(

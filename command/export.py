@@ -14,8 +14,8 @@ def add(commands) -> None:
         "export",
         help="write a flow map as an ONNX graph, to run without Python",
         description="Write a flow map as an ONNX graph, with its tokenizer, to run with onnxruntime. What is exported "
-        "is the flow_map sampler; guidance, rewards, refinement and the other samplers are not. docs/deploy.md says "
-        "how to run it.",
+        "is a step of the flow_map sampler, which makes refinements, too; guidance, rewards and other samplers are "
+        "not. docs/deploy.md says how to run it.",
     )
     command.add_argument("model", help="a flow map (FMLM): a model folder or a name on the Hub")
     command.add_argument("--output", required=True, metavar="DIR", help="the folder to write")

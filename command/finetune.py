@@ -16,7 +16,7 @@ def add(commands) -> None:
         "(trainers/recipe.py), any entry of which can be changed, such as training.learning_rate=1e-4 or "
         "data.packing=rows.",
     )
-    command.add_argument("model", help="a model folder or a name on the Hub")
+    command.add_argument("model", help="a flow (FLM): a model folder or a name on the Hub")
     add_run(command)
     command.add_argument(
         "--data",

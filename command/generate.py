@@ -18,7 +18,7 @@ def add(commands) -> None:
     """Add the subcommand to those of the parser."""
     command = commands.add_parser("generate", help="write text with a model", description="Write text with a model.")
     command.add_argument("model", help="a model folder or a name on the Hub")
-    command.add_argument("--prompt", help="text that every sample begins with")
+    command.add_argument("--prompt", help="text that every sample begins with; mask tokens in it are blanks")
     command.add_argument(
         "--num-steps",
         type=integers,
@@ -29,13 +29,17 @@ def add(commands) -> None:
     command.add_argument("--sampler", choices=SAMPLERS, help="default: the model's own")
     command.add_argument("--temperature", type=float, help="of the bridge sampler (default: 1)")
     command.add_argument("--top-k", type=int, help="of the bridge sampler: draw among so many likeliest tokens")
-    command.add_argument("--top-p", type=float, help="of the bridge sampler: draw among the likeliest tokens only")
+    command.add_argument(
+        "--top-p", type=float, help="of the bridge sampler: draw among the fewest likeliest of this probability"
+    )
     command.add_argument(
         "--gamma", type=float, help="of the flow_map sampler: noise put back, 0 to 1 (default: the model's own)"
     )
     command.add_argument("--renoise", choices=("official", "markov"), help="how --gamma does it (default: official)")
     command.add_argument(
-        "--guidance-scale", type=float, help="away from a weaker prediction, 1: none; by the prompt, or by dropout"
+        "--guidance-scale",
+        type=float,
+        help="1: none; with a prompt classifier-free, with --guidance-dropout autoguidance",
     )
     command.add_argument("--guidance-dropout", type=float, help="rate of dropout that makes the weaker prediction")
     command.add_argument("--refine-steps", type=int, help="times to rewrite the least certain tokens at the end")

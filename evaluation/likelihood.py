@@ -21,7 +21,8 @@ from torch import Tensor
 
 from modeling_flm import FLMModel
 from modeling_flm.losses_flm import chunked_cross_entropy
-from modeling_flm.noise_flm import as_seeds, step_seeds, white_noise
+from modeling_flm.noise_flm import step_seeds, white_noise
+from modeling_flm.requests_flm import spread_seeds
 from modeling_flm.vocabulary_flm import expected_embedding
 
 Denoised = Callable[[Tensor, float], Tensor]  # D of states u (batch, length, r) at m
@@ -92,7 +93,7 @@ def log_likelihood(
             "exact trace (`num_probes=None`) or the mean of the log weights."
         )
     count, device = len(input_ids), model.device
-    seeds = as_seeds("seed", range(seed, seed + count) if isinstance(seed, int) else seed, count)
+    seeds = spread_seeds(seed, None, count)
     draws = [step_seeds([own], 1 + sample)[0] for own in seeds for sample in range(num_samples)]
     ids, scored = input_ids.to(device, torch.long), free.to(device)
     mask = None if attention_mask is None else attention_mask.to(device)
@@ -299,7 +300,7 @@ def _check(
     if input_ids.min() < 0 or input_ids.max() >= vocab_size:
         raise ValueError(f"`input_ids` contain an id outside the vocabulary [0, {vocab_size}).")
     for name, mask in (("attention_mask", attention_mask), ("conditioning_mask", conditioning_mask)):
-        if mask is not None and getattr(mask, "shape", None) != input_ids.shape:
+        if mask is not None and not (isinstance(mask, Tensor) and mask.shape == input_ids.shape):
             raise ValueError(f"`{name}` must be a tensor as `input_ids`, of shape {tuple(input_ids.shape)}.")
     if not 0 < end < 1:
         raise ValueError(f"`end` must lie in (0, 1) (it is a tau), but is {end!r}.")

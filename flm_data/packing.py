@@ -18,24 +18,27 @@ DOCUMENTS_PER_BATCH = 1000  # packed together, as in the published code; what is
 DOCUMENTS_PER_CALL = 16  # tokenised together: few, since the result takes hundreds of bytes per token
 
 
-def load_tokenizer(name_or_path: str, for_wrapping: bool = True) -> PreTrainedTokenizerBase:
-    """Load a tokenizer. With `for_wrapping` it gets the BOS, EOS and padding tokens that packed rows need.
+def load_tokenizer(
+    name_or_path: str, bos_token: str | None = None, eos_token: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with the BOS, EOS and padding tokens that packed rows need.
 
     BERT's [CLS] and [SEP] stand in for missing BOS and EOS. A missing padding token is added as [PAD]: so the GPT-2
     vocabulary of the paper has 50,258 entries.
 
+    Args:
+        bos_token, eos_token (`str`, *optional*): tokens of the vocabulary to take for BOS and EOS.
+
     Raises:
-        ValueError: if `for_wrapping` is true, and there is neither BOS nor [CLS], or neither EOS nor [SEP].
+        ValueError: neither BOS nor [CLS] is there or named, or neither EOS nor [SEP].
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    if not for_wrapping:
-        return tokenizer
-    for role, stand_in in (("bos_token", "cls_token"), ("eos_token", "sep_token")):
-        token = getattr(tokenizer, role) or getattr(tokenizer, stand_in)
+    for role, named, stand_in in (("bos_token", bos_token, "cls_token"), ("eos_token", eos_token, "sep_token")):
+        token = named or getattr(tokenizer, role) or getattr(tokenizer, stand_in)
         if token is None:
             raise ValueError(
-                f"The tokenizer {name_or_path} has no `{role}`, nor a `{stand_in}` to take its place: "
-                f"set `{role}` to one of its tokens and save it; or make each document a row (data.packing=rows)."
+                f"The tokenizer {name_or_path} has no `{role}`, nor a `{stand_in}` to take its place: name one of its "
+                f"tokens (data.{role}=...), or make each document a row (data.packing=rows)."
             )
         setattr(tokenizer, role, token)
     if tokenizer.pad_token is None:

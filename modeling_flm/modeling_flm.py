@@ -367,6 +367,16 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
             state = torch.where(keep[..., None].bool(), data, state)
         return state, tau
 
+    def loss_weights(
+        self, scored: Tensor, timesteps: Tensor, target_timesteps: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | float]:
+        """Weights (batch, length) of the tokens' losses l, and what is added to their sum: together exp(-w) l + w with
+        the learned w in training, otherwise l alone."""
+        if self.loss_weighting is None or not self.training:
+            return scored.float(), 0.0
+        log_weight = self.loss_weighting(timesteps, target_timesteps)[:, None]
+        return scored * torch.exp(-log_weight), (log_weight * scored).sum()
+
     def _loss(
         self,
         hidden: Tensor,
@@ -376,11 +386,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         num_items_in_batch: Tensor | int | None,
     ) -> tuple[Tensor, Tensor]:
         """The training loss (see `forward`), a scalar, and the cross entropy of each scored token (batch, length)."""
-        weights, offset = scored.float(), 0.0
-        if self.loss_weighting is not None and self.training:
-            log_weight = self.loss_weighting(timesteps)[:, None]
-            offset = (log_weight * scored).sum()
-            weights = weights * torch.exp(-log_weight)
+        weights, offset = self.loss_weights(scored, timesteps)
         total, losses = chunked_cross_entropy(
             hidden.flatten(0, 1),
             *self.output_layer(),

@@ -386,7 +386,11 @@ def test_a_text_file_is_one_document_where_that_is_said(project, trained):
 
 
 def test_the_ends_of_the_rows_are_those_of_the_model(project, tmp_path):
+    """Also where the tokenizer has none of its own."""
+    bare = copytree(project / "tokenizer", tmp_path / "tokenizer") / "tokenizer_config.json"
+    bare.write_text(json.dumps({k: v for k, v in json.loads(bare.read_text()).items() if k[:3] not in ("bos", "eos")}))
     ends = [f"training.output_dir={tmp_path}", "data.bos_token='[EOS]'", "data.eos_token='[PAD]'"]
+    ends.append(f"tokenizer={tmp_path / 'tokenizer'}")
     trainer = trainers.train.build_trainer(load_recipe(project / "recipe.yaml", ends))
     assert {(row[0], row[-1]) for row in trainer.train_dataset["input_ids"]} == {(1, 2)}
     for config in (trainer.model.config, trainer.processing_class):

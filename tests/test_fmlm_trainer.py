@@ -209,6 +209,7 @@ def test_the_share_on_the_diagonal_is_right_on_average_in_small_batches(size, fr
         ({"objective": "eulerian", "loss_type": "ce"}, '`loss_type` must be "mse" with the eulerian objective'),
         ({"diagonal_fraction": 1.5}, "`diagonal_fraction` is 1.5"),
         ({"boundary_prob": 0}, "`boundary_prob` is 0"),
+        ({"diagonal_fraction": "half"}, r"`diagonal_fraction` is 'half', but it must lie in \[0, 1\]"),
         ({"ema_target": True, "ema_decay": 0.0}, "`ema_target` needs the semigroup objective"),
     ],
 )

@@ -1,12 +1,25 @@
 """Arguments of [`FLMTrainer`]."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import strtobool
 
-from modeling_flm.configuration_flm import is_number
+from modeling_flm.configuration_flm import is_integer, is_number
+
+
+def require(args, name: str, rule: str, holds: Callable[[Any], bool]) -> None:
+    """Check a number among training arguments.
+
+    Raises:
+        ValueError: it is no number, or `holds` says that it breaks the `rule`.
+    """
+    value = getattr(args, name)
+    if not (is_number(value) and holds(value)):
+        raise ValueError(f"`{name}` is {value!r}, but it must {rule}.")
 
 
 @dataclass
@@ -65,10 +78,8 @@ class FLMTrainingArguments(TrainingArguments):
         if self.greater_is_better is None and "loss_tau_" in (self.metric_for_best_model or ""):
             self.greater_is_better = False  # a loss, though its name does not end so
         super().__post_init__()
-        if not (is_number(self.ema_decay) and 0 <= self.ema_decay < 1):
-            raise ValueError(f"`ema_decay` is {self.ema_decay!r}, but it must lie in [0, 1); 0 for no average.")
-        if not (is_number(self.conditioning_rate) and 0 <= self.conditioning_rate <= 1):
-            raise ValueError(f"`conditioning_rate` is {self.conditioning_rate!r}, but it must lie in [0, 1].")
+        require(self, "ema_decay", "lie in [0, 1); 0 for no average", lambda x: 0 <= x < 1)
+        require(self, "conditioning_rate", "lie in [0, 1]", lambda x: 0 <= x <= 1)
         if self.label_smoothing_factor != 0:
             raise ValueError("`label_smoothing_factor` must be 0: the loss of a flow needs the labels as they are.")
         if self.neftune_noise_alpha is not None:
@@ -83,10 +94,10 @@ class FLMTrainingArguments(TrainingArguments):
                 f"`ema_decay` is {self.ema_decay}, but it must be 0 with a schedule-free optimiser, which has an "
                 "average of its own."
             )
-        if not (isinstance(self.num_samples, int) and self.num_samples >= 0):
+        if not (is_integer(self.num_samples) and self.num_samples >= 0):
             raise ValueError(f"`num_samples` is {self.num_samples!r}, but it must be an integer >= 0.")
         steps = self.sample_num_steps
-        if not (isinstance(steps, list) and all(isinstance(n, int) and n >= 1 for n in steps)):
+        if not (isinstance(steps, list) and all(is_integer(n) and n >= 1 for n in steps)):
             raise ValueError(f"`sample_num_steps` is {steps!r}, but it must be a list of integers >= 1.")
 
     @property

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .flm_arguments import FLMTrainingArguments
+from .flm_arguments import FLMTrainingArguments, require
 from .objectives import OBJECTIVES
 
 CHOICES = {"objective": OBJECTIVES, "loss_type": ("ce", "mse")}
@@ -55,9 +55,7 @@ class FMLMTrainingArguments(FLMTrainingArguments):
             raise ValueError(
                 f'`loss_type` must be "mse" with the {self.objective} objective: its targets leave the simplex.'
             )
-        if not 0 <= self.diagonal_fraction <= 1:
-            raise ValueError(f"`diagonal_fraction` is {self.diagonal_fraction}, but it must lie in [0, 1].")
-        if self.boundary_prob < 1:
-            raise ValueError(f"`boundary_prob` is {self.boundary_prob}, but it must be at least 1.")
+        require(self, "diagonal_fraction", "lie in [0, 1]", lambda x: 0 <= x <= 1)
+        require(self, "boundary_prob", "be at least 1", lambda x: x >= 1)
         if self.ema_target and (self.objective != "semigroup" or self.ema_decay == 0):
             raise ValueError("`ema_target` needs the semigroup objective and an `ema_decay` above 0.")

@@ -152,7 +152,7 @@ class FMLMTrainer(FLMTrainer):
             attention_mask=states.attention_mask,
             output_logits=False,
         )
-        weights, offset = self._loss_weights(student, start, end, scored)
+        weights, offset = student.loss_weights(scored, start, end)
         total = offset
         cap, output_layer = student.config.final_logit_softcapping, student.output_layer()
         for name, group in groups.items():
@@ -203,15 +203,6 @@ class FMLMTrainer(FLMTrainer):
         with_gradient = states(tables[0])
         plain = with_gradient.detached()
         return with_gradient, *(plain if table is None else states(table) for table in other_tables)
-
-    def _loss_weights(
-        self, student: FLMModel, start: Tensor, end: Tensor, scored: Tensor
-    ) -> tuple[Tensor, Tensor | float]:
-        """Weights (batch, length) of the tokens' losses and what is added to their sum: exp(-w) l + w, w learned."""
-        if student.loss_weighting is None:
-            return scored.float(), 0.0
-        log_weight = student.loss_weighting(start, end)[:, None]
-        return scored * torch.exp(-log_weight), (log_weight * scored).sum()
 
     def _count(self, name: str, amount: Tensor, out_of: Tensor | int) -> None:
         self._sums[name] = self._sums.get(name, 0) + torch.stack(

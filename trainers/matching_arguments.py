@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .flm_arguments import FLMTrainingArguments
+from .flm_arguments import FLMTrainingArguments, require
 
 
 @dataclass
@@ -44,10 +44,7 @@ class MatchingTrainingArguments(FLMTrainingArguments):
         if self.learned_loss_weighting:
             raise ValueError("`learned_loss_weighting` weights losses of times: distribution matching has none.")
         for name in ("auxiliary_learning_rate", "teacher_temperature", "writing_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be above 0.")
-        if self.auxiliary_steps < 1:
-            raise ValueError(f"`auxiliary_steps` is {self.auxiliary_steps}, but it must be at least 1.")
+            require(self, name, "be above 0", lambda x: x > 0)
+        require(self, "auxiliary_steps", "be at least 1", lambda x: x >= 1)
         for name in ("second_step_fraction", "gamma"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must lie in [0, 1].")
+            require(self, name, "lie in [0, 1]", lambda x: 0 <= x <= 1)

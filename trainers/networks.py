@@ -61,6 +61,7 @@ class Network:
 
         The derivative is that in the direction `along`: the changes of state, start and end.
         """
+        assert self.weights is None  # other weights are for the semigroup objective, which needs no derivative
         config = self.model.config
         attention = config._attn_implementation
 

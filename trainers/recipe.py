@@ -9,7 +9,8 @@
     teacher: ../runs/lm1b                       to distil: a Hub name or a path; gives the model's fields, too
     tokenizer: bert-base-uncased                a Hub name or a path; with `from`, that model's by default
     data: {train: ..., validation: ..., ...}    see [`DataRecipe`]
-    training: {output_dir: runs/lm1b, ...}      fields of FLMTrainingArguments, to distil of FMLMTrainingArguments
+    training: {output_dir: runs/lm1b, ...}      fields of FLMTrainingArguments, to distil of FMLMTrainingArguments,
+                                                by distribution_matching of MatchingTrainingArguments
 
 A path begins with ./ ../ or / and is relative to the recipe's folder; `output_dir` is relative to where the command
 runs.

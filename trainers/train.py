@@ -2,7 +2,14 @@
 
 import dataclasses
 
-from transformers import AutoModel, PreTrainedTokenizerBase, TrainingArguments, default_data_collator, set_seed
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
 
 from flm_data import DataSource, load_text, load_tokenizer, one_row_each, pack
 from flm_data.paths import is_repository, reading
@@ -52,9 +59,7 @@ def build_trainer(recipe: Recipe, trainer_class: type[FLMTrainer] = FLMTrainer) 
         if masked is not None:
             start_from_masked(model, load_model(masked, None, tokenizer))
             model.config._name_or_path = masked  # which the card tells
-    trainer = trainer_class(model, args, **load_data(recipe, tokenizer, model.config.max_position_embeddings, args))
-    trainer.trained_on = hub_datasets(recipe)
-    return trainer
+    return _with_data(trainer_class, recipe, args, tokenizer, model)
 
 
 def build_distiller(recipe: Recipe) -> FLMTrainer:
@@ -84,13 +89,10 @@ def build_distiller(recipe: Recipe) -> FLMTrainer:
         known = FLMConfig.__annotations__.keys() - {"loss_weighting"}  # which belongs to a training, not to a model
         fields = {} if teacher is None else {name: getattr(teacher.config, name) for name in known}
         model = build_model(fields | recipe.model | {"type": "fmlm"}, tokenizer, args.seed)
-    data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args)
-    trainer = FMLMTrainer(model, teacher, args, **data)
-    trainer.trained_on = hub_datasets(recipe)
-    return trainer
+    return _with_data(FMLMTrainer, recipe, args, tokenizer, model, teacher=teacher)
 
 
-def _build_matcher(recipe: Recipe) -> MatchingTrainer:
+def _build_matcher(recipe: Recipe) -> FLMTrainer:
     """The trainer for a recipe with `objective: distribution_matching`: the map is `model.from`, `teacher` the masked
     diffusion model whose texts it is to write."""
     if recipe.teacher is None or "from" not in recipe.model:
@@ -102,8 +104,13 @@ def _build_matcher(recipe: Recipe) -> MatchingTrainer:
     tokenizer = tokenizer_of(recipe)
     model = _first_model(recipe, tokenizer)
     teacher = load_model(recipe.teacher, recipe.model.get("attn_implementation"), tokenizer)
+    return _with_data(MatchingTrainer, recipe, args, tokenizer, model, teacher=teacher)
+
+
+def _with_data(kind: type[FLMTrainer], recipe: Recipe, args, tokenizer, model: FLMModel, **networks) -> FLMTrainer:
+    """The trainer of a recipe, with its data and what its card says of them."""
     data = load_data(recipe, tokenizer, model.config.max_position_embeddings, args)
-    trainer = MatchingTrainer(model, teacher, args, **data)
+    trainer = kind(model=model, args=args, **networks, **data)
     trainer.trained_on = hub_datasets(recipe)
     return trainer
 
@@ -111,11 +118,9 @@ def _build_matcher(recipe: Recipe) -> MatchingTrainer:
 def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The tokenizer that a recipe names, with the ends of rows that it names."""
     with reading(recipe.tokenizer):
-        tokenizer = load_tokenizer(recipe.tokenizer, recipe.data.packing == "wrap")
-    for name in ("bos_token", "eos_token"):
-        if (token := getattr(recipe.data, name)) is not None:
-            setattr(tokenizer, name, token)
-    return tokenizer
+        if recipe.data.packing == "rows":
+            return AutoTokenizer.from_pretrained(recipe.tokenizer)
+        return load_tokenizer(recipe.tokenizer, recipe.data.bos_token, recipe.data.eos_token)
 
 
 def _first_model(recipe: Recipe, tokenizer) -> FLMModel:
