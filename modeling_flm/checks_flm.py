@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .configuration_flm import FLMConfig
 
+LABELS_RULE = "`labels` must be the `input_ids` or -100 (neither shifted nor masked): the data is noised here."
+
 
 def checkable(x: Tensor) -> bool:
     """Whether the values of `x` can be read without waiting for a device or breaking a compiled graph."""
@@ -140,9 +142,7 @@ def check_labels(
     if input_ids is not None:
         check_ids(config, "input_ids", input_ids)
         if ((labels != input_ids) & scored).any():
-            raise ValueError(
-                "`labels` must be the `input_ids` or -100 (neither shifted nor masked): the data is noised here."
-            )
+            raise ValueError(LABELS_RULE)
     elif inputs_embeds is None:
         unknown = unlabelled if attention_mask is None else unlabelled & attention_mask.bool()
         if unknown.any():

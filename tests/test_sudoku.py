@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
-from worlds import shidoku
 
 from command import demonstration
 from evaluation.sudoku import is_valid
@@ -27,7 +26,6 @@ GRID = np.array([int(c) for c in "5346789126721953481983425678597614234268537917
 def test_the_288_grids():
     grids = all_4x4()
     assert is_valid(grids).all() and len(np.unique(grids, axis=0)) == 288
-    assert {tuple(grid) for grid in grids - 1} == {tuple(grid) for grid in shidoku().ids.tolist()}
 
 
 def test_random_grids_are_valid_and_differ():

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from modeling_flm.checks_flm import LABELS_RULE
 from modeling_flm.noise_flm import to_where_text_begins
 
 from .checkpoints import RAW_WEIGHTS, discard, is_whole, last_whole_checkpoint
@@ -25,7 +26,6 @@ from .flm_arguments import FLMTrainingArguments
 from .noise import WithFixedNoise, draw_conditioning, draw_times_and_seeds, with_fixed_noise
 from .publishing import PublishingMixin
 from .sharding import sharded_by_blocks, whole
-from .training_card import training_card
 
 logger = logging.get_logger(__name__)
 
@@ -159,11 +159,8 @@ class FLMTrainer(PublishingMixin, Trainer):
         """Save the model with its averaged weights, for `from_pretrained`; called by a user, also its model card."""
         with self.averaged_weights():
             super().save_model(output_dir, _internal_call)
-        if not _internal_call and self.is_world_process_zero():
-            folder = Path(output_dir or self.args.output_dir)
-            name = self.hub_model_id or folder.resolve().name
-            card = training_card(self, name, datasets=self.trained_on)
-            (folder / "README.md").write_text(card, encoding="utf-8")
+        if not _internal_call:
+            self.write_card(Path(output_dir or self.args.output_dir))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -369,10 +366,7 @@ def _check_labels(batch: dict) -> None:
     """Refuse labels that are not the ids, such as a collator of masked or of shifted language models makes."""
     labels, ids = batch["labels"], batch["input_ids"]
     if ((labels != ids) & (labels != -100)).any():
-        raise ValueError(
-            "`labels` must be the `input_ids` or -100 (neither shifted nor masked): the data is noised here. "
-            "DataCollatorForLanguageModeling needs `mlm=False`."
-        )
+        raise ValueError(f"{LABELS_RULE} DataCollatorForLanguageModeling needs `mlm=False`.")
 
 
 def _at_most(examples: int, batch: dict) -> int:

@@ -39,17 +39,15 @@ class PublishingMixin:
     ) -> None:
         """Write `README.md` in the output directory: see [`training_card`]. Its name is that of the repository on the
         Hub, if there is one, else `model_name` or that of the folder."""
+        folder, datasets = Path(self.args.output_dir), listed(dataset or dataset_tags)
+        self.write_card(folder, model_name, finetuned_from, datasets, listed(tags), language=language, license=license)
+
+    def write_card(self, folder: Path, name: str | None = None, base_model=None, datasets=(), tags=(), **head) -> None:
+        """Write the card in a folder, by the first process: see [`training_card`] for the arguments."""
         if self.is_world_process_zero():
-            text = training_card(
-                self,
-                self.hub_model_id or model_name or self.args.hub_model_id or Path(self.args.output_dir).resolve().name,
-                finetuned_from,
-                listed(dataset or dataset_tags) or self.trained_on,
-                listed(tags),
-                language=language,
-                license=license,
-            )
-            Path(self.args.output_dir, "README.md").write_text(text, encoding="utf-8")
+            name = self.hub_model_id or name or self.args.hub_model_id or folder.resolve().name
+            text = training_card(self, name, base_model, datasets or self.trained_on, tags, **head)
+            (folder / "README.md").write_text(text, encoding="utf-8")
 
     def push_to_hub(
         self,
