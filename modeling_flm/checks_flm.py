@@ -27,6 +27,22 @@ def check_unknown(name: str, given: dict) -> None:
         raise TypeError(f"{name}.forward() got unexpected arguments {unknown}.{hint}")
 
 
+def check_trainer(model, labels: Tensor | None, num_items_in_batch: Tensor | int | None) -> None:
+    """Check that the plain Trainer has done nothing to a model or its labels that a flow does not go with."""
+    if getattr(model, "_is_replica", False):
+        raise ValueError(
+            "nn.DataParallel is not supported: run one process per GPU (torchrun), or show it one GPU alone "
+            "(CUDA_VISIBLE_DEVICES)."
+        )
+    if labels is not None and hasattr(model.embed_tokens, "neftune_noise_alpha"):
+        raise ValueError("`neftune_noise_alpha` must be None: a flow brings its own noise to the embeddings.")
+    if labels is None and num_items_in_batch is not None:
+        raise ValueError(
+            "the Trainer kept the `labels`, which are to be noised here, to itself: leave out "
+            "`label_smoothing_factor` and `compute_loss_func`; the loss is the model's own."
+        )
+
+
 def check_shapes(
     config: FLMConfig,
     input_ids: Tensor | None,

@@ -25,6 +25,7 @@ from .checks_flm import (
     check_target,
     check_task,
     check_times,
+    check_trainer,
     check_unknown,
     checkable,
 )
@@ -294,18 +295,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
             TypeError: if an argument is unknown.
         """
         check_unknown(type(self).__name__, kwargs)
-        if getattr(self, "_is_replica", False):
-            raise ValueError(
-                "nn.DataParallel is not supported: run one process per GPU (torchrun), or show it one GPU alone "
-                "(CUDA_VISIBLE_DEVICES)."
-            )
-        if labels is not None and hasattr(self.embed_tokens, "neftune_noise_alpha"):
-            raise ValueError("`neftune_noise_alpha` must be None: a flow brings its own noise to the embeddings.")
-        if labels is None and num_items_in_batch is not None:
-            raise ValueError(
-                "the Trainer kept the `labels`, which are to be noised here, to itself: leave out "
-                "`label_smoothing_factor` and `compute_loss_func`; the loss is the model's own."
-            )
+        check_trainer(self, labels, num_items_in_batch)
         batch = check_shapes(self.config, input_ids, inputs_embeds, labels, attention_mask, conditioning_mask)
         training = self.training and torch.is_grad_enabled()
         check_task(self.config, labels, inputs_embeds, timesteps, noise_seed, generator, training)

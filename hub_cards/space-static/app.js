@@ -347,7 +347,7 @@ async function load(task) {
   show();
   try {
     return await loadModel(manifest, task, (...bytes) => {
-      coming.set(task, bytes);
+      if (coming.has(task)) coming.set(task, bytes); // not after an error
       show();
     });
   } finally {
