@@ -136,10 +136,8 @@ def card(folder: Path, results: dict[str, list[Row]]) -> str:
         how = f"with the {objective} objective"
         if objective == MATCHING:
             of_teacher, of_texts = (recipe.training.get(f"{whose}_temperature", 1) for whose in ("teacher", "writing"))
-            how = (
-                "then matched to masked diffusion by its own texts (distribution matching; temperatures in training: "
-            )
-            how += f"{of_teacher} of the teacher, {of_texts} of its own texts)"
+            how = "then matched to masked diffusion by its own texts (distribution matching; temperatures in "
+            how += f"training: {of_teacher} of the teacher, {of_texts} of its own texts)"
         elif recipe.training.get("unique_completion"):
             how += "; with given tokens trained on the data itself, since these decide the others"
         method = f"Method: distilled from {kind.distilled_from.format(teacher)}, {how}."

@@ -80,9 +80,8 @@ class Variant:
         """
         folder = output.with_name(output.name + self.suffix)
         if not (folder / "model.safetensors").exists():
-            changed = [f"training.output_dir={output}", "training.num_samples=0", *overrides, *FAST]
-            command = [*self._command(str(recipe)), *changed, *self.overrides]
-            subprocess.run([sys.executable, "-m", *command], check=True, cwd=ROOT)
+            overrides = [f"training.output_dir={output}", "training.num_samples=0", *overrides, *FAST, *self.overrides]
+            subprocess.run([sys.executable, "-m", *self._command(str(recipe)), *overrides], check=True, cwd=ROOT)
         return folder
 
     def _command(self, recipe: str) -> list[str]:

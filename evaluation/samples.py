@@ -48,8 +48,8 @@ class Common:
         """A set of samples from texts."""
         whole = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         rows = [ids[: self.length] for ids in whole]
-        cut = self.tokenizer.batch_decode(rows)
-        kept = [text if len(ids) <= self.length else short for text, ids, short in zip(texts, whole, cut, strict=True)]
+        each = zip(texts, whole, rows, strict=True)
+        kept = [text if ids == cut else str(self.tokenizer.decode(cut)) for text, ids, cut in each]
         return Samples(row, rows, kept)
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .configuration_flm import FLMConfig
 
+NEFTUNE_RULE = "`neftune_noise_alpha` must be None: a flow brings its own noise to the embeddings."
 LABELS_RULE = "`labels` must be the `input_ids` or -100 (neither shifted nor masked): the data is noised here."
 
 
@@ -35,7 +36,7 @@ def check_trainer(model, labels: Tensor | None, num_items_in_batch: Tensor | int
             "(CUDA_VISIBLE_DEVICES)."
         )
     if labels is not None and hasattr(model.embed_tokens, "neftune_noise_alpha"):
-        raise ValueError("`neftune_noise_alpha` must be None: a flow brings its own noise to the embeddings.")
+        raise ValueError(NEFTUNE_RULE)
     if labels is None and num_items_in_batch is not None:
         raise ValueError(
             "the Trainer kept the `labels`, which are to be noised here, to itself: leave out "

@@ -168,6 +168,15 @@ def test_known_words_are_those_of_whole_documents_and_special_tokens_part_words(
         assert known["known pairs"][:, 0] == pytest.approx(1 if shared else 0)
 
 
+def test_texts_are_cut_to_the_common_length():
+    tokenizer = AutoTokenizer.from_pretrained(MAP)
+    samples = Common(tokenizer, shared=False, length=4).samples_of_texts(
+        {}, ["And he said unto him, Go thy way", "Go"]
+    )
+    assert [len(ids) for ids in samples.rows] == [4, 1]
+    assert samples.texts == [tokenizer.decode(samples.rows[0]), "Go"]
+
+
 def test_samples_of_a_file_make_all_be_compared_as_texts(project):
     settings = dict(scorers=[str(SCORER)], reference=str(project / "real.parquet"), num_samples=COUNT, length=32)
     result = compare([str(MAP), str(project / "samples.txt")], **settings)

@@ -3,6 +3,8 @@
 `SCREENSHOTS=docs/images python -m pytest tests/test_space.py -k browser` takes the pictures of the documentation.
 """
 
+import copy
+import dataclasses
 import html
 import json
 import os
@@ -142,6 +144,17 @@ def test_a_model_without_blanks_says_so(gpt2):
     tokenizer.mask_token = None
     with pytest.raises(ValueError, match="This model has no blanks"):
         app.encode("one ___ two", tokenizer, 128)
+
+
+def test_models_without_blanks_write_and_without_a_beginning_say_so(flow, gpt2):
+    bare = [copy.deepcopy(loaded.tokenizer) for loaded in (flow, gpt2)]
+    for tokenizer in bare:
+        tokenizer.mask_token = None
+    flow, gpt2 = (dataclasses.replace(of, tokenizer=own) for of, own in zip((flow, gpt2), bare, strict=True))
+    assert len(columns_of(app.write(flow, gpt2, "Once upon a time", 1, "flow_map", 1.0, 7))) == 2
+    gpt2.tokenizer.bos_token = None
+    with pytest.raises(ValueError, match="has no BOS, with which GPT-2 would begin: set `bos_token`"):
+        app.write(flow, gpt2, "", 1, "flow_map", 1.0, 7)
 
 
 # -- Sudoku -----------------------------------------------------------------------------------------------------------

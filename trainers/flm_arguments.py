@@ -8,6 +8,7 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import strtobool
 
+from modeling_flm.checks_flm import NEFTUNE_RULE
 from modeling_flm.configuration_flm import is_integer, is_number
 
 
@@ -83,7 +84,7 @@ class FLMTrainingArguments(TrainingArguments):
         if self.label_smoothing_factor != 0:
             raise ValueError("`label_smoothing_factor` must be 0: the loss of a flow needs the labels as they are.")
         if self.neftune_noise_alpha is not None:
-            raise ValueError("`neftune_noise_alpha` must be None: a flow brings its own noise to the embeddings.")
+            raise ValueError(NEFTUNE_RULE)
         if self.train_sampling_strategy == "batch_rebalance":
             raise ValueError(
                 '`train_sampling_strategy` must not be "batch_rebalance": noise and times go by places in batches of '

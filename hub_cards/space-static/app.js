@@ -336,23 +336,25 @@ function fail(error) {
 let manifest;
 const coming = new Map(); // of each task whose model is on its way: the bytes that have come, and all
 
+/** How far the models are that are on their way: the bar goes with the last of them. */
+function showComing() {
+  const [done, all] = [...coming.values()].reduce((sum, of) => [sum[0] + of[0], sum[1] + of[1]], [0, 0]);
+  Object.assign(element("progress"), { max: all || 1, value: done });
+  element("loading").hidden = !coming.size;
+}
+
 /** The model of a task, whose way here the page shows. */
 async function load(task) {
-  function show() {
-    const sums = [...coming.values()].reduce(([done, all], of) => [done + of[0], all + of[1]], [0, 0]);
-    Object.assign(element("progress"), { max: sums[1] || 1, value: sums[0] });
-    element("loading").hidden = !coming.size;
-  }
   coming.set(task, [0, 0]);
-  show();
+  showComing();
   try {
     return await loadModel(manifest, task, (...bytes) => {
       if (coming.has(task)) coming.set(task, bytes); // not after an error
-      show();
+      showComing();
     });
   } finally {
     coming.delete(task);
-    show();
+    showComing();
   }
 }
 
