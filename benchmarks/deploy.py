@@ -132,9 +132,7 @@ def speed() -> list[Row]:
 
 
 def _growth(way: str) -> float:
-    write = writer(way)
-    write()
-    return growth(write)
+    return growth(writer(way))
 
 
 def size() -> list[Row]:

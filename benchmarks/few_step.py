@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import load_dataset
 from transformers import AutoModel, AutoTokenizer, GPT2LMHeadModel
 
 import modeling_flm  # noqa: F401  registers the model types
@@ -28,7 +27,7 @@ from benchmarks.request import Request, measure_models
 from benchmarks.results import BASELINES, CORPUS, HUB, ROOT, SEEDS, Row, over_seeds, show, shown, table
 from evaluation.masked import sample_masked
 from evaluation.ngram import KneserNey
-from evaluation.samples import packed_rows
+from evaluation.samples import packed
 from evaluation.scorers import causal_losses
 from evaluation.sudoku import is_valid
 from evaluation.text import distinct_n, self_bleu, token_entropy
@@ -186,8 +185,7 @@ class Scorers:
         self.held_out = self.rows("test")
 
     def rows(self, split: str) -> np.ndarray:
-        text = load_dataset("parquet", data_files=str(CORPUS / f"{split}.parquet"), split="train")
-        return packed_rows(text, self.tokenizer, 128)
+        return packed(str(CORPUS / f"{split}.parquet"), self.tokenizer, 128).rows
 
     def measure(self, ids: torch.Tensor) -> Row:
         rows = ids.numpy()

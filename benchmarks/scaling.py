@@ -30,9 +30,16 @@ class Size:
     width: int = 768
     blocks: int = 12
     rows_of_map: int = ROWS  # a step of its distillation
+    measured: str = "owt-4"  # the part of `training_step.json` whose distillation step counts
 
-    def row(self, distillation: float) -> Row:
-        """What a model of this size takes; a distillation step is so many steps of the flow."""
+    @property
+    def distillation(self) -> float:
+        """How many steps of the flow a distillation step takes, as it was measured."""
+        parts = json.loads((ROOT / "benchmarks" / "training_step.json").read_text())
+        return next(row["x ours"] for row in parts[self.measured] if row["way"] == "distillation")
+
+    def row(self) -> Row:
+        """What a model of this size takes."""
         tokens, table_weights = ROWS * self.length, self.vocab_size * self.width
         block_weights = 12 * self.width**2 * self.blocks
         parameters = 2 * table_weights + block_weights + 6 * self.width * CONDITION * self.blocks
@@ -47,7 +54,7 @@ class Size:
             "tokens a step": f"{tokens:,}",
             "TFLOP a step": f"{work / 1e12:,.0f}",
             "ms a step": f"{1000 * seconds:,.0f}",
-            "ms a distillation step": f"{1000 * seconds * distillation * self.rows_of_map / ROWS:,.0f}",
+            "ms a distillation step": f"{1000 * seconds * self.distillation * self.rows_of_map / ROWS:,.0f}",
             "hours": f"{STEPS * seconds / 3600:,.0f}",
             "GiB of states": f"{states:.1f}",
             "the same, sharded": f"{states / GPUS:.1f}",
@@ -56,28 +63,23 @@ class Size:
 
 
 SIZES = [
-    Size("LM1B", 30_522, 128),
+    Size("LM1B", 30_522, 128, measured="lm1b-64"),
     Size("OpenWebText", 50_258, 1024, rows_of_map=128),
     Size("1 B, OpenWebText", 50_258, 1024, width=1792, blocks=22),
 ]
 
 
-def distillation_ratio() -> float:
-    """Of a distillation step to one of the flow, at the most tokens that were measured."""
-    measured = json.loads((ROOT / "benchmarks" / "training_step.json").read_text())
-    return next(row["x ours"] for row in measured["lm1b-32"] if row["way"] == "distillation")
-
-
 def report() -> str:
-    ratio = distillation_ratio()
+    of_lm1b, of_owt, _ = (size.distillation for size in SIZES)
     about = f"""
 `python -m benchmarks.scaling`: arithmetic for {GPUS} H100, not a measurement. Assumed:
-{UTILISATION:.0%} of the GPUs' {PEAK / 1e12:.0f} TFLOP/s; a distillation step is {ratio:.2f} steps of
-the flow with as many rows, as measured on a CPU (the map of OpenWebText takes a quarter of the rows).
+{UTILISATION:.0%} of the GPUs' {PEAK / 1e12:.0f} TFLOP/s; a distillation step is {of_lm1b:.2f} steps of
+the flow with as many rows for LM1B, {of_owt:.2f} for OpenWebText, as measured on a CPU (the map of OpenWebText
+takes a quarter of the rows).
 States: weights, gradients, moments and average, per GPU, whole (DDP) or sharded (FSDP2). Kept: for the
 backward pass, per GPU, all its rows at once; gradient accumulation and activation checkpointing divide it.
 """
-    return page("# What it takes", about, table([size.row(ratio) for size in SIZES]))
+    return page("# What it takes", about, table([size.row() for size in SIZES]))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
     checkpointing   a step with and without `activation_checkpointing=True`, which works out activations twice
     accumulation    a step of four small micro-batches that share the law of the noise (`NoiseLaw`), as the trainers
                     have it, or have each their own
-    vocabulary      the output layer's loss and gradient alone, in chunks, its elementwise part compiled or not
     optimiser       AdamW alone, with its loop over the parameters or fused (the trainers' default)
 
 The model is that of `benchmarks.training_step`.
@@ -18,7 +17,7 @@ from functools import partial
 
 import torch
 
-from modeling_flm import FLMConfig, FLMModel, losses_flm
+from modeling_flm import FLMConfig, FLMModel
 from modeling_flm.noise_flm import NoiseLaw
 from trainers import FLMTrainer
 
@@ -60,21 +59,6 @@ def of_micro_batches(folder: str) -> Ways:
     return ways
 
 
-def of_the_vocabulary(folder: str) -> Ways:
-    model = FLMModel(FLMConfig(**LONG.config())).to(DEVICE)
-    hidden = torch.randn(LONG.tokens // 4, model.config.hidden_size, device=DEVICE, requires_grad=True)
-    labels = torch.randint(0, LONG.vocab_size, (len(hidden),), device=DEVICE)
-    plain = losses_flm._label_loss
-
-    def loss(label_loss: Callable) -> None:
-        losses_flm._label_loss = label_loss
-        weights, cap = torch.ones(len(hidden), device=DEVICE), model.config.final_logit_softcapping
-        head = model.output_layer()
-        losses_flm.chunked_cross_entropy(hidden, *head, labels, weights, cap)[0].backward()
-
-    return {"plain": partial(loss, plain), "compiled": partial(loss, torch.compile(plain, dynamic=False))}
-
-
 def of_optimisers(folder: str) -> Ways:
     parameters = list(FLMModel(FLMConfig(**LONG.config())).to(DEVICE).parameters())
     for parameter in parameters:
@@ -89,7 +73,6 @@ WAYS: dict[str, tuple[str, Callable[[str], Ways]]] = {
         f"V {SMALL.vocab_size:,}, {MICRO_BATCHES} micro-batches of {SMALL.tokens} tokens",
         of_micro_batches,
     ),
-    "vocabulary": (f"V {LONG.vocab_size:,}, {LONG.tokens // 4:,} tokens", of_the_vocabulary),
     "optimiser": (f"V {LONG.vocab_size:,}", of_optimisers),
 }
 

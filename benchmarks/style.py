@@ -131,7 +131,8 @@ def measure(name: str, folder_of: Callable[[Texts], Path]) -> list[Row]:
     """Rows of the model in the folder that `folder_of` gives."""
     texts = Texts()
     model = load(folder_of(texts))
-    losses = {"loss_style": denoising_loss(model, texts.style), "loss_rest": denoising_loss(model, texts.rest[:256])}
+    rest = texts.rest[np.random.default_rng(0).permutation(len(texts.rest))[:256]]  # it is stored source by source
+    losses = {"loss_style": denoising_loss(model, texts.style), "loss_rest": denoising_loss(model, rest)}
 
     def written(steps: int, seed: int) -> Row:
         ids = model.generate(num_steps=steps, num_return_sequences=TEXTS, seed=SEED_STRIDE * seed)

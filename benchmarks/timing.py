@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -85,13 +86,13 @@ def matmul_flops(size: int = 2048) -> float:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """What the figures were measured on, and when: code has changed since."""
     info = Path("/proc/cpuinfo")
     named = re.search(r"^model name\s*:(.*)", info.read_text(), re.MULTILINE) if info.exists() else None
     model = named[1].strip() if named else platform.processor() or platform.machine()
     if torch.cuda.is_available():
         model = torch.cuda.get_device_name()
-    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}, {date.today()}"
 
 
 def transformer(vocab_size: int, length: int, width: int, blocks: int) -> dict:

@@ -4,7 +4,8 @@
 
     ours          FLMModel(labels=...): embedded noise, loss in chunks
     dense         the same loss as the paper writes it: noise and state of size batch x length x V, all logits at once
-    masked LM     what a masked language model of this transformer costs: no noise, all logits at once
+    masked LM     what a masked language model of this transformer costs, as those of transformers are: no noise, no
+                  soft caps, attention by torch's sdpa, all logits at once
     distillation  FMLMTrainer with the paper's split, semigroup objective; compared with ours
 
 Memory is what two steps need beyond the loaded model, gradients and optimiser states included. Useful products are
@@ -83,21 +84,22 @@ def _all_logits(model: FLMModel, state: Tensor, tau: Tensor) -> Tensor:
 LOSSES = {"ours": ours, "dense": dense, "masked LM": masked_lm}
 
 
-def steps_of_a_flow(size: Size) -> dict[str, Callable[[], None]]:
-    """A training step of one model, with each of the losses."""
+def step_of_a_flow(size: Size, way: str) -> Callable[[], None]:
+    """A training step with one of the losses."""
     torch.manual_seed(0)
-    model = FLMModel(FLMConfig(**size.config())).to(DEVICE)
+    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None} if way == "masked LM" else {}
+    model = FLMModel(FLMConfig(**size.config(), **caps)).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(0, size.vocab_size, (size.batch_size, size.length), device=DEVICE)
 
-    def step(loss_of: Callable[[FLMModel, Tensor], Tensor]) -> None:
+    def step() -> None:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
-            loss = loss_of(model, ids)
+            loss = LOSSES[way](model, ids)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return {way: partial(step, loss_of) for way, loss_of in LOSSES.items()}
+    return step
 
 
 def trainer(kind: str, size: Size, folder: str, micro_batches: int = 1) -> FLMTrainer:
@@ -134,14 +136,14 @@ def step_of_a_map(size: Size, folder: str) -> Callable[[], None]:
 def memory(size: Size, way: str) -> float:
     """GiB that two steps need beyond the loaded model."""
     with tempfile.TemporaryDirectory() as folder:
-        step = step_of_a_map(size, folder) if way == "distillation" else steps_of_a_flow(size)[way]
+        step = step_of_a_map(size, folder) if way == "distillation" else step_of_a_flow(size, way)
         return growth(lambda: [step() for _ in range(2)])
 
 
 def measure(name: str) -> list[Row]:
     size = SIZES[name]
     with tempfile.TemporaryDirectory() as folder:
-        ways = steps_of_a_flow(size) | {"distillation": step_of_a_map(size, folder)}
+        ways = {way: step_of_a_flow(size, way) for way in LOSSES} | {"distillation": step_of_a_map(size, folder)}
         with FlopCounterMode(display=False) as counter:
             ways["masked LM"]()
         peak = matmul_flops()

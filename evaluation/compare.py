@@ -42,6 +42,7 @@ from .text import token_entropy
 from .writers import FileWriter, Sweep, Writer, open_writer
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "sacrebleu", "mauve-text")
+MOST_TOKENS = 10**6  # of a text; transformers says 1e30 for a tokenizer that names no limit
 
 
 def compare(
@@ -156,6 +157,8 @@ def _opened(
     if isinstance(first, FileWriter):
         raise ValueError(f"{first.name} is a file, but the first model's tokenizer measures all: put a model first.")
     length = length or first.length
+    if length > MOST_TOKENS:
+        raise ValueError(f"{first.name} does not say how long its texts are: give a `length` (`--length`).")
     for writer in writers:
         if isinstance(writer, FileWriter):
             writer.check(total)

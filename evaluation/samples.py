@@ -1,6 +1,5 @@
 """What `flm evaluate` compares: sets of samples, and real text, in the ids of a common tokenizer."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from flm_data import DataSource, load_text, pack
+from flm_data.paths import sha256
 
 from .text import Rows
 
@@ -83,5 +83,4 @@ def packed_rows(texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int)
 def packed(file: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Corpus:
     path = Path(file)
     rows = packed_rows(documents(file), tokenizer, length)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Corpus(file, rows, {"file": path.name, "sha256": digest, "rows": len(rows), "length": length})
+    return Corpus(file, rows, {"file": path.name, "sha256": sha256(path), "rows": len(rows), "length": length})

@@ -1,6 +1,5 @@
 """Scores samples by a causal language model of transformers, which the SHA-256 of its weights identifies."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from itertools import groupby
@@ -12,6 +11,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from flm_data.paths import sha256
 
 TOKENS_AT_ONCE = 4096  # of a forward pass
 FILES = ["*.json", "*.jinja", "*.model", "*.py", "*.safetensors", "*.txt"]  # of a repository: nothing pickled
@@ -38,12 +39,7 @@ def locate(name: str) -> tuple[Path, str | None]:
 def weights_sha256(folder: Path) -> str:
     """SHA-256 of the weights of a model folder: of its files *model*.safetensors, one after another in the order of
     their names."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*model*.safetensors")):
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return sha256(*sorted(folder.glob("*model*.safetensors")))
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
-"""Tells paths from names on the Hub, says what is missing, and finds the checkout with the shipped models."""
+"""Files: tells paths from names on the Hub, says what is missing, digests, and finds the checkout with the shipped
+models."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +58,15 @@ def reading(name: str) -> Iterator[None]:
 
         why = "in offline mode (HF_HUB_OFFLINE) it cannot be had from the Hub" if HF_HUB_OFFLINE else str(error)
         raise ValueError(f"there is no file or folder {name}, and it is not in the Hub's cache: {why}.") from error
+
+
+def sha256(*files: Path) -> str:
+    """The SHA-256 digest of files, one after another, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
 
 
 def checkout() -> Path:

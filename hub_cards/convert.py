@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 from flm_data.paths import is_repository, reading
 from modeling_flm import FLMModel, FMLMConfig, FMLMModel
 from trainers.model_card import model_card
+from trainers.start import check_flow
 
 from .official import COMPUTED, convert_config, convert_state_dict, official_logits, official_name
 
@@ -285,9 +286,11 @@ def export_official(model: FLMModel, output: Path) -> None:
     """Write a model as an official Hub export, which the official evaluation can read.
 
     Raises:
-        ValueError: if the model has a weight or a setting that the official network does not have.
+        ValueError: if the model has a weight or a setting that the official network does not have, or is one of masked
+            diffusion.
     """
     config = model.config
+    check_flow(config, "the model")
     if config.attn_logit_softcapping != 50.0:
         raise ValueError(
             f"the official network caps attention scores at 50, but `attn_logit_softcapping` is "

@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import ModelCard
@@ -19,6 +20,7 @@ from transformers.utils import logging
 import modeling_flm
 from modeling_flm import FlowGenerationConfig
 from trainers.model_card import Samples, is_stock, listed, model_card, training_results
+from trainers.start import check_flow
 
 from .push import OLD_CARD, card_in, weights
 
@@ -33,8 +35,8 @@ def complete(folder: Path) -> list[str]:
         the names of the written files.
 
     Raises:
-        ValueError: if the folder is not that of a flow language model with its tokenizer, or if it has only a part of
-            the code, from another version of this package.
+        ValueError: if the folder is not that of a flow language model with its tokenizer, if the model is one of
+            masked diffusion, or if the folder has only a part of the code, from another version of this package.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder.")
@@ -44,6 +46,7 @@ def complete(folder: Path) -> list[str]:
     config = json.loads((folder / "config.json").read_text())
     if config.get("model_type") not in ("flm", "fmlm"):
         raise ValueError(f"{folder} is a model of type {config.get('model_type')}, not a flow language model.")
+    check_flow(SimpleNamespace(**config), str(folder))
     weights(folder)
     sources = sorted(CODE.glob("*_flm.py"))
     missing = [source for source in sources if not (folder / source.name).is_file()]
@@ -79,7 +82,7 @@ def write_card(folder: Path, name: str | None = None, datasets: Sequence[str] = 
         what was done, in words, for the user.
     """
     readme = folder / "README.md"
-    old = ModelCard(readme.read_text(encoding="utf-8") if readme.is_file() else "")
+    old = ModelCard(readme.read_text(encoding="utf-8") if readme.is_file() else "---\n{}\n---\n")
     known: Any = old.data
     if datasets:
         known.datasets = list(datasets)

@@ -1,6 +1,5 @@
 """Uploads a model folder, or a Space, to the Hub: `flm push`."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCard
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from flm_data.paths import check_links, checkout
+from flm_data.paths import check_links, checkout, sha256
 from trainers.model_card import BEGIN, END, in_repository, is_stock, listed
 from trainers.pushes import PICKLED, reason
 
@@ -80,12 +79,6 @@ def built(folder: Path) -> dict[str, Path]:
         if not files[name].is_file() or sha256(files[name]) != made["sha256"]:
             raise ValueError(f"{files[name]} is not as it was built: `make space-static` makes it anew.")
     return files
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 checksum of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights(folder: Path) -> list[Path]:

@@ -15,9 +15,9 @@ from typing import Any
 
 import onnx
 
-from flm_data.paths import checkout
+from flm_data.paths import checkout, sha256
 from hub_cards.export import export
-from hub_cards.push import MANIFEST, sha256
+from hub_cards.push import MANIFEST
 
 FOLDER = "hub_cards/space-static"
 MODELS = {"text": "fmlm-tinystories", "sudoku": "fmlm-sudoku"}

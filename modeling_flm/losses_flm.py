@@ -87,17 +87,8 @@ def log_posterior(
 
 
 def _scores(hidden: Tensor, weight: Tensor, bias: Tensor, softcap: float | None) -> Target:
-    """Soft-capped logits of hidden states (tokens, d), float32. What autocast rounds is rounded here, once for all
-    slices."""
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
-
-    def rows(part: slice) -> Tensor:
-        return softcap_(torch.addmm(bias, hidden[part], weight.T).float(), softcap)
-
-    return rows
+    """Soft-capped logits of hidden states (tokens, d), float32."""
+    return lambda part: softcap_(torch.addmm(bias, hidden[part], weight.T).float(), softcap)
 
 
 def mixture(share: Tensor, first: Target, second: Target) -> Target:

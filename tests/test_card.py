@@ -239,6 +239,11 @@ def test_flm_card_keeps_a_text_that_somebody_wrote_and_what_transformers_knew(pl
     assert card.data.license == "apache-2.0" and "By hand." in card.text and '"me/model"' in card.text
 
 
+def masked(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"masked_diffusion": True}))
+
+
 def old(folder: Path) -> None:
     (folder / "flow_flm.py").write_text("old")
     (folder / "modeling_flm.py").unlink()
@@ -250,6 +255,7 @@ def old(folder: Path) -> None:
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "not a flow language model"),
+        (masked, "is a masked diffusion model, no flow"),
         (old, "its flow_flm.py is not that of this version"),
         (shutil.rmtree, "is no folder"),
     ],

@@ -297,3 +297,5 @@ def test_what_the_official_network_has_not_is_not_exported(tmp_path):
         export_official(model, tmp_path)
     with pytest.raises(ValueError, match="the official network has no weight loop_gates.0.weight"):
         export_official(tiny_model(num_loops=2), tmp_path)
+    with pytest.raises(ValueError, match="the model is a masked diffusion model, no flow"):
+        export_official(tiny_model(masked_diffusion=True), tmp_path)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from training import distance, fresh_model, history, make_trainer, same, weights
 from transformers import AutoModel, TrainerCallback
 
@@ -117,6 +118,8 @@ def test_the_best_checkpoint_is_what_is_saved_in_the_end(tmp_path):
     trainer.save_model(tmp_path / "saved")
     saved, checkpoint = (weights(FLMModel.from_pretrained(tmp_path / d)) for d in ("saved", "checkpoint-4"))
     assert same(saved, checkpoint)
+    card = ModelCard.load(tmp_path / "saved" / "README.md")
+    assert "steps taken: 4" in card.text and card.data.eval_results[0].metric_value == min(losses)
     assert trainer.evaluate()["eval_loss"] == min(losses)
 
 

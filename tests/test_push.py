@@ -3,12 +3,16 @@
 import json
 import re
 import shutil
+from concurrent.futures import Future
 from fnmatch import fnmatch
+from threading import Timer
 
 import pytest
 import yaml
 from children import run_python
 from local_hub import local_hub
+from training import make_trainer
+from transformers.utils import PushInProgress
 
 from benchmarks.cards import card
 from benchmarks.few_step import RESULTS
@@ -267,3 +271,19 @@ def test_what_is_left_out(tmp_path):
         (folder / name).touch()
     (folder / "checkpoint-5").mkdir()
     assert to_upload(folder).keys() == {path.name for path in FOLDER.iterdir() if path.is_file()}
+
+
+def test_what_is_being_pushed_is_not_overwritten(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2, hub_always_push=True)
+    trainer.train()
+    earlier, done_before = Future(), []
+    monkeypatch.setattr(trainer, "push_in_progress", PushInProgress([earlier]), raising=False)
+    monkeypatch.setattr(trainer, "hub_model_id", "org/model", raising=False)
+    monkeypatch.setattr(trainer, "create_model_card", lambda **_: done_before.append(earlier.done()))
+    monkeypatch.setattr(trainer, "_upload", lambda *args, **kwargs: Future())
+    for push in (lambda: trainer._push_from_checkpoint(str(tmp_path / "checkpoint-2")), trainer.push_to_hub):
+        trainer.push_in_progress.jobs = [earlier]
+        Timer(0.2, earlier.set_result, [None]).start()
+        push()
+        earlier = Future()
+    assert done_before == [True, True]

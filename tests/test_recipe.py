@@ -27,6 +27,19 @@ def test_paths_belong_to_the_folder_of_the_recipe(tmp_path):
     assert load_recipe(write(tmp_path), ["tokenizer=gpt2"]).tokenizer == "gpt2"
 
 
+def test_a_recipe_reached_from_a_folder_beside_it_has_the_same_paths(tmp_path, monkeypatch):
+    (tmp_path / "beside").mkdir()
+    monkeypatch.chdir(tmp_path / "beside")
+    write(tmp_path, "model: {from: ../flow}\ndata: {train: a}\n")
+    recipe = load_recipe("../recipe.yaml", ["tokenizer=null"])
+    assert recipe.tokenizer == recipe.model["from"] == "../../flow"
+
+
+def test_counts_of_the_data_may_be_written_as_floats(tmp_path):
+    data = load_recipe(write(tmp_path), ["data.max_validation_rows=1e3", "data.num_proc=null"]).data
+    assert type(data.max_validation_rows) is int and data.max_validation_rows == 1000 and data.num_proc is None
+
+
 def test_overrides_change_add_and_nest_and_their_values_are_yaml(tmp_path):
     overrides = ["training.max_steps=9", "training.sample_num_steps=[1, 8]", "data.train.path=./b", "model.x=null"]
     recipe = load_recipe(write(tmp_path), ["data.train={split: test}", *overrides])
@@ -102,6 +115,15 @@ MISTAKES = {
     ),
     "two held-out texts": (RECIPE, ["data.validation_share=0.1", "data.validation=a"], "neither with `validation`"),
     "a share of a stream": (RECIPE, ["data.validation_share=0.1", "data.streaming=true"], "nor with `streaming`"),
+    "no validation rows": (RECIPE, ["data.max_validation_rows=-1"], "is -1, but it must be an integer >= 1"),
+    "a part of a process": (RECIPE, ["data.num_proc=1.5"], "`data.num_proc` is 1.5, but it must be an integer"),
+    "a buffer that is a word": (RECIPE, ["data.shuffle_buffer=big"], "is 'big', but it must be an integer >= 1"),
+    "a stream that may be": (RECIPE, ["data.streaming=maybe"], "`data.streaming` is 'maybe', but it must be true"),
+    "neither weights nor a tokenizer": (
+        RECIPE.replace("tokenizer: ./tokenizer", ""),
+        ["model={from: null}"],
+        "missing entries: tokenizer",
+    ),
     "unknown documents": (RECIPE, ["data.documents=paragraphs"], "`data.documents` is 'paragraphs', but it must be"),
     "bad YAML": ("model: {type: flm\n", [], "recipe.yaml is not valid YAML"),
     "a list": ("- 1\n", [], "must be a mapping"),

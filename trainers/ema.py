@@ -1,6 +1,6 @@
 """The exponential moving average of the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -34,19 +34,13 @@ class EMA:
             self.average[name].lerp_(parameter.float(), 1 - decay)
 
     @torch.no_grad()
-    def restart(self) -> None:
-        """Set the average to the current parameters."""
-        for name, parameter in self.parameters.items():
-            self.average[name].copy_(parameter)
-
-    @torch.no_grad()
-    def load(self, average: dict[str, Tensor]) -> None:
-        """Set the average to saved, unsharded tensors, given by parameter name."""
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Set the average to values given by name: unsharded tensors, or this process's parts of sharded ones."""
         for name, tensor in self.average.items():
-            tensor.copy_(part_like(average[name], tensor))
+            tensor.copy_(part_like(values[name], tensor))
 
     @torch.no_grad()
-    def write(self, values: dict[str, Tensor]) -> None:
+    def write(self, values: Mapping[str, Tensor]) -> None:
         """Set the parameters to values given by name: unsharded tensors, or this process's parts of sharded ones."""
         for name, parameter in self.parameters.items():
             parameter.copy_(part_like(values[name], parameter))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
@@ -89,6 +88,7 @@ class FLMTrainer(PublishingMixin, Trainer):
         self._first_bad: torch.Tensor | None = None  # the first step whose loss is not finite, or inf
         self._evaluated: list[tuple[torch.Tensor, ...]] = []  # by batch: each row's summed loss, count and time
         self.trained_on: list[str] = []  # Hub names of the data sets, for the model card
+        self.restored: int | None = None  # the step whose weights `load_best_model_at_end` put back
         self.add_callback(_FlowCallback(self))
 
     def call_model_init(self, trial=None):
@@ -164,8 +164,9 @@ class FLMTrainer(PublishingMixin, Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        self.restored = self.state.best_global_step
         if self.ema is not None:
-            self.ema.restart()
+            self.ema.load(self.ema.parameters)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -188,7 +189,7 @@ class FLMTrainer(PublishingMixin, Trainer):
                 f"{resume_from_checkpoint} has no state of the optimiser to go on with: `save_only_model` leaves it "
                 "out."
             )
-        self.ema, self._first_bad = None, None  # forget an earlier call
+        self.ema, self._first_bad, self.restored = None, None, None  # forget an earlier call
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _prepare_for_training(self, *args, **kwargs):
@@ -210,7 +211,7 @@ class FLMTrainer(PublishingMixin, Trainer):
         super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with self.averaged_weights():  # for a sharded model this also saves the weights
+        with self.averaged_weights() if self.is_fsdp_enabled else nullcontext():  # of a sharded model it saves weights
             super()._save_optimizer_and_scheduler(output_dir)
         if self.ema is not None:
             weights = {f"raw.{name}": p.detach() for name, p in self.ema.parameters.items()}
@@ -332,12 +333,6 @@ class _FlowCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         if self.trainer.ema is not None:
             self.trainer.ema.update(state.global_step + 1)
-
-    def on_push_begin(self, args, state, control, **kwargs):
-        """Remove what an interrupted save has left in the output directory, all of which is pushed."""
-        if state.is_world_process_zero:
-            for left in Path(args.output_dir).glob(".saving-*"):
-                shutil.rmtree(left)
 
     def on_evaluate(self, args, state, control, **kwargs):
         if args.num_samples > 0 and state.global_step != self.sampled_after:  # once for all data sets

@@ -17,8 +17,8 @@ class FMLMTrainingArguments(FLMTrainingArguments):
             "lagrangian" (from the derivative in t) or "eulerian" (from the derivative in s along the flow). The
             equations are in `trainers.objectives`.
         loss_type (`str`, *optional*): "ce", cross entropy to the target, or "mse", squared distance of probabilities.
-            Default: "mse" with the eulerian objective, whose targets are no probabilities, else "ce". On the diagonal
-            the eulerian objective takes cross entropy, too.
+            Default: "mse" with the eulerian objective, whose targets are no probabilities, else "ce". The eulerian
+            objective on the diagonal, and tokens of the data as targets, always take cross entropy.
         diagonal_fraction (`float`): share of the global batch on the diagonal s = t, in [0, 1]. Its target is the
             teacher's prediction, or the data if there is no teacher.
         boundary_prob (`int`): N, if one in N of the other examples is at (s, t) = (0, 1), the jump of one-step

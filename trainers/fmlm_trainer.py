@@ -41,8 +41,8 @@ class FMLMTrainer(FLMTrainer):
 
     Raises:
         ValueError: the student has one time only, or is its own teacher, the vocabularies differ, the teacher is one
-            of masked diffusion, its weights do not fit the student, or that has a PEFT adapter and
-            `initialize_from_teacher` or `ema_target` is set.
+            of masked diffusion, or its weights do not fit the student; or the student has a PEFT adapter, and
+            `ema_target` is set, or there are a teacher and `initialize_from_teacher`.
     """
 
     args: FMLMTrainingArguments

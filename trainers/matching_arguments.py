@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from modeling_flm.configuration_flm import is_integer
+
 from .flm_arguments import FLMTrainingArguments, require
 
 
@@ -45,6 +47,6 @@ class MatchingTrainingArguments(FLMTrainingArguments):
             raise ValueError("`learned_loss_weighting` weights losses of times: distribution matching has none.")
         for name in ("auxiliary_learning_rate", "teacher_temperature", "writing_temperature"):
             require(self, name, "be above 0", lambda x: x > 0)
-        require(self, "auxiliary_steps", "be at least 1", lambda x: x >= 1)
+        require(self, "auxiliary_steps", "be an integer >= 1", lambda x: is_integer(x) and x >= 1)
         for name in ("second_step_fraction", "gamma"):
             require(self, name, "lie in [0, 1]", lambda x: 0 <= x <= 1)

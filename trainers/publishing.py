@@ -64,6 +64,7 @@ class PublishingMixin:
             kwargs: of `create_model_card`, such as `dataset`, `license`, `language`, `finetuned_from`.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()  # which reads the files that are written now
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)
@@ -71,7 +72,6 @@ class PublishingMixin:
             return None
         tags = listed(kwargs.pop("tags", None)) + listed(getattr(self.model, "model_tags", None))
         self.create_model_card(tags=list(dict.fromkeys(tags)), **kwargs)
-        self._finish_current_push()
         return self._upload(commit_message, token=token, revision=revision, run_as_future=not blocking)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -80,9 +80,10 @@ class PublishingMixin:
         args: Any = self.args
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
-        under_way = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if under_way and not args.hub_always_push:
-            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done():
+            if not args.hub_always_push:
+                return
+            self._finish_current_push()  # which reads the files that are written now
         self.callback_handler.on_push_begin(args, self.state, self.control)
         for file in Path(checkpoint_folder).iterdir():  # which may be removed before all of it is uploaded
             if file.is_file() and not any(file.match(state) for state in STATES):
@@ -102,15 +103,15 @@ class PublishingMixin:
             )
         for push in pushes:
             push.add_done_callback(self._warn_if_failed)  # the Trainer never asks how it ended
-        earlier = self.push_in_progress.jobs if under_way else []
-        self.push_in_progress = PushInProgress([*earlier, *pushes])
+        self.push_in_progress = PushInProgress(pushes)
 
     def _upload(self, commit_message: str | None, token=None, revision=None, **changes) -> CommitInfo | Future:
-        """Upload the output directory in the background, without its checkpoints and pickled files."""
+        """Upload the output directory in the background, without its checkpoints, pickled files and what a save that
+        was interrupted has left."""
         what: dict[str, Any] = dict(
             repo_id=self.hub_model_id,
             folder_path=self.args.output_dir,
-            ignore_patterns=["_*", "checkpoint-*", *PICKLED],
+            ignore_patterns=["_*", ".saving-*", "checkpoint-*", *PICKLED],
             commit_message=commit_message,
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,

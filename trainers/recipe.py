@@ -29,6 +29,7 @@ from flm_data.paths import begins_as_path, check_path
 
 SECTIONS = {"model", "teacher", "tokenizer", "data", "training"}
 CHOICES = {"packing": ("wrap", "rows"), "documents": ("lines", "files")}
+COUNTS = {"shuffle_buffer", "max_validation_rows", "num_proc"}
 DEPTH = ("num_hidden_layers", "num_loops")  # what may change of a model to go on from
 USELESS = {"wrap": ("given_column",), "rows": ("detokenizer", "bos_token", "eos_token")}  # entries, by packing
 # What `flm finetune` trains with: for a small model and some thousand rows, on a CPU. Numbers of steps below 1 are
@@ -190,14 +191,14 @@ def _recipe(content: Any, folder: Path, overrides: Sequence[str], where: str) ->
         if not isinstance(content.get(section) or {}, dict):
             raise ValueError(f"`{section}` is {content[section]!r}, but it must be a mapping.")
     model = _model(content.get("model") or {}, folder)
-    tokenizer = content.get("tokenizer", model.get("from"))
-    if tokenizer is None:
+    tokenizer = content.get("tokenizer")
+    if tokenizer is None and "from" not in model:
         raise ValueError(f"{where} has missing entries: tokenizer.")
     teacher = content.get("teacher")
     return Recipe(
         folder=folder,
         model=model,
-        tokenizer=_located(str(tokenizer), folder),
+        tokenizer=model["from"] if tokenizer is None else _located(str(tokenizer), folder),
         data=_data(content["data"]),
         training=content.get("training") or {},
         teacher=None if teacher is None else _located(str(teacher), folder),
@@ -207,8 +208,8 @@ def _recipe(content: Any, folder: Path, overrides: Sequence[str], where: str) ->
 def _model(model: dict[str, Any], folder: Path) -> dict[str, Any]:
     if model.get("masked") is not None:
         model = model | {"masked": _located(str(model["masked"]), folder)}
-    if "from" not in model:
-        return model
+    if model.get("from") is None:
+        return {name: value for name, value in model.items() if name != "from"}
     if useless := sorted(model.keys() - {"from", "attn_implementation", *DEPTH}):
         raise ValueError(
             f"`model` has entries that `from` settles: {', '.join(useless)}. It goes with attn_implementation, "
@@ -222,6 +223,14 @@ def _data(data: Any) -> DataRecipe:
     for name, choices in CHOICES.items():
         if (value := data.get(name, choices[0])) not in choices:
             raise ValueError(f"`data.{name}` is {value!r}, but it must be one of {', '.join(choices)}.")
+    for name in COUNTS & data.keys():
+        value = data[name]
+        if isinstance(value, float) and value.is_integer():  # such as 1e3
+            data[name] = value = int(value)
+        if value is not None and not (type(value) is int and value >= 1):
+            raise ValueError(f"`data.{name}` is {value!r}, but it must be an integer >= 1.")
+    if not isinstance(data.get("streaming", False), bool):
+        raise ValueError(f"`data.streaming` is {data['streaming']!r}, but it must be true or false.")
     packing = data.get("packing", CHOICES["packing"][0])
     if useless := sorted(name for name in USELESS[packing] if data.get(name) is not None):
         raise ValueError(f"`data` has entries that mean nothing with packing: {packing}: {', '.join(useless)}.")

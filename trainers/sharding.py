@@ -1,6 +1,6 @@
 """Parameters that are sharded over processes (FSDP2): how to read them whole, and to write each process's part.
 
-Every function here returns a tensor that is not sharded as it is.
+[`whole`] and [`part_like`] return a tensor without shards unchanged.
 """
 
 from collections.abc import Callable, Iterator

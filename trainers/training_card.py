@@ -1,7 +1,7 @@
 """The model card that a trainer writes beside the model it saves: what was trained, how, on what."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from transformers import Trainer
@@ -14,6 +14,7 @@ _STATED = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "seed", "ema_decay", "conditioning_rate"),
     *("objective", "loss_type", "diagonal_fraction", "boundary_prob", "ema_target", "gamma", "second_step_fraction"),
     *("teacher_temperature", "writing_temperature", "auxiliary_steps", "auxiliary_learning_rate"),
+    *("unique_completion", "learned_loss_weighting"),
 )
 logger = logging.get_logger(__name__)
 
@@ -52,11 +53,14 @@ def training_card(
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     stated = {name: getattr(args, name) for name in _STATED if getattr(args, name, None) is not None}
     wanted = {"max steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
-    taken = {"trainer": type(trainer).__name__, "rows per step": batch, "steps taken": trainer.state.global_step}
+    # With `load_best_model_at_end` the weights can be those of an earlier step.
+    step = getattr(trainer, "restored", None) or trainer.state.global_step
+    log = [entry for entry in trainer.state.log_history if entry["step"] <= step]
+    taken = {"trainer": type(trainer).__name__, "rows per step": batch, "steps taken": step}
     stated = taken | wanted | stated
-    quality, results = training_results(trainer.state.log_history, datasets)
+    quality, results = training_results(log, datasets)
     rows = trainer.train_dataset
-    size = f"{len(rows):,} rows" if hasattr(rows, "__len__") else "a stream of rows"
+    size = f" ({len(rows):,} rows)" if hasattr(rows, "__len__") else " (a stream of rows)" if rows is not None else ""
     return model_card(
         name=model_name,
         model_type=config.model_type,
@@ -66,12 +70,12 @@ def training_card(
         made=[
             f"Trained from: {shown or 'fresh weights'}.",
             *([f"Teacher: {_shown(teacher_name) or 'a model that was never saved'}."] if teacher is not None else []),
-            f"Data: {', '.join(datasets) or 'not on the Hub'} ({size}).",
+            f"Data: {', '.join(datasets) or 'not on the Hub'}{size}.",
             *(f"{name.replace('_', ' ')}: {getattr(value, 'value', value)}" for name, value in stated.items()),
         ],
         quality=quality,
         limits="Its samples were not measured when this card was written.",
-        samples=_drawn(trainer),
+        samples=_drawn(trainer, log),
         results=results,
         adapter_of=shown if hasattr(trainer.model, "peft_config") else None,
         tags=tags,
@@ -81,10 +85,10 @@ def training_card(
     )
 
 
-def _drawn(trainer: Trainer) -> list[Samples]:
-    """The first of the samples that the trainer drew at its last evaluation, for each number of steps."""
+def _drawn(trainer: Trainer, log: Sequence[Mapping]) -> list[Samples]:
+    """The first of the samples that the trainer drew at the last evaluation in `log`, for each number of steps."""
     file = Path(trainer.args.output_dir, "samples.jsonl")
-    evaluated = [e["step"] for e in trainer.state.log_history if any(name.startswith("eval_") for name in e)]
+    evaluated = [e["step"] for e in log if any(name.startswith("eval_") for name in e)]
     if not evaluated or trainer.args.num_samples == 0 or trainer.processing_class is None or not file.exists():
         return []
     # Of an earlier run in the same folder there may be some of the same step: those of this one come later.
