@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from transformers import AutoModel, Trainer
 
 from benchmarks.cards import SAMPLES, card, draw, shipped
 from benchmarks.few_step import RESULTS
-from benchmarks.results import HUB
 from command.main import main
 from hub_cards.push import card_in, remarks, to_upload
 from trainers import FLMTrainer
@@ -120,8 +120,14 @@ def test_the_cards_of_the_shipped_models_resolve_in_any_organisation(tmp_path):
         assert remarks(text, {}, f"org/{name}") == ([] if "stories" in name else unnamed)
 
 
-def test_the_samples_of_the_shipped_models_are_theirs():
-    assert draw(HUB / "fmlm-shidoku") == json.loads(SAMPLES.read_text())["fmlm-shidoku"]
+@pytest.mark.parametrize("folder", shipped(), ids=lambda folder: folder.name)
+def test_the_samples_of_the_shipped_models_are_theirs(folder):
+    """Nearly: another processor may round a token to another."""
+    shown = json.loads(SAMPLES.read_text())[folder.name]
+    drawn, shown = (
+        "\n".join(text for samples in drawn for text in samples["texts"]) for drawn in (draw(folder), shown)
+    )
+    assert SequenceMatcher(None, drawn, shown, autojunk=False).ratio() > 0.9
 
 
 # -- what a training leaves -------------------------------------------------------------------------------------------

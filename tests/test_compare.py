@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
+    MambaConfig,
+    MambaForCausalLM,
 )
 
 from benchmarks.baselines import mdlm
@@ -26,6 +30,7 @@ from evaluation.controls import controls
 from evaluation.frontier import Point
 from evaluation.judges import Judge
 from evaluation.masked import sample_masked
+from evaluation.mauve import mauve_score
 from evaluation.measures import _known, frontiers
 from evaluation.ngram import KneserNey
 from evaluation.samples import Common, Samples, packed
@@ -228,6 +233,26 @@ def test_a_repository_runs_its_own_code_if_that_is_trusted(tmp_path):
     writer = open_writer(str(tmp_path), trust_remote_code=True)
     assert (writer.kind, type(writer.model).__name__) == ("masked", "OwnForMaskedLM")
     assert len(writer.write({"num_steps": 2, "temperature": 1.0}, 2, [0], 16).texts) == 2
+
+
+def test_what_an_evaluation_lacks_is_named(tmp_path, monkeypatch, capsys):
+    rows, scorers = str(CORPUS / "validation.parquet"), [str(SCORER)]
+    MambaForCausalLM(MambaConfig(vocab_size=4096, hidden_size=16, num_hidden_layers=1)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(MAP, model_max_length=10**30).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="does not say how long its texts are: give a `length`"):
+        compare([str(tmp_path)], scorers=scorers, reference=rows)
+    monkeypatch.setattr("evaluation.compare._version", lambda package: None)
+    with pytest.raises(ValueError, match=r"self-BLEU needs sacrebleu: pip install .*\[evaluation\]"):
+        compare([str(MAP)], scorers=scorers, reference=rows)
+    monkeypatch.setitem(sys.modules, "mauve", None)
+    with pytest.raises(ValueError, match=r"MAUVE needs mauve-text: pip install .*\[evaluation\]"):
+        mauve_score(np.zeros((2, 3)), np.zeros((2, 3)))
+    monkeypatch.delitem(sys.modules, "evaluation.report")
+    monkeypatch.delattr("evaluation.report")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    asked = ["evaluate", str(MAP), "--output", str(tmp_path / "out"), "--scorer", *scorers, "--reference", rows]
+    assert main(asked) == 1
+    assert re.search(r"matplotlib.*: pip install .*\[evaluation,plots\]", capsys.readouterr().err)
 
 
 def test_the_masked_baseline_is_known_by_its_configuration_and_sampled_as_in_the_benchmark():

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from difflib import SequenceMatcher
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from datasets import load_dataset
 from huggingface_hub import ModelCard
 
 from benchmarks.picture import PICTURE, picture
-from benchmarks.readme import updated
+from benchmarks.readme import BEGIN_STORIES, END_STORIES, updated, with_stories
 from benchmarks.results import CORPUS, ROOT
 from command.main import _parser, main
 from hub_cards.push import to_upload
@@ -26,6 +27,8 @@ from modeling_flm.samplers_flm import SAMPLERS
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+FOLDERS = ("benchmarks", "examples", "hub_cards", "tests")
+LINKED = PAGES + sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 COMMAND = r"(?:flm|make|python -m|torchrun) \S"
 SMALLER = {
@@ -153,7 +156,7 @@ def known(words: list[str], capsys) -> None:
         assert all(re.search(rf"{word}\b", said) for word in words[1:] if word.startswith("--")), words
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for link, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", BLOCK.sub("", text_of(page))):
         target = page.parent / link if link else page
@@ -169,9 +172,11 @@ def test_readme_begins_with_the_two_commands():
     assert [line.split("  ")[0] for line in first.splitlines()] == ["make demo", "make test"]
 
 
-def test_the_table_and_the_picture_of_readme_are_up_to_date():
+def test_the_table_the_stories_and_the_picture_of_readme_are_up_to_date():
     readme = text_of(ROOT / "README.md")
     assert updated(readme) == readme, "python -m benchmarks.readme"
+    stories, shown = (text.split(BEGIN_STORIES)[1].split(END_STORIES)[0] for text in (with_stories(readme), readme))
+    assert SequenceMatcher(None, stories, shown, autojunk=False).ratio() > 0.9, "python -m benchmarks.readme"
     assert picture() == PICTURE.read_text(encoding="utf-8"), "python -m benchmarks.picture"
 
 
