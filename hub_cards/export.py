@@ -66,8 +66,7 @@ class SamplingStep(nn.Module):
     def __init__(self, model: FMLMModel):
         super().__init__()
         self.model = model
-        config = model.config
-        self.noise_width = min(config.vocab_size, config.hidden_size)
+        self.noise_width = model.white_width
         with torch.no_grad():
             factor = model.embed_white_noise(torch.eye(self.noise_width))
         self.register_buffer("factor", factor)

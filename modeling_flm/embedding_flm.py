@@ -34,6 +34,11 @@ class EmbeddedSpace:
         """The soft-capped logits (..., V) of the last hidden states (..., d)."""
         return softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
 
+    @property
+    def white_width(self) -> int:
+        """Width of the white noise that becomes the noise of a seed: V or d, the smaller."""
+        return min(self.config.vocab_size, self.config.hidden_size)
+
     # -- embeddings of states, noise and predictions ------------------------------------------------------------------
 
     def embed_state(self, state: Tensor) -> Tensor:
@@ -74,10 +79,9 @@ class EmbeddedSpace:
     ) -> tuple[Tensor, Tensor]:
         """Embedded noise, and a number in [0, 1) for each sequence, (batch,): independent ones with seeds, otherwise
         evenly spread. The noise of a seed begins at the first token that is not padding."""
-        vocab_size, width = self.config.vocab_size, self.config.hidden_size
-        device = self.device
-        dense = vocab_size <= width or (seeds is None and batch_size * length <= width)
-        size = vocab_size if dense else width
+        device, size = self.device, self.white_width
+        if seeds is None and batch_size * length <= self.config.hidden_size:
+            size = self.config.vocab_size
         if seeds is not None:
             if generator is not None:
                 raise ValueError("give seeds (`noise_seed`) or `generator`, not both.")

@@ -98,7 +98,8 @@ class FlowGenerationConfig(GenerationConfig):
         window_overlap (`int`, *optional*): write a text longer than the model's context window by window. A window
             begins with the last ids of the one before, at least this many, >= 0.
         pad_after_eos (`bool`, *optional*): whether the tokens that are written after the first written EOS become
-            padding. A model of packed documents goes on with another document there.
+            padding. A model of packed documents goes on with another document there. The ids of both, if not set
+            here, are those of the model's configuration, or of the `tokenizer` that `generate` gets.
 
     Raises:
         ValueError: if a value is not allowed; the message names it.
@@ -161,11 +162,6 @@ class FlowGenerationConfig(GenerationConfig):
             if getattr(self, name) is not None and not (ids and all(is_integer(x) and x >= 0 for x in ids)):
                 several = " or a list of some" if name == "eos_token_id" else ""
                 raise ValueError(f"`{name}` must be an integer >= 0{several}, but is {getattr(self, name)!r}.")
-        if self.pad_after_eos and (self.eos_token_id is None or self.pad_token_id is None):
-            raise ValueError(
-                "`pad_after_eos` needs `eos_token_id` and `pad_token_id`, but there are not both: set them, or give "
-                "`tokenizer`."
-            )
 
     @property
     def suppressed(self) -> list[int]:

@@ -5,6 +5,7 @@ of the samplers of `samplers_flm.py`. The state stays in the embedded space: eve
 prediction, block by block of the vocabulary, and the last step takes its tokens instead.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -94,8 +95,10 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
                     subfolder=subfolder,
                     **kwargs,
                 )
-            except OSError:  # the file is optional; without it the defaults for the type of model stay
-                pass
+            except OSError as error:  # the file is optional; without it the defaults for the type of model stay
+                if isinstance(error.__context__, json.JSONDecodeError | UnicodeDecodeError):
+                    damaged = f"generation_config.json of {pretrained_model_name_or_path} is damaged."
+                    raise ValueError(damaged) from error
 
     @torch.no_grad()
     def generate(
@@ -166,7 +169,7 @@ class FlowGenerationMixin(FlowRequests, GenerationMixin):
         Raises:
             ValueError: if an argument is unknown or not allowed, or if the weights give non-finite predictions.
         """
-        config = self._merge_generation_config(generation_config, kwargs, tokenizer)
+        config = self._merge_generation_config(generation_config, kwargs, tokenizer, guidance_model)
         prompts = self._check_prompt(input_ids, attention_mask, conditioning_mask, batch_size, config, tokenizer)
         prompt, given_ids, text = self._laid_out(*prompts, config, tokenizer)
         keep = given_ids | ~text

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .flow_flm import interpolate
-from .noise_flm import embedded_noise, step_seeds, white_noise
+from .noise_flm import NoiseLaw, embedded_noise, step_seeds, white_noise
 from .vocabulary_flm import (
     draw_token,
     expected_embedding,
@@ -144,9 +144,6 @@ class Predictor:
         if min(self.lengths) < length:
             ends = torch.tensor(self.lengths, device=prompt.device)
             self.attention_mask = (torch.arange(length, device=prompt.device) < ends[:, None]).long()
-        vocab_size, hidden_size = model.config.vocab_size, model.config.hidden_size
-        self.dense = vocab_size <= hidden_size  # whether noise is drawn over the vocabulary itself, then the narrower
-        self.white_width = min(vocab_size, hidden_size)  # width of the white noise that this model needs
         self._heads: dict[Any, tuple[Tensor, Tensor, float | None]] = {}
         self.clean = self.embed(prompt)
         self.start = self._start()
@@ -160,7 +157,7 @@ class Predictor:
         factor = self._noise_factor()
         for step in itertools.count(1):
             seeds = step_seeds(self.seeds, step)
-            white = self._white(seeds, self.white_width + 1)
+            white = self._white(seeds, self.model.white_width + 1)
             yield _product(self._widen(white[..., :-1], seeds), factor), torch.special.ndtr(white[..., -1])
 
     def predict(self, state: Tensor, tau: Tensor, target: Tensor | None = None) -> Prediction:
@@ -171,6 +168,11 @@ class Predictor:
     def vocabulary_table(self) -> Tensor:
         """The table (V, width) that embeds the states."""
         return self.model.vocabulary_table()
+
+    @functools.cached_property
+    def change(self) -> Tensor:
+        """The matrix (d, width) that turns the gradient in the model's own state into the embedded gradient."""
+        return self.model.vocabulary_table().float().T @ self.vocabulary_table().float()
 
     @functools.cached_property
     def table(self) -> Tensor:
@@ -191,7 +193,7 @@ class Predictor:
 
     def _noise_factor(self) -> Tensor:
         """The matrix (n, width) that turns white noise (..., n) into embedded Gaussian noise over the vocabulary."""
-        return self.model.embed_white_noise(torch.eye(self.white_width, device=self.model.device))
+        return self.model.embed_white_noise(torch.eye(self.model.white_width, device=self.model.device))
 
     def _rows(self, of_vocabulary: Tensor) -> Tensor:
         return of_vocabulary if self.tokens is None else of_vocabulary[self.tokens]
@@ -276,8 +278,8 @@ class ModelGuided(Guided):
     """Autoguidance by a weaker model of the same vocabulary: an earlier checkpoint, or a smaller model. Both networks
     see the same noise and the same state, which is embedded by both tables, side by side."""
 
-    def __init__(self, weak, *args, **kwargs):
-        self.weak = weak
+    def __init__(self, weak, *args, law: NoiseLaw | None = None, **kwargs):
+        self.weak, self.law = weak, law
         super().__init__(*args, **kwargs)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -286,26 +288,30 @@ class ModelGuided(Guided):
     def vocabulary_table(self) -> Tensor:
         return torch.cat(self._tables(), dim=1)
 
+    def _dense(self) -> bool:
+        """Whether noise is drawn over the vocabulary itself."""
+        return self.model.white_width == self.model.config.vocab_size
+
     def _tables(self) -> list[Tensor]:
         return [model.vocabulary_table().float() for model in (self.model, self.weak)]
 
     def _start(self) -> Tensor:
-        white = self._widen(self._white(self.seeds, self.white_width), self.seeds)
+        white = self._widen(self._white(self.seeds, self.model.white_width), self.seeds)
         return _product(white, self._noise_factor())
 
     def _widen(self, white: Tensor, seeds: list[int]) -> Tensor:
         # The factor of the joint noise is triangular, so the model's own part is the same as without the weak model.
-        if self.dense:
+        if self._dense():
             return white
         more = self._white(step_seeds(seeds, _WEAK_NOISE), self.weak.config.hidden_size)
         return torch.cat([white, more], dim=-1)
 
     def _noise_factor(self) -> Tensor:
         tables = self._tables()
-        if self.dense:
+        if self._dense():
             return torch.cat(tables, dim=1)
         width = sum(table.shape[1] for table in tables)
-        return torch.cat(embedded_noise(torch.eye(width, device=self.model.device), *tables), dim=1)
+        return torch.cat(embedded_noise(torch.eye(width, device=self.model.device), *tables, law=self.law), dim=1)
 
     def _own(self, state: Tensor) -> Tensor:
         return state[..., : self.model.config.hidden_size]
@@ -383,7 +389,8 @@ def reward_gradient(
     `grad_e E^T table`, which is exact and needs no state over the vocabulary.
 
     Raises:
-        ValueError: if the reward is not a differentiable tensor (batch,), or gradients are switched off for good.
+        ValueError: if the reward is not a differentiable tensor (batch,) with a finite gradient, or gradients are
+            switched off for good.
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("`reward_fn` needs gradients: call `generate` outside of torch.inference_mode().")
@@ -405,7 +412,9 @@ def reward_gradient(
                     f"in what it was given, but returned {found}."
                 )
             total = total + reward.sum()
-        # In float16 the gradients of rare tokens would be too small numbers.
-        larger = 2.0**14 if model.dtype == torch.float16 else 1.0
-        (gradient,) = torch.autograd.grad(total * larger, own)
-    return gradient / larger @ (model.vocabulary_table().float().T @ predictor.vocabulary_table().float())
+        # In float16 the gradients of rare tokens would be too small numbers, and those of a large reward too large.
+        for factor in (2.0**14, 1.0, 2.0**-14) if model.dtype == torch.float16 else (1.0,):
+            (gradient,) = torch.autograd.grad(total * factor, own, retain_graph=True)
+            if gradient.isfinite().all():
+                return gradient / factor @ predictor.change
+    raise ValueError("the gradient of `reward_fn` is not finite.")

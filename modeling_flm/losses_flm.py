@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .vocabulary_flm import softcap_
 
@@ -134,6 +135,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return (losses * token_weights).sum(), losses  # not a dot product, which autocast would round
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output, _):
         gradients = zip(ctx.saved_tensors, ctx.needs_input_grad[:4], strict=True)
         return *(grad * grad_output if wanted else None for grad, wanted in gradients), None, None, None, None

@@ -46,7 +46,7 @@ from .layers_flm import (
 )
 from .losses_flm import chunked_cross_entropy
 from .matrices_flm import place_of
-from .noise_flm import seeds_of
+from .noise_flm import seeds_of, to_where_text_begins
 from .saving_flm import LoadingAndSaving
 
 
@@ -195,8 +195,8 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         hidden = state.to(self.dtype)
         condition = F.silu(self._time_condition(timesteps, target_timesteps)).to(hidden.dtype)
         if self.position_embedding is not None:
-            positions = self.position_embedding(torch.arange(length, device=state.device))
-            hidden = hidden + positions.to(state.device)
+            positions = self.position_embedding(torch.arange(length, device=state.device)).to(state.device)
+            hidden = hidden + to_where_text_begins(positions.expand(batch, -1, -1), attention_mask)
         rotary = self._rotary(length, state.device)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
 
@@ -233,8 +233,8 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
         input_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        timesteps: Tensor | None = None,
-        target_timesteps: Tensor | None = None,
+        timesteps: Tensor | Sequence[float] | float | None = None,
+        target_timesteps: Tensor | Sequence[float] | float | None = None,
         attention_mask: Tensor | None = None,
         conditioning_mask: Tensor | None = None,
         noise_seed: Tensor | Sequence[int] | None = None,
@@ -268,9 +268,10 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
             inputs_embeds (`Tensor`, *optional*): (batch, length, d) an embedded state (see `embed_state`), which is
                 not noised; needs `timesteps`. With labels, the loss of this state is returned.
             labels (`Tensor`, *optional*): (batch, length) ids to predict; -100 where nothing is scored.
-            timesteps (`Tensor`, *optional*): (batch,) tau in [0, 1]. Default with labels: drawn, from each row's seed
-                if there are seeds, and evenly spread over the batch if not.
-            target_timesteps (`Tensor`, *optional*): (batch,) tau in [timesteps, 1], the time to jump to; FMLM only.
+            timesteps (`Tensor`, *optional*): (batch,) tau in [0, 1], or a number for all rows. Default with labels:
+                drawn, from each row's seed if there are seeds, and evenly spread over the batch if not.
+            target_timesteps (`Tensor`, *optional*): (batch,) tau in [timesteps, 1], or a number: the time to jump to;
+                FMLM only.
                 Default: `timesteps`, the diagonal, where the flow map's prediction is the denoiser's.
             attention_mask (`Tensor`, *optional*): (batch, length), 0 at padding, which is neither attended to nor
                 scored.

@@ -19,7 +19,7 @@ from .checks_flm import check_ids
 from .configuration_flm import is_integer
 from .generation_config_flm import HONOURED, FlowGenerationConfig, as_ids, set_values
 from .guidance_flm import ClassifierFree, DropoutGuided, Lookahead, ModelGuided, Predictor
-from .noise_flm import as_seeds
+from .noise_flm import NoiseLaw, as_seeds
 from .samplers_flm import SAMPLERS, SETTINGS, Bridge
 
 logger = logging.get_logger(__name__)
@@ -30,7 +30,11 @@ class FlowRequests:
     would go unused."""
 
     def _merge_generation_config(
-        self, generation_config: GenerationConfig | None, given: dict, tokenizer: PreTrainedTokenizerBase | None = None
+        self,
+        generation_config: GenerationConfig | None,
+        given: dict,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        guidance_model: torch.nn.Module | None = None,
     ) -> FlowGenerationConfig:
         """The settings of a call: `given` arguments override `generation_config`, which overrides the model's own."""
         if tokenizer is not None and not hasattr(tokenizer, "decode"):
@@ -38,6 +42,8 @@ class FlowRequests:
         if not isinstance(generation_config, GenerationConfig | None):
             raise ValueError(f"`generation_config` must be a GenerationConfig, but is {generation_config!r}.")
         own = {name: value for name, value in set_values(self.generation_config).items() if name in HONOURED}
+        if guidance_model is not None:  # which takes the place of the model's own weak network
+            own.pop("guidance_dropout", None)
         passed = {} if generation_config is None else set_values(generation_config)
         given = {name: as_list(value) for name, value in given.items() if value is not None}
         self._check_names((passed.keys() | given.keys()) - HONOURED)
@@ -57,6 +63,8 @@ class FlowRequests:
             replaced = {"max_new_tokens"} if "max_length" in layer else set()
             if "num_steps" in layer or "timesteps" in layer:
                 replaced |= {"num_steps", "timesteps"}
+            if layer.get("refine_steps") == 0:
+                replaced.add("refine_fraction")
             if layer.get("sampler", settings["sampler"]) != settings["sampler"]:
                 replaced |= set(SETTINGS)
             settings = {name: value for name, value in settings.items() if name not in replaced} | layer
@@ -124,7 +132,7 @@ class FlowRequests:
             if rate is not None:
                 raise ValueError("give `guidance_model` or `guidance_dropout`, not both: there is one weak network.")
             self._check_guidance_model(guidance_model, config)
-            return partial(ModelGuided, guidance_model, scale)
+            return partial(ModelGuided, guidance_model, scale, law=NoiseLaw())
         if rate is not None:
             return partial(DropoutGuided, rate, scale)
         if not has_prompt:
@@ -208,6 +216,11 @@ class FlowRequests:
             keep = torch.ones_like(ids, dtype=torch.bool) if blank is None else ids != blank
         if attention_mask is not None:
             padding = attention_mask.to("cpu") == 0
+            if (padding & ~_at_either_end(padding)).any():
+                raise ValueError(
+                    "`attention_mask` is 0 between ids of a prompt, but padding is at either end. (For a blank to "
+                    "fill in: `conditioning_mask`.)"
+                )
         elif conditioning_mask is None and self._pads_only(config, blank):
             padding = _at_either_end(ids == config.pad_token_id)
         else:
@@ -286,6 +299,11 @@ class FlowRequests:
         """The ids that end a text, with `pad_after_eos`; None without it."""
         if not config.pad_after_eos:
             return None
+        if config.eos_token_id is None or config.pad_token_id is None:
+            raise ValueError(
+                "`pad_after_eos` needs `eos_token_id` and `pad_token_id`, but there are not both: set them, or give "
+                "`tokenizer`."
+            )
         ends = torch.tensor(as_ids(config.eos_token_id))
         check_ids(self.config, "eos_token_id", ends)
         self._padding(config)

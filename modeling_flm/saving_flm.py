@@ -51,7 +51,12 @@ class LoadingAndSaving:
 
         All files are written to a temporary folder within it, and moved into place when they are complete. So a save
         that fails, for example on a full disk, leaves an earlier model as it was. With `push_to_hub` this is not so.
+
+        Raises:
+            ValueError: if `distributed_checkpoint` is set, whose processes write into one folder together.
         """
+        if kwargs.get("distributed_checkpoint"):
+            raise ValueError("`distributed_checkpoint` is not supported: the weights are saved whole.")
         kwargs |= {"is_main_process": is_main_process, "variant": variant}
         if push_to_hub:
             return super().save_pretrained(save_directory, push_to_hub=True, **kwargs)

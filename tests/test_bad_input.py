@@ -256,6 +256,7 @@ GENERATE = [
     case("`attention_mask` must be .*\\(2, 4\\)", input_ids=PROMPT, attention_mask=torch.ones(2, 5)),
     case("`attention_mask` must be .*\\(2, 4\\)", input_ids=PROMPT, attention_mask=[[1] * 4] * 2),
     case("`attention_mask` .* no `input_ids`", attention_mask=torch.ones(2, 4)),
+    case("`attention_mask` is 0 between ids", input_ids=PROMPT, attention_mask=torch.tensor([[1, 0, 1, 1]] * 2)),
     # seeds
     *(case("`seed` must be integers", seed=value) for value in (1.5, "abc", True, [0.5], torch.tensor(1.0))),
     case("`seed` has 3 entries for 2 sequences", batch_size=2, seed=[1, 2, 3]),

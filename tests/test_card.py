@@ -124,9 +124,7 @@ def test_the_cards_of_the_shipped_models_resolve_in_any_organisation(tmp_path):
 def test_the_samples_of_the_shipped_models_are_theirs(folder):
     """Nearly: another processor may round a token to another."""
     shown = json.loads(SAMPLES.read_text())[folder.name]
-    drawn, shown = (
-        "\n".join(text for samples in drawn for text in samples["texts"]) for drawn in (draw(folder), shown)
-    )
+    drawn, shown = ("\n".join(text for samples in both for text in samples["texts"]) for both in (draw(folder), shown))
     assert SequenceMatcher(None, drawn, shown, autojunk=False).ratio() > 0.9
 
 

@@ -168,6 +168,31 @@ def test_the_reward_gradient_is_that_over_the_vocabulary(kind, cap):
         torch.testing.assert_close(got, gradient @ tables, atol=1e-4, rtol=1e-3)
 
 
+def test_a_reward_of_any_size_in_half_precision():
+    model = tiny_model().half()
+    settings = dict(num_steps=3, num_return_sequences=4, seed=0)
+
+    def written(size: float) -> torch.Tensor:
+        return model.generate(
+            **settings, reward_fn=lambda ahead: size * ahead.embedding.float().sum((1, 2)), reward_scale=0.5 / size
+        )
+
+    assert torch.equal(written(1e3), written(1.0)) and torch.equal(written(1e-3), written(1.0))
+    assert not torch.equal(written(1.0), model.generate(**settings))
+
+
+def test_a_call_switches_off_what_the_model_s_own_settings_switch_on():
+    model, weak = tiny_model(), tiny_model(hidden_size=16, num_attention_heads=1)
+    model.generation_config.refine_steps, model.generation_config.refine_fraction = 2, 0.5
+    plain = model.generate(num_steps=2, refine_steps=0, seed=0)
+    assert torch.equal(plain, tiny_model().generate(num_steps=2, seed=0))
+    own = dict(guidance_scale=2.0, guidance_dropout=0.1, refine_steps=None, refine_fraction=None)
+    for name, value in own.items():
+        setattr(model.generation_config, name, value)
+    guided = model.generate(num_steps=2, guidance_model=weak, seed=0)
+    assert torch.equal(guided, tiny_model().generate(num_steps=2, guidance_model=weak, guidance_scale=2.0, seed=0))
+
+
 def test_reward_guidance_raises_the_reward():
     """Two pairs of cities, 70 % of the first: rewarded for the second, more and more come out as the second."""
     world = two_cities()
@@ -188,6 +213,7 @@ def test_reward_guidance_raises_the_reward():
         (lambda ahead: 1.0, "returned 1.0"),
         (lambda ahead: ahead.embedding.sum(), r"returned \(\)"),
         (lambda ahead: ahead.embedding.detach().sum((1, 2)), "differentiable"),
+        (lambda ahead: ahead.embedding.sum((1, 2)) / 0, "the gradient of `reward_fn` is not finite"),
     ],
 )
 def test_a_reward_that_is_none(reward_fn, message):

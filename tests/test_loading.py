@@ -184,12 +184,29 @@ def test_a_generation_config_loads_by_itself_and_another_can_be_given_on_loading
         assert output.sequences.shape == (1, 7) and output.num_function_evaluations == 1
 
 
+def test_a_damaged_generation_config_is_an_error(tmp_path):
+    eight_step_model("fmlm").save_pretrained(tmp_path)
+    whole = (tmp_path / "generation_config.json").read_bytes()
+    for damaged in (whole[:-5], b"\xff" + whole):
+        (tmp_path / "generation_config.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match="generation_config.json of .* is damaged"):
+            AutoModel.from_pretrained(tmp_path)
+
+
 def test_a_bad_generation_config_is_not_saved(tmp_path):
     model = tiny_model()
     model.generation_config.num_steps = 0
     with pytest.raises(ValueError, match="num_steps"):
         model.save_pretrained(tmp_path)
     assert not files(tmp_path)
+    model.generation_config = FlowGenerationConfig(pad_after_eos=True)  # whose ids are those of the tokenizer
+    model.save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path).generation_config.pad_after_eos
+
+
+def test_a_save_of_many_processes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`distributed_checkpoint` is not supported"):
+        tiny_model().save_pretrained(tmp_path, distributed_checkpoint=True)
 
 
 # -- saving -----------------------------------------------------------------------------------------------------------

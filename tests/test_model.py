@@ -257,21 +257,22 @@ def test_a_seed_s_noise_starts_the_same_at_every_length(vocab_size):
         torch.testing.assert_close(model.embed_noise(2, length, seeds=[4, 5]), longest[:, :length], **CLOSE)
 
 
-def test_evaluation_takes_noise_and_times_from_the_ids():
+@pytest.mark.parametrize("model", [MODEL, tiny_model(learned_positions=True)], ids=["rotary", "learned positions"])
+def test_evaluation_takes_noise_and_times_from_the_ids(model):
     ids, lengths = random_ids(6, 12), [12, 5, 8, 1, 7, 3]
     rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
-    alone = [MODEL(labels=row[None]) for row in rows]
+    alone = [model(labels=row[None]) for row in rows]
     assert len({float(one.timesteps) for one in alone}) == 6
     right = right_padded(lengths)
     left, unlabelled = right.flip(1), ids.masked_fill(right == 0, -100)
     shifted = torch.zeros_like(ids).masked_scatter(left.bool(), torch.cat(rows))
     for labels, mask in ((ids, right), (shifted, left), (ids.int(), right.bool()), (unlabelled, right)):
-        found = MODEL(labels=labels, attention_mask=mask)
+        found = model(labels=labels, attention_mask=mask)
         for one, losses, seen in zip(alone, found.token_losses, mask.bool(), strict=True):
             torch.testing.assert_close(losses[seen], one.token_losses[0], **CLOSE)
         torch.testing.assert_close(found.timesteps, torch.cat([one.timesteps for one in alone]), rtol=0, atol=0)
     prompt = ids.masked_fill(torch.arange(12) < 4, -100)
-    assert torch.equal(MODEL(input_ids=ids, labels=prompt).timesteps, MODEL(labels=ids).timesteps)
+    assert torch.equal(model(input_ids=ids, labels=prompt).timesteps, model(labels=ids).timesteps)
 
 
 def test_what_is_given_goes_before_the_ids():

@@ -102,6 +102,14 @@ def test_embedding_of_a_prediction(cap, blocks):
     )
 
 
+def test_a_second_derivative_of_a_loss_is_refused(blocks):
+    hidden, weight, bias, labels, _ = layer()
+    loss, _ = chunked_cross_entropy(hidden.requires_grad_(), weight, bias, labels, torch.ones(len(labels)))
+    (gradient,) = torch.autograd.grad(loss.square(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
 def test_embedding_of_a_prediction_with_huge_logits():
     hidden, weight, bias, _, values = layer(scale=1e4)
     out = expected_embedding(hidden, weight, bias, values)
