@@ -2,12 +2,11 @@
 
     python examples/finetune_trainer.py
     python examples/finetune_trainer.py --report tensorboard trackio
-    python examples/finetune_trainer.py --push-to-hub --hub-model-id me/flm-shakespeare
 
 With `labels` the model returns the training loss of a flow: it draws times and noise itself, and scores all positions
 that are neither padding nor labelled -100. All `TrainingArguments` are options. TensorBoard's files go to the output
-directory (`tensorboard --logdir runs`), those of trackio to TRACKIO_DIR (`trackio show`). With `--push-to-hub` (after
-`hf auth login`) what is saved is also pushed, with the code and the tokenizer.
+directory (`tensorboard --logdir runs`), those of trackio to TRACKIO_DIR (`trackio show`). To publish the result, complete
+it with `flm card` and push it with `flm push`: the Trainer itself would push a pickled file, too.
 """
 
 from dataclasses import dataclass, field
