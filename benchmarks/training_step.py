@@ -3,9 +3,10 @@
     python -m benchmarks.training_step             # or one size: python -m benchmarks.training_step lm1b-32
 
     ours          FLMModel(labels=...): embedded noise, loss in chunks
+    no caps       the same, of a model whose attention scores and logits are not soft-capped
     dense         the same loss as the paper writes it: noise and state of size batch x length x V, all logits at once
     masked LM     what a masked language model of this transformer costs, as those of transformers are: no noise, no
-                  soft caps, attention by torch's sdpa, all logits at once
+                  caps, attention by torch's sdpa, all logits at once
     distillation  FMLMTrainer with the paper's split, semigroup objective; compared with ours
 
 Memory is what two steps need beyond the loaded model, gradients and optimiser states included. Useful products are
@@ -81,14 +82,15 @@ def _all_logits(model: FLMModel, state: Tensor, tau: Tensor) -> Tensor:
     return model.logits(model.denoise(state, tau)).float()
 
 
-LOSSES = {"ours": ours, "dense": dense, "masked LM": masked_lm}
+LOSSES = {"ours": ours, "no caps": ours, "dense": dense, "masked LM": masked_lm}
+WITHOUT_CAPS = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
 
 
 def step_of_a_flow(size: Size, way: str) -> Callable[[], None]:
     """A training step with one of the losses."""
     torch.manual_seed(0)
-    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None} if way == "masked LM" else {}
-    model = FLMModel(FLMConfig(**size.config(), **caps)).to(DEVICE)
+    changes = WITHOUT_CAPS if way in ("no caps", "masked LM") else {}
+    model = FLMModel(FLMConfig(**size.config() | changes)).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(0, size.vocab_size, (size.batch_size, size.length), device=DEVICE)
 
