@@ -100,8 +100,7 @@ def _sudoku(root: Path, seed: int) -> None:
     clues = 81 - puzzle.count(tokenizer.mask_token)
     size = f"flow map of {model.num_parameters() / 1e6:.1f} M parameters"
     print(
-        f"\n[{size}, a Sudoku of {clues} clues in {SUDOKU_STEPS} evaluations, {1000 * seconds:.0f} ms "
-        "for one attempt]"
+        f"\n[{size}, a Sudoku of {clues} clues in {SUDOKU_STEPS} evaluations, {1000 * seconds:.0f} ms for one attempt]"
     )
     shown = {"puzzle": puzzle} | {f"draft {step}": drafts[step - 1] for step in SUDOKU_DRAFTS}
     print("  " + "    ".join(f"{name:<17}" for name in shown))

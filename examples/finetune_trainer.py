@@ -5,8 +5,8 @@
 
 With `labels` the model returns the training loss of a flow: it draws times and noise itself, and scores all positions
 that are neither padding nor labelled -100. All `TrainingArguments` are options. TensorBoard's files go to the output
-directory (`tensorboard --logdir runs`), those of trackio to TRACKIO_DIR (`trackio show`). To publish the result, complete
-it with `flm card` and push it with `flm push`: the Trainer itself would push a pickled file, too.
+directory (`tensorboard --logdir runs`), those of trackio to TRACKIO_DIR (`trackio show`). To publish the result, run
+`flm card` and `flm push` on it: the Trainer itself would push a pickled file, too.
 """
 
 from dataclasses import dataclass, field
