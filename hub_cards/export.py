@@ -33,7 +33,7 @@ import onnx
 import torch
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 import modeling_flm  # noqa: F401  registers the model types
 from evaluation.scorers import weights_sha256
@@ -182,11 +182,14 @@ def export(
     output.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(output)
     model.generation_config.save_pretrained(output)
+    # What a call has left there would be done to every prompt, by programs that read the file without transformers.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(output)
     graph = _graph(model)
     graph = _converted(graph, dtype)
     source = source or folder.resolve().name
-    for name, value in _metadata(folder, model, num_steps, gamma, dtype, source).items():
+    for name, value in _metadata(folder, model, tokenizer, num_steps, gamma, dtype, source).items():
         entry = graph.metadata_props.add()
         entry.key, entry.value = name, value
     path = output / "model.onnx"
@@ -278,10 +281,19 @@ def _cast_to(node) -> int:
 
 
 def _metadata(
-    folder: Path, model: FMLMModel, num_steps: Sequence[int], gamma: float, dtype: str, source: str
+    folder: Path,
+    model: FMLMModel,
+    tokenizer: PreTrainedTokenizerBase,
+    num_steps: Sequence[int],
+    gamma: float,
+    dtype: str,
+    source: str,
 ) -> dict[str, str]:
     """The metadata of the file: where the model comes from, and what is needed to run it. All values are strings."""
     config = model.config
+    ids = {"mask_token_id": config.mask_token_id, "bos_token_id": tokenizer.bos_token_id}
+    if ids["mask_token_id"] is None and (tokenizer.mask_token_id or 0) < config.vocab_size:  # as in `generate`
+        ids["mask_token_id"] = tokenizer.mask_token_id
     readme = folder / "README.md"
     card = ModelCard.load(readme) if readme.is_file() else None
     return {
@@ -289,8 +301,7 @@ def _metadata(
         "dtype": dtype,
         "vocab_size": str(config.vocab_size),
         "length": str(config.max_position_embeddings),
-        "mask_token_id": "" if config.mask_token_id is None else str(config.mask_token_id),
-        "bos_token_id": "" if config.bos_token_id is None else str(config.bos_token_id),
+        **{name: "" if value is None else str(value) for name, value in ids.items()},
         "clock": f"tau(t) of a vocabulary of {config.vocab_size}, arXiv 2602.16813, section 3.2",
         "gamma": str(gamma),
         "refine_fraction": str(REFINE_FRACTION),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, SpaceCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, SpaceCard
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
@@ -30,6 +30,7 @@ MANIFEST = "models/manifest.json"  # by `make space-static`: the checksum of eve
 OLD_CARD = "README.old.md"  # where `flm card` keeps a card that it replaces
 LEFT_OUT = (".*", OLD_CARD, *PICKLED)
 LARGE = 5 * 10**9  # bytes
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -69,15 +70,22 @@ def built(folder: Path) -> dict[str, Path]:
     """The files that `make space-static` made in the folder of the static Space, by their paths on the Hub.
 
     Raises:
-        ValueError: if the Space has not been built, or one of the files has changed since.
+        ValueError: if the Space has not been built, or one of the files or a model that it was built of has changed.
     """
+    from evaluation.scorers import weights_sha256  # imports torch
+
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} has not been built: `make space-static` makes its models and libraries.")
     files = {MANIFEST: folder / MANIFEST}
-    for name, made in json.loads(files[MANIFEST].read_text())["files"].items():
+    manifest, anew = json.loads(files[MANIFEST].read_text()), "`make space-static` makes it anew."
+    for about in manifest["models"].values():
+        source = folder.parent / about["name"]
+        if source.is_dir() and weights_sha256(source) != about["source_sha256"]:
+            raise ValueError(f"{folder} was built of other weights than {source} has: {anew}")
+    for name, made in manifest["files"].items():
         files[name] = folder / name
         if not files[name].is_file() or sha256(files[name]) != made["sha256"]:
-            raise ValueError(f"{files[name]} is not as it was built: `make space-static` makes it anew.")
+            raise ValueError(f"{files[name]} is not as it was built: {anew}")
     return files
 
 
@@ -188,6 +196,7 @@ def remarks(card: str, files: Mapping[str, Path], name: str) -> list[str]:
 
 def push(folder: Path, name: str, create_pr: bool = False, private: bool = False) -> str:
     """Upload a model folder, or a Space, in one commit. Its card is adapted to the repository (see [`card_in`]).
+    Weights that the repository has in other files than the folder are removed from it.
 
     Args:
         folder (`Path`): the folder to upload; a Space if the head of its README.md names an `sdk`.
@@ -206,9 +215,13 @@ def push(folder: Path, name: str, create_pr: bool = False, private: bool = False
     files: dict[str, Path | bytes] = to_upload(folder) | {"README.md": card_in(folder, name).encode()}
     sdk, api = _head(folder).get("sdk"), HfApi()
     kind = "space" if sdk else "model"
+    operations: list[CommitOperationAdd | CommitOperationDelete]
     operations = [CommitOperationAdd(path, file) for path, file in files.items()]
     try:
         made = api.create_repo(name, repo_type=kind, space_sdk=sdk, exist_ok=True, private=private or None)
+        if not sdk:  # a single file of weights would be loaded before several, and the other way round
+            there = set(filter(_WEIGHTS.fullmatch, api.list_repo_files(made.repo_id)))
+            operations += [CommitOperationDelete(path) for path in sorted(there - files.keys())]
         done = api.create_commit(
             made.repo_id,
             operations,

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks.results import HUB, ROOT
 from command.main import main
@@ -79,6 +79,19 @@ def test_what_the_file_says_of_itself(exported):
     assert json.loads(about["steps"]).keys() == {"1", "2", "4"}
     names = {path.name for path in exported["fmlm-english-small"].iterdir()}
     assert names >= {"model.onnx", "config.json", "generation_config.json", "tokenizer.json"}
+
+
+def test_what_only_the_tokenizer_knows_goes_with_the_graph(tmp_path):
+    """The ids of blank and BOS, which a model of the plain Trainer lacks; but no padding of an earlier call."""
+    tokenizer = AutoTokenizer.from_pretrained(HUB / "fmlm-english-small")
+    tokenizer("Once upon", padding="max_length", max_length=20, truncation=True)
+    tokenizer.save_pretrained(tmp_path / "model")
+    tiny_model("fmlm", vocab_size=4096).save_pretrained(tmp_path / "model")
+    about = FlowMap(export(tmp_path / "model", tmp_path / "out").parent, threads=1).about
+    assert about["mask_token_id"] == str(tokenizer.mask_token_id)
+    assert about["bos_token_id"] == str(tokenizer.bos_token_id)
+    plain = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert plain.encode("Once upon").ids == tokenizer("Once upon").input_ids
 
 
 @pytest.mark.parametrize("name", MAPS)

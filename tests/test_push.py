@@ -273,6 +273,23 @@ def test_what_is_left_out(tmp_path):
     assert to_upload(folder).keys() == {path.name for path in FOLDER.iterdir() if path.is_file()}
 
 
+def test_weights_in_other_files_are_removed(tmp_path, monkeypatch):
+    """transformers would load an old `model.safetensors` beside new shards."""
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDER, folder)
+    (folder / "model.safetensors").unlink()
+    FMLMModel.from_pretrained(FOLDER).save_pretrained(folder, max_shard_size="1MB")
+    with local_hub(tmp_path / "home") as (environment, hub):
+        for name in (FOLDER, folder, FOLDER):
+            run_python("-m", "command.main", "push", name, "org/model", cwd=ROOT, **environment)
+        kept = [
+            {path for path in files if "safetensors" in path}
+            for _, _, files in hub.repositories["models", "org/model"]
+        ]
+    shards = {path.name for path in folder.glob("model*safetensors*")}
+    assert len(shards) > 2 and kept[-3:] == [{"model.safetensors"}, shards, {"model.safetensors"}]
+
+
 def test_what_is_being_pushed_is_not_overwritten(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2, hub_always_push=True)
     trainer.train()

@@ -146,6 +146,12 @@ def test_a_model_without_blanks_says_so(gpt2):
         app.encode("one ___ two", tokenizer, 128)
 
 
+def test_a_prompt_begins_once():
+    tokenizer = app.AutoTokenizer.from_pretrained(HUB / "fmlm-tinystories")
+    ids = app.encode(f"{tokenizer.bos_token}Once upon", tokenizer, 128)
+    assert torch.equal(ids, app.encode("Once upon", tokenizer, 128)) and ids[0, 0] == tokenizer.bos_token_id
+
+
 def test_models_without_blanks_write_and_without_a_beginning_say_so(flow, gpt2):
     bare = [copy.deepcopy(loaded.tokenizer) for loaded in (flow, gpt2)]
     for tokenizer in bare:

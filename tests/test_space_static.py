@@ -3,6 +3,7 @@
 `SCREENSHOTS=docs/images python -m pytest tests/test_space_static.py -k picture` takes that of the documentation.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -28,7 +29,8 @@ import modeling_flm  # noqa: F401  registers the model types
 from benchmarks.results import HUB, ROOT
 from command.main import main
 from evaluation.sudoku import is_valid
-from hub_cards.push import MANIFEST, sha256, to_upload
+from flm_data.paths import sha256
+from hub_cards.push import MANIFEST, to_upload
 from hub_cards.space_static import build
 from modeling_flm.noise_flm import step_seeds, white_noise
 
@@ -125,8 +127,12 @@ def space(tmp_path_factory):
     return folder
 
 
+CUT_OFF = b"the beginning"
+
+
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder, but for paths that its server has other contents for: None is a missing file."""
+    """Serves a folder, but for paths that its server has other contents for: None is a missing file, CUT_OFF one whose
+    connection ends before it is whole."""
 
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"}
     protocol_version = "HTTP/1.1"
@@ -144,9 +150,10 @@ class Handler(SimpleHTTPRequestHandler):
         else:
             self.send_response(200)
             self.send_header("Content-Type", self.guess_type(path))
-            self.send_header("Content-Length", str(len(self.server.instead[path])))
+            self.send_header("Content-Length", str(len(self.server.instead[path]) + 9 * self.server.is_cut_off(path)))
             self.end_headers()
             self.wfile.write(self.server.instead[path])
+            self.close_connection = self.server.is_cut_off(path)
 
     def end_headers(self) -> None:
         for name, value in self.server.headers.items():
@@ -162,6 +169,9 @@ class Server(ThreadingHTTPServer):
         self.instead: dict[str, bytes | None] = {}
         self.headers: dict[str, str] = {}
         self.address = f"http://127.0.0.1:{self.server_address[1]}/"
+
+    def is_cut_off(self, path: str) -> bool:
+        return self.instead[path] is CUT_OFF
 
 
 @pytest.fixture(scope="module")
@@ -408,6 +418,10 @@ def test_clues_are_typed_into_the_grid(go):
     page.get_by_role("button", name="New puzzle").click()
     expect(page.locator("#grid .given")).to_have_count(60)
     assert figures(page).startswith(("None", *"12345678"))
+    page.locator("#sudoku-seed").fill("1.5")  # with which nothing runs
+    page.get_by_role("button", name="New puzzle").click()
+    expect(page.locator("#sudoku .figures")).to_be_empty()
+    assert page.get_by_role("alert").is_hidden()
 
 
 def test_every_control_has_a_name(go):
@@ -460,6 +474,7 @@ RUNTIME = "vendor/ort-wasm-simd-threaded.wasm"
     [
         (GRAPH, b"not a graph", f"{GRAPH} is damaged: it is not the file that this page was built with."),
         (GRAPH, None, f"{GRAPH} is missing (status 404)."),
+        (GRAPH, CUT_OFF, f"{GRAPH} did not come whole: the network is gone."),
         (RUNTIME, b"\0asm", f"{RUNTIME} is damaged"),
         ("vendor/tokenizers.min.mjs", None, "./vendor/tokenizers.min.mjs is missing or damaged"),
         (MANIFEST, None, f"{MANIFEST} is missing"),
@@ -476,6 +491,17 @@ def test_what_is_damaged_or_missing_is_told(fresh, server, path, content, messag
     if path == GRAPH:  # the other task does not need it
         page.get_by_role("link", name="Sudoku").click()
         assert "attempts right" in figures(page) and alert.is_hidden()
+
+
+def test_a_new_build_is_seen_where_the_browser_has_kept_an_old_one(fresh, server, space):
+    server.headers = {"Cache-Control": "max-age=1000"}
+    figures(fresh.go(seed=7))
+    manifest = json.loads((space / MANIFEST).read_text())
+    server.instead[GRAPH] = b"a graph of a later time"
+    manifest["files"][GRAPH] = {"bytes": 23, "sha256": hashlib.sha256(server.instead[GRAPH]).hexdigest()}
+    server.instead[MANIFEST] = json.dumps(manifest).encode()
+    fresh.page.reload()
+    expect(fresh.page.get_by_role("alert")).to_contain_text("This browser cannot run fmlm-tinystories", timeout=WAIT)
 
 
 def test_nothing_but_its_own_files_may_run(fresh):
@@ -509,7 +535,7 @@ def pretend_to_build(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(name)
     files = {name: {"bytes": len(name), "sha256": sha256(folder / name)} for name in names}
-    (folder / MANIFEST).write_text(json.dumps({"files": files}))
+    (folder / MANIFEST).write_text(json.dumps({"files": files, "models": {}}))
 
 
 def test_it_is_pushed_as_a_static_space(tmp_path):
@@ -542,6 +568,13 @@ def test_what_is_not_built_or_not_as_built_is_not_pushed(tmp_path, capsys):
     (folder / "vendor/library.mjs").write_text("another")
     assert main(["push", str(folder), "org/play", "--dry-run"]) == 1
     said = f"{folder}/vendor/library.mjs is not as it was built: `make space-static` makes it anew."
+    assert capsys.readouterr().err == f"flm: {said}\n"
+    (tmp_path / "a-map").mkdir()
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["models"]["text"] = {"name": "a-map", "source_sha256": "of other weights"}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert main(["push", str(folder), "org/play", "--dry-run"]) == 1
+    said = f"{folder} was built of other weights than {tmp_path}/a-map has: `make space-static` makes it anew."
     assert capsys.readouterr().err == f"flm: {said}\n"
 
 

@@ -189,7 +189,8 @@ class TextDesk extends Desk {
 
   spoken() {
     const { tokenizer, special } = this.model;
-    return tokenizer.decode(Array.from(this.drafts.at(-1)[0]).filter((id) => !special.has(id)));
+    const ids = Array.from(this.drafts.at(-1)[0]).filter((id) => !special.has(id));
+    return ids.length ? tokenizer.decode(ids) : ""; // which it does not decode
   }
 
   display(draft) {
@@ -226,9 +227,9 @@ class SudokuDesk extends Desk {
     element("puzzle").addEventListener("click", () => {
       this.puzzle = newPuzzle(manifest.puzzles, this.form.clues.valueAsNumber);
       this.clear();
-      this.run();
+      if (this.form.reportValidity()) this.run();
     });
-    this.form.attempts.addEventListener("change", () => this.run());
+    this.form.attempts.addEventListener("change", () => this.form.reportValidity() && this.run());
   }
 
   makeCell(cell) {

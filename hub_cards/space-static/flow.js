@@ -76,7 +76,8 @@ async function library(path) {
 async function fetched(path, progress = () => {}) {
   let answer;
   try {
-    answer = await fetch(new URL(path, import.meta.url));
+    // A browser may keep files of an earlier build: "no-cache" asks the server whether they are still its own.
+    answer = await fetch(new URL(path, import.meta.url), { cache: "no-cache" });
   } catch {
     throw new Error(`${path} did not come: the network is gone. ${MEND}`);
   }
@@ -84,10 +85,14 @@ async function fetched(path, progress = () => {}) {
   const chunks = [];
   let size = 0;
   const reader = answer.body.getReader();
-  for (let part = await reader.read(); !part.done; part = await reader.read()) {
-    chunks.push(part.value);
-    size += part.value.length;
-    progress(part.value.length);
+  try {
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      chunks.push(part.value);
+      size += part.value.length;
+      progress(part.value.length);
+    }
+  } catch {
+    throw new Error(`${path} did not come whole: the network is gone. ${MEND}`);
   }
   const content = new Uint8Array(size);
   chunks.reduce((place, chunk) => (content.set(chunk, place), place + chunk.length), 0);

@@ -111,7 +111,7 @@ def encode(text: str, tokenizer, context: int) -> Tensor | None:
         # A token includes the space before its word, so the one for a blank replaces that space, too.
         text = re.sub(rf"\s*{BLANK}", tokenizer.mask_token, text)
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    if tokenizer.bos_token_id is not None:  # rows of training text begin with it
+    if tokenizer.bos_token_id not in (None, *ids[:1]):  # rows of training text begin with it
         ids = [tokenizer.bos_token_id, *ids]
     longest = context if tokenizer.mask_token_id in ids else context - 1
     if len(ids) > longest:
