@@ -77,6 +77,10 @@ def test_a_self_conditioned_model_is_told_its_last_prediction():
     for _ in range(2):  # also in refinement; each text begins without
         model.generate(num_steps=2, refine_steps=2, seed=0)
     assert told == 2 * [False, True, True, True]
+    asked = dict(num_steps=2, num_return_sequences=100)  # more than are evaluated at a time
+    whole = model.generate(**asked | {"num_return_sequences": 200}, seed=0)
+    halves = [model.generate(**asked, seed=seed) for seed in (0, 100)]
+    assert torch.equal(whole, torch.cat(halves))
     model.train()
     losses = [model(labels=torch.arange(12)[None], noise_seed=[seed]).loss for seed in (4, 5)]
     assert all(loss.requires_grad for loss in losses)  # told, and not told
