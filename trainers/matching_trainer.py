@@ -40,11 +40,12 @@ class MatchingTrainer(FLMTrainer):
     `A(y_m | the rest)`: it is a second masked diffusion model, trained on these texts all along. The loss of the
     map is
 
-        sum_v p_v (log A_v - log T_v),     the mean over the masked tokens, in nats,
+        sum_v p_v (log A_v - log T_v),     the mean over the masked tokens of the batch, in nats.
 
-    an estimate of the Kullback-Leibler divergence of the map's texts from the data. Its gradient moves p towards
-    tokens that fit the rest of the text, and away from those that the map writes too often. The data itself is only
-    used for given tokens (`conditioning_rate`) and for the number of rows.
+    With a mean for each text, then over texts, it would estimate the Kullback-Leibler divergence of the map's texts
+    from the data, per token. Here texts of which much is masked count more. Its gradient moves p towards tokens that
+    fit the rest of the text, and away from those that the map writes too often. The data itself is only used for given
+    tokens (`conditioning_rate`) and for the number of rows.
 
     Only jumps to the end are trained, from noise and from where a step of the map with fresh noise of strength `gamma`
     leads. A matched map then writes in several steps with this `gamma`, which its generation configuration says. The
