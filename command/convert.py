@@ -5,6 +5,8 @@ from pathlib import Path
 
 from flm_data.paths import check_path, reading
 
+from .options import output_folder
+
 
 def add(commands) -> None:
     """Add the subcommand to those of the parser."""
@@ -37,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.push_to_hub and not options.tokenizer:
         raise ValueError("a repository on the Hub needs a tokenizer: --push-to-hub goes with --tokenizer.")
+    output = output_folder(options.output, options.source)
     path, config = Path(options.source), options.config and Path(options.config)
     for name in (options.tokenizer, options.config):
         if name:
@@ -48,13 +51,13 @@ def run(options: argparse.Namespace) -> int:
     source = read_source(path, config, averaged=not options.raw)
     if from_hub:
         source.name = options.source
-    model = convert(source, Path(options.output), options.tokenizer, options.final_logit_softcapping)
+    model = convert(source, output, options.tokenizer, options.final_logit_softcapping)
     kind = "a flow map (FMLM)" if model.config.two_times else "a flow (FLM)"
     if source.dropped:
         print(f"Dropped: {', '.join(source.dropped)}.")
     print(f"{options.output} is {kind} of {model.num_parameters() / 1e6:.1f} M parameters, loaded again and compared.")
     if options.push_to_hub:
-        print(push(Path(options.output), options.push_to_hub))
+        print(push(output, options.push_to_hub))
     return 0
 
 

@@ -2,10 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from .generate import SAMPLERS
-from .options import check_device, check_evaluation, integers, numbers
+from .options import check_device, check_evaluation, integers, numbers, output_folder
 
 
 def add(commands) -> None:
@@ -24,6 +23,7 @@ def add(commands) -> None:
     command.add_argument(
         "--against",
         nargs="+",
+        action="extend",
         default=[],
         metavar="OTHER",
         help="other models, or files of samples (.txt, .parquet, .csv, .jsonl)",
@@ -80,9 +80,7 @@ def run(options: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     check_device(options.device)
-    output = Path(options.output)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file, but --output names the folder to write.")
+    output = output_folder(options.output)
     logging.disable_progress_bar()
     result = compare(
         [options.model, *options.against],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flm_data.paths import reading
 
-from .options import integers
+from .options import integers, output_folder
 
 
 def add(commands) -> None:
@@ -46,6 +46,13 @@ def run(options: argparse.Namespace) -> int:
     with reading(options.model):
         if not folder.exists():
             folder, source = Path(snapshot_download(options.model)), options.model
-        path = export(folder, Path(options.output), options.num_steps, options.gamma, options.dtype, source)
+        path = export(
+            folder,
+            output_folder(options.output, options.model),
+            options.num_steps,
+            options.gamma,
+            options.dtype,
+            source,
+        )
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) writes in {', '.join(map(str, options.num_steps))} steps.")
     return 0

@@ -1,9 +1,10 @@
 """`flm export-official`: a model as the official code loads it."""
 
 import argparse
-from pathlib import Path
 
 from flm_data.paths import reading
+
+from .options import output_folder
 
 
 def add(commands) -> None:
@@ -24,10 +25,11 @@ def run(options: argparse.Namespace) -> int:
     import modeling_flm
     from hub_cards.convert import export_official
 
+    output = output_folder(options.output, options.model)
     with reading(options.model):
         model = AutoModel.from_pretrained(options.model)
     if not isinstance(model, modeling_flm.FLMModel):
         raise ValueError(f"{options.model} is a {type(model).__name__}, no flow language model.")
-    export_official(model, Path(options.output))
+    export_official(model, output)
     print(f"{options.output} is in the official form.")
     return 0

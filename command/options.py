@@ -12,6 +12,16 @@ def numbers(text: str) -> list[float]:
     return [float(number) for number in text.split(",")]
 
 
+def output_folder(name: str, source: str | None = None) -> Path:
+    """The folder of --output, which need not be there yet. A `ValueError` if it is a file, or the model `source`."""
+    folder = Path(name).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, but --output names the folder to write.")
+    if source is not None and folder.exists() and Path(source).exists() and folder.samefile(source):
+        raise ValueError(f"--output {name} is the model itself: name another folder.")
+    return folder
+
+
 def check_device(name: str) -> None:
     import torch
 

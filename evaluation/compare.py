@@ -136,6 +136,8 @@ def _check_request(
     """Refuse a request that lacks something, before anything is loaded."""
     if not scorers or num_samples < 2 or not seeds:
         raise ValueError("a comparison takes a scorer or more, a seed or more, and two samples or more for each.")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"`seeds` has one twice, whose samples would be the same: {', '.join(map(str, seeds))}.")
     if _version("sacrebleu") is None:
         raise ValueError("self-BLEU needs sacrebleu: pip install 'flow-language-models[evaluation]'.")
     for name in scorers:

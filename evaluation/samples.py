@@ -1,5 +1,6 @@
 """What `flm evaluate` compares: sets of samples, and real text, in the ids of a common tokenizer."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class Corpus:
 
 
 def documents(file: str) -> Dataset:
-    return load_text(DataSource.parse(str(Path(file).resolve()), "."))
+    return load_text(DataSource.parse(os.path.abspath(file), "."))
 
 
 def packed_rows(texts: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> np.ndarray:

@@ -4,6 +4,7 @@ What a model is, its configuration says; where it does not, the caller does, by 
 `masked:` before its name.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -221,7 +222,7 @@ class FileWriter:
 
     def __init__(self, name: str, path: Path):
         self.name = name
-        data = load_text(DataSource.parse(str(path.resolve()), "."))
+        data = load_text(DataSource.parse(os.path.abspath(path), "."))
         if "text" not in data.column_names:
             raise ValueError(f"{name} has no column `text`; its columns are {data.column_names}.")
         self.texts = ["" if text is None else text for text in data["text"]]

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset=rows(options.validation),
         processing_class=tokenizer,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()  # the averaged weights, with code and tokenizer: a folder that AutoModel loads
     trainer.save_state()  # the training log
 

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
 
     data = {"train_dataset": rows(options.train), "eval_dataset": rows(options.validation)}
     trainer = FLMTrainer(model, args, data_collator=default_data_collator, processing_class=tokenizer, **data)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()  # saves the adapter alone
 
     base = AutoModel.from_pretrained(options.model, trust_remote_code=True)

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer = FMLMTrainer(
         model, teacher, args, data_collator=default_data_collator, train_dataset=rows, processing_class=tokenizer
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()  # the averaged weights, with code and tokenizer: a folder that AutoModel loads
     ids = AutoModel.from_pretrained(args.output_dir, trust_remote_code=True).generate(num_steps=1, seed=0)
     print(tokenizer.decode(ids[0], skip_special_tokens=True))

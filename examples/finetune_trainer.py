@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.set_defaults(output_dir="runs/shakespeare-trainer", max_steps=300, per_device_train_batch_size=24)
     parser.set_defaults(learning_rate=3e-4, warmup_steps=20, eval_strategy="steps", eval_steps=100, logging_steps=20)
     options, args = parser.parse_args_into_dataclasses(argv)
-    args.report_to = options.report
+    args.report_to = options.report or args.report_to
     for path in (options.model, options.train, options.validation):
         if path.startswith((".", "/", "~")) and not Path(path).exists():
             raise ValueError(f"there is no file or folder {path}.")
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)  # pads, and labels padding -100
     trainer = Trainer(model, args, collator, rows(options.train), held_out, processing_class=tokenizer)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()  # a folder that AutoModel loads, with code and tokenizer; pushed with --push-to-hub
 
 

@@ -156,6 +156,7 @@ def _tokenise_rows(
     texts: list[str], given: list[str] | None = None, *, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> dict[str, list[list[int]]]:
     def ids(documents: list[str]) -> list[list[int]]:
+        _check_strings(documents)
         rows = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
         for text, row in zip(documents, rows, strict=True):
             if len(row) != length:
@@ -205,14 +206,18 @@ def _pack_batch(
     return {"input_ids": rows.tolist()}
 
 
+def _check_strings(documents: list) -> None:
+    for text in documents:
+        if not isinstance(text, str):
+            raise ValueError(f"A document must be a string, but there is {text!r}, a {type(text).__name__}.")
+
+
 def _tokenise(
     texts: list[str | None], tokenizer: PreTrainedTokenizerBase, detokenizer: str | None, eos: int
 ) -> Iterator[np.ndarray]:
     """Yield the tokens of each document, followed by `eos`. Documents without tokens are skipped."""
     present = [text for text in texts if text is not None]
-    for text in present:
-        if not isinstance(text, str):
-            raise ValueError(f"A document must be a string, but there is {text!r}, a {type(text).__name__}.")
+    _check_strings(present)
     if detokenizer is not None:
         present = [DETOKENIZERS[detokenizer](text) for text in present]
     for start in range(0, len(present), DOCUMENTS_PER_CALL):

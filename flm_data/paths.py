@@ -27,7 +27,7 @@ def is_path(name: str) -> bool:
 
 def begins_as_path(name: str) -> bool:
     """Whether `name` is a path in a recipe, where the folder that it is seen from makes "data/train" no path."""
-    return name.startswith(("./", "../", "/"))
+    return name.startswith(("./", "../")) or Path(name).is_absolute()
 
 
 def is_repository(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Data sources: where a corpus is, and how its documents are read."""
 
 import dataclasses
+import glob
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -78,6 +79,8 @@ def _local(fields: dict[str, Any], base_dir: Path) -> dict[str, Any]:
     if present := sorted(useless & fields.keys()):
         raise ValueError(f"A local source takes no {', '.join(present)}: leave it out ({path}).")
     if path.is_dir():
+        if glob.has_magic(str(path)):
+            raise ValueError(f"The name of the folder {path} would be read as a pattern: rename it, or name a file.")
         if "data_files" not in fields and not any(file.suffix in BUILDERS for file in path.rglob("*")):
             raise ValueError(f"The folder {path} holds no {', '.join(BUILDERS)} file.")
         return fields | {"path": str(path)}
@@ -104,18 +107,21 @@ def load_text(source: DataSource, streaming: bool = False, whole_files: bool = F
         try:
             if Path(source.path).is_dir() and source.data_files is None:
                 _check_folder(source)
+            files = source.data_files
+            if is_builder and isinstance(files, str) and Path(files).is_file():
+                files = glob.escape(files)  # a name, not a pattern
             return load_dataset(
                 source.path,
                 name=source.name,
-                data_files=source.data_files,
+                data_files=files,
                 split=source.split,
                 revision=source.revision,
                 streaming=streaming,
                 **({"sample_by": "document"} if whole_files else {}),
             )
-        except (DatasetGenerationError, ValueError) as error:
+        except (DatasetGenerationError, ValueError, StopIteration) as error:
             what = source.data_files or source.path
-            if isinstance(error.__cause__, SchemaInferenceError):
+            if isinstance(error, StopIteration) or isinstance(error.__cause__, SchemaInferenceError):
                 raise ValueError(f"{what} holds no document.") from error
             raise ValueError(f"{what} cannot be read: {error.__cause__ or error}") from error
 
@@ -124,9 +130,12 @@ def _check_folder(source: DataSource) -> None:
     """Refuse a folder of which `datasets` would leave files out: it takes one format, and where some names sound like
     those of splits ("train", "test"), only these files."""
     files = load_dataset_builder(source.path, name=source.name).config.data_files or {}
-    taken = {Path(file).name for of_split in files.values() for file in of_split}
-    readable = {file.name for file in Path(source.path).rglob("*") if file.suffix in BUILDERS.keys() - {".json"}}
-    if left := sorted(readable - taken):  # a .json beside other files is rather a tokenizer's or a configuration
+    taken = {Path(file) for of_split in files.values() for file in of_split}
+    folder = Path(source.path).resolve()  # as `datasets` names its files, of which it reads no hidden ones
+    readable = {file for file in folder.rglob("*") if file.suffix in BUILDERS.keys() - {".json"}}
+    names = {str(file.relative_to(folder)) for file in readable - taken}
+    # A .json beside other files is rather a tokenizer's or a configuration.
+    if left := sorted(name for name in names if not any(part.startswith((".", "__")) for part in Path(name).parts)):
         raise ValueError(
             f"{', '.join(left[:5])} would be left out, since the files of a folder are read in one format, and where "
             "names have a split in them (train, test), only these. Name the files by `data_files`, or move these away."

@@ -16,7 +16,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # would write into one another's, and what an earlier run left would count. A child may be given its own HF_HOME.
 os.environ["FLM_TEST_CACHES"] = tempfile.mkdtemp(prefix="flm-tests-")
 os.environ["HF_HOME"] = os.environ["FLM_TEST_CACHES"] + "/huggingface"
-os.environ.pop("HF_DATASETS_CACHE", None)  # in HF_HOME
+# All of these are in HF_HOME.
+os.environ.pop("HF_DATASETS_CACHE", None)
+os.environ.pop("HF_HUB_CACHE", None)
+os.environ.pop("HUGGINGFACE_HUB_CACHE", None)
+os.environ.pop("HF_MODULES_CACHE", None)
+os.environ.pop("HF_ASSETS_CACHE", None)
+os.environ.pop("HF_TOKEN", None)
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.environ["FLM_TEST_CACHES"] + "/inductor"
 
 import pytest

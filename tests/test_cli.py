@@ -231,6 +231,14 @@ def test_what_is_not_there_is_said_in_one_line(project, trained, tmp_path, what,
             assert said in line and "missing" in line
 
 
+@pytest.mark.parametrize("command", ["convert", "export", "export-official"])
+def test_a_model_is_not_written_over(trained, command, capsys):
+    before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    assert main([command, str(trained), "--output", str(trained)]) == 1
+    assert "is the model itself: name another folder." in one_line(capsys, bars=True)
+    assert {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
+
+
 def test_a_model_that_is_none_is_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("text")

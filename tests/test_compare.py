@@ -241,6 +241,8 @@ def test_what_an_evaluation_lacks_is_named(tmp_path, monkeypatch, capsys):
     AutoTokenizer.from_pretrained(MAP, model_max_length=10**30).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="does not say how long its texts are: give a `length`"):
         compare([str(tmp_path)], scorers=scorers, reference=rows)
+    with pytest.raises(ValueError, match="`seeds` has one twice, .*: 0, 3, 0"):
+        compare([str(MAP)], scorers=scorers, reference=rows, seeds=[0, 3, 0])
     monkeypatch.setattr("evaluation.compare._version", lambda package: None)
     with pytest.raises(ValueError, match=r"self-BLEU needs sacrebleu: pip install .*\[evaluation\]"):
         compare([str(MAP)], scorers=scorers, reference=rows)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, default_data_collator
 
 from benchmarks.results import BASELINES, CORPUS, HUB, ROOT
-from flm_data import DataSource, load_text, load_tokenizer, pack
+from flm_data import DataSource, load_text, load_tokenizer, one_row_each, pack
 from flm_data.detokenizers import detokenize_lm1b
 from modeling_flm.configuration_flm import FLMConfig
 from trainers import FLMTrainingArguments, FMLMTrainingArguments, MatchingTrainingArguments
@@ -337,6 +337,35 @@ def test_a_folder_of_which_files_would_be_left_out_is_refused(tmp_path, names):
     with pytest.raises(ValueError, match="alps.txt would be left out.*Name the files by `data_files`"):
         load_text(DataSource.parse(str(tmp_path), "."))
     assert len(load_text(DataSource.parse({"path": str(tmp_path), "data_files": names[1]}, "."))) == 1
+
+
+def test_a_folder_is_looked_through_as_datasets_does(tmp_path):
+    for name in ("train/0.txt", "extra/0.txt", ".ipynb_checkpoints/0-checkpoint.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("one\n")
+    with pytest.raises(ValueError, match="read: extra/0.txt would be left out, since"):
+        load_text(DataSource.parse(str(tmp_path), "."))
+    (tmp_path / "extra" / "0.txt").unlink()
+    assert len(load_text(DataSource.parse(str(tmp_path), "."))) == 1
+
+
+def test_a_name_is_no_pattern(tmp_path):
+    (tmp_path / "k [x]").mkdir()
+    for name, text in (("data[1].txt", "wanted"), ("data1.txt", "another"), ("k [x]/a.jsonl", '{"text": "wanted"}')):
+        (tmp_path / name).write_text(f"{text}\n")
+    for name in ("data[1].txt", "k [x]/a.jsonl"):
+        for streaming in (False, True):
+            assert next(iter(load_text(DataSource.parse(f"./{name}", tmp_path), streaming))) == {"text": "wanted"}
+    with pytest.raises(ValueError, match="would be read as a pattern"):
+        DataSource.parse("./k [x]", tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match="empty.jsonl holds no document"):
+        load_text(DataSource.parse("./empty.jsonl", tmp_path))
+
+
+def test_rows_are_of_strings(tokenizer):
+    with pytest.raises(ValueError, match="A document must be a string, but there is 12, a int"):
+        one_row_each(Dataset.from_dict({"text": [12]}), tokenizer, 4)
 
 
 def test_hub_names_pass_through():

@@ -125,6 +125,7 @@ MISTAKES = {
         "missing entries: tokenizer",
     ),
     "unknown documents": (RECIPE, ["data.documents=paragraphs"], "`data.documents` is 'paragraphs', but it must be"),
+    "a section that stands twice": (RECIPE + "training: {seed: 1}\n", [], "training stands there twice"),
     "bad YAML": ("model: {type: flm\n", [], "recipe.yaml is not valid YAML"),
     "a list": ("- 1\n", [], "must be a mapping"),
     "nothing": ("", [], "must be a mapping"),

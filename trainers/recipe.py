@@ -274,7 +274,13 @@ def _check_keys(where: str, given: Any, known: set[str], needed: set[str]) -> No
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as in YAML 1.2; PyYAML by itself wants 1.0e-3."""
+    """YAML in which 1e-3 is a number, as in YAML 1.2 (PyYAML by itself wants 1.0e-3), and a key stands once."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise yaml.YAMLError(f"{', '.join(twice)} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -170,16 +170,18 @@ def build_model(fields: dict, tokenizer, seed: int) -> FLMModel:
 
 
 def run_training(trainer: FLMTrainer, resume: bool = False) -> None:
-    """Train and save the model in the output directory; `resume` goes on where a run stopped.
+    """Train and save the model in the output directory; `resume` goes on where a run stopped. A checkpoint that
+    `training.resume_from_checkpoint` names is gone on from in any case.
 
     Raises:
         ValueError: there are checkpoints of an earlier run in the output directory, and `resume` is not set: a later
             `resume` might take up the wrong run.
     """
+    named = trainer.args.resume_from_checkpoint
     last = last_whole_checkpoint(trainer.args.output_dir)
-    if last is not None and not resume:
+    if last is not None and not resume and named is None:
         raise ValueError(f"{last} is of an earlier run: resume it (--resume), or change training.output_dir.")
-    trainer.train(resume_from_checkpoint=last is not None)
+    trainer.train(resume_from_checkpoint=named or last is not None)
     trainer.save_model()
     trainer.save_state()  # the log
 
@@ -203,7 +205,8 @@ def _load_data(recipe: Recipe, tokenizer, length: int, seed: int) -> dict:
     if data.validation_share is not None:
         if len(train) < 2:
             raise ValueError(f"the text fills {len(train)} row of {length} tokens: there is nothing to hold out.")
-        parts = train.train_test_split(test_size=max(1, round(data.validation_share * len(train))), seed=seed)
+        share = max(1, round(data.validation_share * len(train)))
+        parts = train.train_test_split(test_size=min(share, data.max_validation_rows or share), seed=seed)
         train, validation = parts["train"], parts["test"]
     elif data.validation is not None:
         validation = _packed(recipe, data.validation, tokenizer, length)
