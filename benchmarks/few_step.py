@@ -303,7 +303,15 @@ def report(results: dict[str, list[Row]]) -> str:
         "figure is the mean over three seeds ± their standard deviation. One step is one evaluation of the network.",
     ]
     if "shidoku" in results:
-        text += ["", f"## 4x4 Sudoku ({GRIDS:,} grids per seed; there are 288)", "", table(results["shidoku"])]
+        even = 288 * (1 - (287 / 288) ** GRIDS)
+        text += [
+            "",
+            f"## 4x4 Sudoku ({GRIDS:,} grids per seed; there are 288)",
+            "",
+            f"As many draws from all of them alike would hold {even:.0f} different ones.",
+            "",
+            table(results["shidoku"]),
+        ]
     if "coverage" in results:
         row = results["coverage"][0]
         text += [
