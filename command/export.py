@@ -42,17 +42,11 @@ def run(options: argparse.Namespace) -> int:
 
     from hub_cards.export import export
 
+    output = output_folder(options.output, options.model)
     folder, source = Path(options.model), None
     with reading(options.model):
         if not folder.exists():
             folder, source = Path(snapshot_download(options.model)), options.model
-        path = export(
-            folder,
-            output_folder(options.output, options.model),
-            options.num_steps,
-            options.gamma,
-            options.dtype,
-            source,
-        )
+        path = export(folder, output, options.num_steps, options.gamma, options.dtype, source)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) writes in {', '.join(map(str, options.num_steps))} steps.")
     return 0

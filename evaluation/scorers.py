@@ -12,7 +12,7 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from flm_data.paths import sha256
+from flm_data.paths import weights_sha256
 
 TOKENS_AT_ONCE = 4096  # of a forward pass
 FILES = ["*.json", "*.jinja", "*.model", "*.py", "*.safetensors", "*.txt"]  # of a repository: nothing pickled
@@ -34,12 +34,6 @@ def locate(name: str) -> tuple[Path, str | None]:
         why = "the Hub's cache lacks it, and this is offline mode (HF_HUB_OFFLINE)" if HF_HUB_OFFLINE else error
         raise ValueError(f"{name} is no folder, and cannot be had from the Hub: {why}") from error
     return folder, folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else None
-
-
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 of the weights of a model folder: of its files *model*.safetensors, one after another in the order of
-    their names."""
-    return sha256(*sorted(folder.glob("*model*.safetensors")))
 
 
 @torch.no_grad()

@@ -24,10 +24,10 @@ from transformers import (
 
 import modeling_flm  # noqa: F401  registers the model types
 from flm_data import DataSource, load_text
-from flm_data.paths import check_path
+from flm_data.paths import check_path, weights_sha256
 
 from .masked import sample_masked
-from .scorers import locate, weights_sha256
+from .scorers import locate
 
 BATCH = 32
 SEED_STRIDE = 1_000_000  # between the seeds of the first samples of two runs

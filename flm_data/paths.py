@@ -27,7 +27,7 @@ def is_path(name: str) -> bool:
 
 def begins_as_path(name: str) -> bool:
     """Whether `name` is a path in a recipe, where the folder that it is seen from makes "data/train" no path."""
-    return name.startswith(("./", "../")) or Path(name).is_absolute()
+    return name.startswith(("./", "../", "/")) or Path(name).is_absolute()
 
 
 def is_repository(name: str) -> bool:
@@ -67,6 +67,12 @@ def sha256(*files: Path) -> str:
         with open(file, "rb") as stream:
             hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of the weights of a model folder: of its files *model*.safetensors, one after another in the order of
+    their names."""
+    return sha256(*sorted(folder.glob("*model*.safetensors")))
 
 
 def checkout() -> Path:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 import modeling_flm  # noqa: F401  registers the model types
-from evaluation.scorers import weights_sha256
+from flm_data.paths import weights_sha256
 from modeling_flm import FMLMModel
 from modeling_flm.flow_flm import beyond
 from modeling_flm.generation_config_flm import REFINE_FRACTION
@@ -291,9 +291,7 @@ def _metadata(
 ) -> dict[str, str]:
     """The metadata of the file: where the model comes from, and what is needed to run it. All values are strings."""
     config = model.config
-    ids = {"mask_token_id": config.mask_token_id, "bos_token_id": tokenizer.bos_token_id}
-    if ids["mask_token_id"] is None and (tokenizer.mask_token_id or 0) < config.vocab_size:  # as in `generate`
-        ids["mask_token_id"] = tokenizer.mask_token_id
+    ids = {"mask_token_id": model._blank(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     readme = folder / "README.md"
     card = ModelCard.load(readme) if readme.is_file() else None
     return {

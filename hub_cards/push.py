@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from flm_data.paths import check_links, checkout, sha256
+from flm_data.paths import check_links, checkout, sha256, weights_sha256
 from trainers.model_card import BEGIN, END, in_repository, is_stock, listed
 from trainers.pushes import PICKLED, reason
 
@@ -72,8 +72,6 @@ def built(folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: if the Space has not been built, or one of the files or a model that it was built of has changed.
     """
-    from evaluation.scorers import weights_sha256  # imports torch
-
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} has not been built: `make space-static` makes its models and libraries.")
     files = {MANIFEST: folder / MANIFEST}

@@ -271,8 +271,7 @@ class FLMModel(FLMPreTrainedModel, EmbeddedSpace, FlowGenerationMixin):
             timesteps (`Tensor`, *optional*): (batch,) tau in [0, 1], or a number for all rows. Default with labels:
                 drawn, from each row's seed if there are seeds, and evenly spread over the batch if not.
             target_timesteps (`Tensor`, *optional*): (batch,) tau in [timesteps, 1], or a number: the time to jump to;
-                FMLM only.
-                Default: `timesteps`, the diagonal, where the flow map's prediction is the denoiser's.
+                FMLM only. Default: `timesteps`, the diagonal, where the map's prediction is the denoiser's.
             attention_mask (`Tensor`, *optional*): (batch, length), 0 at padding, which is neither attended to nor
                 scored.
             conditioning_mask (`Tensor`, *optional*): (batch, length) bool, True where the token is kept clean.

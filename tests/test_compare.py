@@ -34,8 +34,8 @@ from evaluation.mauve import mauve_score
 from evaluation.measures import _known, frontiers
 from evaluation.ngram import KneserNey
 from evaluation.samples import Common, Samples, packed
-from evaluation.scorers import weights_sha256
 from evaluation.writers import Sweep, open_writer
+from flm_data.paths import weights_sha256
 
 SCORER = BASELINES / "ar-english-small"
 MAP, MASKED = HUB / "fmlm-english-small", BASELINES / "mdlm-english-small"

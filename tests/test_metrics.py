@@ -16,8 +16,9 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 import evaluation
 from benchmarks.results import BASELINES, ROOT
-from evaluation.scorers import CausalScorer, locate, weights_sha256
+from evaluation.scorers import CausalScorer, locate
 from evaluation.text import known_words, longest_matches, memorised, pool_entropy, repetition, self_bleu_scores
+from flm_data.paths import weights_sha256
 
 SCORER = str(BASELINES / "ar-english-small")
 TEXTS = ["the king went to the house of the king", "", "and it came to pass", "a"]
@@ -130,7 +131,8 @@ def test_what_is_no_scorer_is_refused():
 
 FROM_THE_HUB = """
 import sys
-from evaluation.scorers import locate, weights_sha256
+from evaluation.scorers import locate
+from flm_data.paths import weights_sha256
 for name in sys.argv[1:]:
     folder, commit = locate(name)
     print(commit, weights_sha256(folder), *sorted(path.name for path in folder.iterdir()))
